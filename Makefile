@@ -1,0 +1,43 @@
+# Every target sets up all that it needs: Python 3.11+ and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
+
+.PHONY: demo test slow lint format docs
+
+demo: $(READY)
+	$(TRAIN) --workdir=$(DEMO)/ecos
+	$(TRAIN) --workdir=$(DEMO)/random --config.sampling.method=random
+	$(BIN)/python -m ecos_jax.report --workdir=$(DEMO)/ecos,$(DEMO)/random
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not tpu"
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu and not tpu"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+# Made anew when the dependencies change; .ready comes last, so that an
+# interrupted install is done again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)

@@ -1,0 +1,63 @@
+"""How every command of the package starts and ends."""
+
+from collections.abc import Callable
+import sys
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from ecos_jax import config
+from ecos_jax import errors
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+def _fail(error: Exception) -> NoReturn:
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  sys.exit(EXIT_ERROR)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    config.check_overrides(argv)
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+      raise errors.ConfigError(
+        f"unexpected argument {rest[1]!r}: options start with --"
+      )
+    return rest
+  # OSError: an override of a config file that does not exist.
+  except (flags.Error, errors.EcosError, OSError) as error:
+    _fail(error)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs `main` under absl, with one-line errors and documented exit codes.
+
+  Exit codes: 0 done; 1 an `EcosError`, a wrong flag, or an operating-system
+  error on a file, told in one line on stderr; 130 Ctrl-C. Any other exception
+  is a defect of the program and keeps its traceback.
+
+  Args:
+    main: Takes argv[:1]: a command's options are all flags.
+  """
+
+  def guarded(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except errors.EcosError as error:
+      _fail(error)
+    except OSError as error:
+      if error.errno is None:
+        raise
+      _fail(error)
+    except KeyboardInterrupt:
+      print("interrupted: the same command goes on from here", file=sys.stderr)
+      sys.exit(EXIT_INTERRUPTED)
+
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  app.run(guarded, flags_parser=_parse_flags)

@@ -1,0 +1,1 @@
+"""What runs beside the private data; the only code that touches them."""

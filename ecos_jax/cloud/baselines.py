@@ -1,0 +1,114 @@
+"""What ECOS is compared with: other ways to choose a proxy from the pool."""
+
+import jax
+import numpy as np
+
+from ecos_jax import errors
+from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import sampling
+from ecos_jax.clustering import assign
+from ecos_jax.clustering import kmeans
+
+_CANDIDATES_PER_SAMPLE = 8
+_MIN_CANDIDATES = 65536
+_MAK_CLUSTERS = 10
+_MAK_CANDIDATES = 1.5
+
+
+def _check_budget(budget: int, n: int) -> None:
+  if not 1 <= budget <= n:
+    raise errors.EcosError(
+      f"--config.sampling.budget={budget}: it must lie between 1 and the size "
+      f"of the pool, {n}"
+    )
+
+
+def _k_center(
+  features: np.ndarray, nearest: np.ndarray, start: int, budget: int
+) -> np.ndarray:
+  order = sampling.farthest_first(
+    features[None],
+    nearest[None],
+    np.array([start], np.int32),
+    np.int32(budget),
+  )
+  return np.flatnonzero(np.asarray(order)[0] < budget)
+
+
+def random(n: int, budget: int, key: jax.Array) -> np.ndarray:
+  """Returns a uniform sample of the pool, int64 [B], sorted.
+
+  Args:
+    n: Size of the pool.
+    budget: B.
+    key: Random key.
+
+  Raises:
+    EcosError: The budget does not lie in 1..n.
+  """
+  _check_budget(budget, n)
+  return kmeans.subsample(n, budget, key)
+
+
+def kcenter(
+  bank: bank_lib.FeatureBank, budget: int, key: jax.Array
+) -> np.ndarray:
+  """Returns k-center greedy of the pool, int64 [B], sorted.
+
+  Begins with a random sample and always adds the one farthest from all chosen
+  (Sener and Savarese 2018, algorithm 1). Knows nothing of the client. A pool of
+  more than 65,536 samples and 8 B is represented by that many at random.
+
+  Args:
+    bank: Features, [N, d].
+    budget: B.
+    key: Random key.
+
+  Raises:
+    EcosError: The budget does not lie in 1..N.
+  """
+  n = bank.shape[0]
+  _check_budget(budget, n)
+  limit = min(n, max(_CANDIDATES_PER_SAMPLE * budget, _MIN_CANDIDATES))
+  sample_key, start_key = jax.random.split(key)
+  rows = kmeans.subsample(n, limit, sample_key)
+  start = int(kmeans.generator(start_key).integers(limit))
+  nearest = np.full(limit, np.inf, np.float32)
+  return rows[_k_center(bank.take(rows), nearest, start, budget)]
+
+
+def mak(
+  bank: bank_lib.FeatureBank,
+  client_features: np.ndarray,
+  budget: int,
+  key: jax.Array,
+) -> np.ndarray:
+  """Returns the choice of MAK, which sees the client's features: NOT PRIVATE.
+
+  For simulation only, as the upper baseline. The candidates are the 1.5 B
+  samples nearest to 10 means of the client's features; of these, k-center
+  greedy that counts the client's features as chosen (MAK, NeurIPS 2021).
+
+  Args:
+    bank: Features, [N, d].
+    client_features: float32 [n, d], private.
+    budget: B.
+    key: Random key.
+
+  Returns:
+    int64 [B], sorted.
+
+  Raises:
+    EcosError: The budget does not lie in 1..N.
+  """
+  n = bank.shape[0]
+  _check_budget(budget, n)
+  clusters = min(_MAK_CLUSTERS, len(client_features))
+  means = kmeans.fit(client_features, clusters, key).centroids
+  parts = [part.distances for _, part in assign.stream(bank, means)]
+  distances = np.concatenate(parts)
+  count = min(n, int(_MAK_CANDIDATES * budget))
+  rows = np.sort(np.argsort(distances, kind="stable")[:count])
+  features = bank.take(rows)
+  nearest = np.asarray(assign.assign(features, client_features).distances)
+  return rows[_k_center(features, nearest, int(np.argmax(nearest)), budget)]

@@ -1,0 +1,101 @@
+"""The codebook: a bank compressed to R centroids, and where each row belongs.
+
+k-means is fitted on a sample of the bank or on all of it; one pass over all rows
+then gives the assignment, which is written as it comes, so that memory does not
+grow with the pool.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from ecos_jax import config as config_lib
+from ecos_jax import workdir
+from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.clustering import assign
+from ecos_jax.clustering import kmeans
+
+_CENTROIDS = "centroids.npy"
+_SIZES = "sizes.npy"
+_ASSIGNMENT = "assignment.npy"
+
+
+class Codebook(NamedTuple):
+  """R centroids and the clusters they make of the pool.
+
+  Attributes:
+    centroids: float32 [R, d].
+    sizes: int64 [R], samples of the pool in each cluster.
+    assignment: int32 [N], the cluster of each sample, mapped from disk.
+  """
+
+  centroids: np.ndarray
+  sizes: np.ndarray
+  assignment: np.ndarray
+
+  @property
+  def digest(self) -> str:
+    """The sha256 of the centroids and the assignment."""
+    return workdir.digest(self.centroids.data, self.assignment.data)
+
+
+def build(
+  path: Path,
+  bank: bank_lib.FeatureBank,
+  config: config_lib.Codebook,
+  key: jax.Array,
+  mesh: jax.sharding.Mesh,
+) -> kmeans.KMeans:
+  """Fits k-means, assigns every row, writes three .npy files.
+
+  Args:
+    path: An empty folder.
+    bank: The features, [N, d].
+    config: R, and how to fit.
+    key: Random key.
+    mesh: The devices.
+
+  Returns:
+    What k-means says of the rows that it was fitted on.
+
+  Raises:
+    EcosError: R does not lie in 1..N.
+  """
+  fitted = kmeans.fit(
+    bank,
+    config.size,
+    key,
+    iterations=config.iterations,
+    tolerance=config.tolerance,
+    sample=config.sample_per_centroid * config.size or None,
+    mesh=mesh,
+  )
+  rows = bank.shape[0]
+  sizes = np.zeros(config.size, np.int64)
+  progress = tqdm.tqdm(
+    total=rows, desc="assignment", unit=" rows", disable=None
+  )
+  # Written in order rather than mapped: a full disk would kill a mapping.
+  with (path / _ASSIGNMENT).open("wb") as file, progress:
+    np.lib.format.write_array_header_1_0(
+      file, {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
+    )
+    for _, part in assign.stream(bank, fitted.centroids, mesh=mesh):
+      file.write(np.asarray(part.labels, "<i4").tobytes())
+      sizes += np.bincount(part.labels, minlength=config.size)
+      progress.update(len(part.labels))
+  np.save(path / _CENTROIDS, fitted.centroids)
+  np.save(path / _SIZES, sizes)
+  return fitted
+
+
+def read(path: Path) -> Codebook:
+  """Returns the codebook that `build` wrote to `path`."""
+  return Codebook(
+    np.load(path / _CENTROIDS),
+    np.load(path / _SIZES),
+    np.load(path / _ASSIGNMENT, mmap_mode="r"),
+  )

@@ -1,0 +1,1 @@
+"""k-means and nearest-centroid assignment on the device."""

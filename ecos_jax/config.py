@@ -1,0 +1,301 @@
+"""The configuration of a run: typed, public, checked before anything starts.
+
+Private data are never part of a configuration. `Config.validate` collects every
+error at once, each naming its flag.
+"""
+
+import dataclasses
+import enum
+import json
+from typing import Any
+
+from ecos_jax import errors
+
+
+class Split(enum.Enum):
+  """Where the client's domain lies (ECOS, section 4.1)."""
+
+  ID_OOD = "id_ood"
+  OOD = "ood"
+
+
+class Relation(enum.Enum):
+  """The neighbour relation that epsilon is claimed for."""
+
+  ADD_REMOVE = "add_remove"
+  REPLACE_ONE = "replace_one"
+
+
+class Method(enum.Enum):
+  """How the proxy is chosen."""
+
+  ECOS = "ecos"
+  RANDOM = "random"
+  KCENTER = "kcenter"
+  MAK = "mak"
+  ALL = "all"
+  LOCAL = "local"
+
+
+class Within(enum.Enum):
+  """How samples are chosen inside a cluster."""
+
+  KCENTER = "kcenter"
+  RANDOM = "random"
+  NEAREST = "nearest"
+
+
+class Task(enum.Enum):
+  """How the proxy gets its targets."""
+
+  MANUAL = "manual"
+
+
+class FeatureType(enum.Enum):
+  """The type of the numbers in the feature bank."""
+
+  FLOAT16 = "float16"
+  FLOAT32 = "float32"
+
+
+@dataclasses.dataclass
+class Data:
+  """The benchmark: domains, the client's one, and where the files lie."""
+
+  dir: str | None = None
+  client: str = "usps"
+  split: Split = Split.ID_OOD
+  train_images: int = 7438
+  test_images: int = 5000
+
+
+@dataclasses.dataclass
+class Encoder:
+  """The public feature extractor."""
+
+  name: str = "hog"
+  batch_size: int = 1024
+
+
+@dataclasses.dataclass
+class Bank:
+  """The feature bank on disk."""
+
+  dtype: FeatureType = FeatureType.FLOAT16
+  shard_rows: int = 65536
+
+
+@dataclasses.dataclass
+class Codebook:
+  """k-means on the bank, fitted on a sample; 0 samples a centroid for all."""
+
+  size: int = 100
+  sample_per_centroid: int = 256
+  iterations: int = 50
+  tolerance: float = 1e-4
+
+
+@dataclasses.dataclass
+class Privacy:
+  """The terms that the query proposes; in simulation also what the client does.
+
+  `insecure_noise_seed` replaces the operating system's entropy by a seed: for
+  tests and studies only, and the response then says that it is not private.
+  """
+
+  sigma: float = 10.0
+  gamma: float = 0.8
+  delta: float = 1e-5
+  relation: Relation = Relation.ADD_REMOVE
+  insecure_noise_seed: int | None = None
+
+
+@dataclasses.dataclass
+class Sampling:
+  """Choice of the proxy; `threshold` is in multiples of sigma."""
+
+  method: Method = Method.ECOS
+  budget: int = 1000
+  within: Within = Within.KCENTER
+  threshold: float = 1.0
+
+
+@dataclasses.dataclass
+class Train:
+  """Training on the proxy.
+
+  `unlabelled_ratio` unlabelled images of the pool go with each labelled one
+  through FixMatch; 0 is supervised training.
+  """
+
+  task: Task = Task.MANUAL
+  model: str = "convnet"
+  steps: int = 1500
+  batch_size: int = 64
+  learning_rate: float = 2e-3
+  weight_decay: float = 5e-4
+  unlabelled_ratio: int = 0
+  confidence: float = 0.95
+  log_every: int = 100
+  checkpoint_every: int = 500
+
+
+@dataclasses.dataclass
+class Client:
+  """Where the client runs.
+
+  With `remote` the job stops after writing the query and goes on once the
+  response lies in the workdir. `simulate_debug` lets the simulation keep the
+  exact coverage in the workdir.
+  """
+
+  remote: bool = False
+  simulate_debug: bool = False
+
+
+@dataclasses.dataclass
+class Config:
+  """Everything that determines a run, given the data."""
+
+  seed: int = 1
+  data: Data = dataclasses.field(default_factory=Data)
+  encoder: Encoder = dataclasses.field(default_factory=Encoder)
+  bank: Bank = dataclasses.field(default_factory=Bank)
+  codebook: Codebook = dataclasses.field(default_factory=Codebook)
+  privacy: Privacy = dataclasses.field(default_factory=Privacy)
+  sampling: Sampling = dataclasses.field(default_factory=Sampling)
+  train: Train = dataclasses.field(default_factory=Train)
+  client: Client = dataclasses.field(default_factory=Client)
+
+  def validate(self) -> None:
+    """Checks every field.
+
+    Raises:
+      ConfigError: All errors at once, each naming its flag.
+    """
+    positive = [
+      "data.train_images",
+      "data.test_images",
+      "encoder.batch_size",
+      "bank.shard_rows",
+      "codebook.size",
+      "codebook.iterations",
+      "sampling.budget",
+      "train.steps",
+      "train.batch_size",
+      "train.learning_rate",
+      "train.log_every",
+      "train.checkpoint_every",
+      "privacy.sigma",
+    ]
+    not_negative = [
+      "seed",
+      "codebook.tolerance",
+      "codebook.sample_per_centroid",
+      "sampling.threshold",
+      "train.weight_decay",
+      "train.unlabelled_ratio",
+    ]
+    fields = flatten(self)
+    found = [
+      f"--config.{name} must be > 0, got {fields[name]}"
+      for name in positive
+      if not 0 < fields[name] < float("inf")
+    ]
+    found += [
+      f"--config.{name} must be >= 0, got {fields[name]}"
+      for name in not_negative
+      if not 0 <= fields[name] < float("inf")
+    ]
+    found += [
+      f"--config.{name} must lie in (0, 1], got {fields[name]}"
+      for name in ("privacy.gamma", "train.confidence")
+      if not 0 < fields[name] <= 1
+    ]
+    if not 0 < self.privacy.delta < 1:
+      found.append(
+        f"--config.privacy.delta must lie in (0, 1), got {self.privacy.delta}"
+      )
+    noise_seed = self.privacy.insecure_noise_seed
+    if noise_seed is not None and noise_seed < 0:
+      found.append(
+        "--config.privacy.insecure_noise_seed must be >= 0 or None, "
+        f"got {noise_seed}"
+      )
+    if self.client.remote:
+      if self.sampling.method in (Method.MAK, Method.LOCAL):
+        found.append(
+          f"--config.sampling.method={self.sampling.method.value} reads the "
+          "client's data, so it exists in simulation only: drop "
+          "--config.client.remote"
+        )
+      if noise_seed is not None:
+        found.append(
+          "--config.privacy.insecure_noise_seed is for simulation: the remote "
+          "client draws its own noise; drop the one or --config.client.remote"
+        )
+    if found:
+      raise errors.ConfigError("; ".join(found))
+
+  def check_pool(self, size: int) -> None:
+    """Checks what depends on the number of samples in the pool.
+
+    Raises:
+      ConfigError: The budget or the codebook is larger than the pool.
+    """
+    found = []
+    if self.sampling.budget > size and self.sampling.method not in (
+      Method.ALL,
+      Method.LOCAL,
+    ):
+      found.append(
+        f"--config.sampling.budget={self.sampling.budget} is larger than the "
+        f"pool of {size} samples"
+      )
+    if self.codebook.size > size and self.sampling.method is Method.ECOS:
+      found.append(
+        f"--config.codebook.size={self.codebook.size} is larger than the pool "
+        f"of {size} samples"
+      )
+    if found:
+      raise errors.ConfigError("; ".join(found))
+
+  def to_json(self) -> str:
+    """Returns the resolved configuration as JSON, enums by value."""
+    return json.dumps(
+      dataclasses.asdict(self), indent=2, default=lambda member: member.value
+    )
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+  """Returns {'codebook.size': 100, ...}: every leaf by its dotted name."""
+  leaves = {}
+  for field in dataclasses.fields(value):
+    member = getattr(value, field.name)
+    if dataclasses.is_dataclass(member):
+      leaves |= flatten(member, f"{prefix}{field.name}.")
+    else:
+      leaves[prefix + field.name] = (
+        member.value if isinstance(member, enum.Enum) else member
+      )
+  return leaves
+
+
+def check_overrides(argv: list[str]) -> None:
+  """Checks that every `--config.a.b` on a command line names a field.
+
+  Raises:
+    ConfigError: An unknown field, with the valid ones of its group.
+  """
+  valid = flatten(Config())
+  for argument in argv:
+    name, _, _ = argument.lstrip("-").partition("=")
+    if not argument.startswith("-") or not name.startswith("config."):
+      continue
+    name = name.removeprefix("config.")
+    if name not in valid:
+      group, _, _ = name.rpartition(".")
+      near = [f for f in valid if f.rpartition(".")[0] == group] or valid
+      raise errors.ConfigError(
+        f"unknown field --config.{name}; valid: {', '.join(near)}"
+      )

@@ -1,0 +1,1 @@
+"""Sources, pools, the Digits benchmark, proxies and input."""

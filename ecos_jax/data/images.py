@@ -1,0 +1,133 @@
+"""Image and array files to numpy and back; damaged ones to errors."""
+
+from collections.abc import Callable
+import concurrent.futures
+import io
+from pathlib import Path
+import tokenize
+import zipfile
+import zlib
+
+import numpy as np
+from PIL import Image
+from PIL import ImageOps
+
+from ecos_jax import errors
+
+_PNG_OR_JPEG = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+# What numpy raises on array files that are missing, damaged, or no such files.
+_NO_ARRAYS = (
+  *(OSError, ValueError, TypeError, EOFError, RuntimeError),
+  *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def read_arrays(path: Path, flag: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of an .npz file; of an .npy file `images`, mapped.
+
+  Args:
+    path: The file.
+    flag: What to call it by in an error, besides its path.
+
+  Raises:
+    EcosError: It cannot be read.
+  """
+  try:
+    if path.suffix == ".npy":
+      return {"images": np.load(path, mmap_mode="r")}
+    with path.open("rb") as file, np.load(file) as arrays:
+      return dict(arrays)
+  except _NO_ARRAYS as error:
+    raise errors.EcosError(f"{flag}: cannot read {path}: {error}") from error
+
+
+def decode(data: bytes, where: str) -> Image.Image:
+  """Returns the image in a file's bytes, decoded in full.
+
+  Args:
+    data: The file.
+    where: What to call it in an error.
+
+  Raises:
+    EcosError: It is no image, or a damaged one.
+  """
+  try:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    raise errors.EcosError(
+      f"{where} cannot be read as an image ({e}): replace or remove it"
+    ) from e
+  return image
+
+
+def from_array(array: np.ndarray) -> Image.Image:
+  """Returns the image in an array [h, w], [h, w, 1] or [h, w, 3] uint8."""
+  if array.shape[2:] == (1,):
+    array = array[..., 0]
+  return Image.fromarray(array)
+
+
+def png(image: Image.Image) -> bytes:
+  """Returns the image as a PNG file."""
+  file = io.BytesIO()
+  image.save(file, format="PNG")
+  return file.getvalue()
+
+
+def png_or_jpeg(data: bytes, where: str) -> bytes:
+  """Returns the file as it is, or as PNG where it is neither PNG nor JPEG.
+
+  Args:
+    data: The file.
+    where: What to call it in an error.
+
+  Raises:
+    EcosError: It is no image.
+  """
+  if data.startswith(_PNG_OR_JPEG):
+    return data
+  return png(rgb(decode(data, where)))
+
+
+def rgb(image: Image.Image) -> Image.Image:
+  """Returns the image in RGB, whatever its mode; alpha is dropped."""
+  if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if "transparency" in image.info:  # Pillow warns on the direct way to RGB
+    image = image.convert("RGBA")
+  return image.convert("RGB")
+
+
+def square(image: Image.Image, size: int) -> np.ndarray:
+  """Returns the image in RGB, [size, size, 3] uint8.
+
+  Cut to its central square, keeping the aspect, and resized with a bicubic
+  filter where it has another size.
+  """
+  image = rgb(image)
+  if image.size != (size, size):
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+  return np.asarray(image)
+
+
+def squares(
+  read: Callable[[int], Image.Image], indices: np.ndarray, size: int
+) -> np.ndarray:
+  """Returns what `read` gives for each index, [n, size, size, 3] uint8.
+
+  Args:
+    read: Called from several threads: Pillow decodes and resizes without the
+      interpreter's lock.
+    indices: [n] integers.
+    size: Height and width.
+  """
+  out = np.empty((len(indices), size, size, 3), np.uint8)
+
+  def put(rows: np.ndarray) -> None:
+    for row in rows:
+      out[row] = square(read(int(indices[row])), size)
+
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    list(threads.map(put, np.array_split(np.arange(len(indices)), 32)))
+  return out

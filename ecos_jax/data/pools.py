@@ -1,0 +1,393 @@
+"""Pools and private sets: images by index, from wherever they lie.
+
+A source is a named collection: arrays, a folder of files, a split of a TFDS
+dataset. It hands out images in RGB, cut to a square, at the size that the
+encoder wants, and the file of a sample, so that a proxy dataset holds the very
+bytes of the pool. A pool is several sources in a row; the global index of a
+sample is its index in its source plus the samples in the sources before.
+
+Clients read their private images through this module too, so it needs no more
+than numpy and Pillow; TFDS is loaded only by who asks for it.
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import hashlib
+import json
+from pathlib import Path
+import re
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ecos_jax import errors
+from ecos_jax.data import images as image_files
+
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+# A split may hold colons, train[:10%], and a name one before its version.
+_TFDS_SPEC = re.compile(r"tfds:(?P<name>[^:]+(:\d+\.\d+\.\d+)?):(?P<split>.+)")
+
+
+class Source(Protocol):
+  """A named collection of images, read by index."""
+
+  @property
+  def name(self) -> str:
+    """Returns the name, which goes with every sample of a proxy."""
+
+  @property
+  def digest(self) -> str:
+    """Returns what identifies the content, without reading all of it."""
+
+  def __len__(self) -> int:
+    """Returns the number of samples."""
+
+  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns the images [n, size, size, 3] uint8 at `indices` [n].
+
+    Raises:
+      EcosError: An image cannot be decoded; it is named.
+    """
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
+
+  def encoded(self, index: int) -> bytes:
+    """Returns the sample as a PNG or JPEG file, unchanged where it is one."""
+
+
+class ArraySource:
+  """Images in an array, in memory or memory-mapped."""
+
+  def __init__(
+    self,
+    name: str,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    identity: str | None = None,
+  ):
+    """Takes the arrays, without copying them.
+
+    Args:
+      name: The name of the source.
+      images: [n, h, w, 3] uint8; [n, h, w] and [n, h, w, 1] are grey.
+      labels: [n] integers, or None where unknown.
+      identity: Stands for the content in the digest; a sha256 of the arrays
+        without.
+
+    Raises:
+      EcosError: The arrays are of another type or shape.
+    """
+    shape = images.shape
+    grey_or_rgb = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    if images.dtype != np.uint8 or not grey_or_rgb:
+      raise errors.EcosError(
+        f"the images of {name} must be uint8 [n, h, w, 3], got {images.dtype} "
+        f"{list(shape)}"
+      )
+    if labels is not None and (
+      labels.dtype.kind not in "iu" or labels.shape != shape[:1]
+    ):
+      raise errors.EcosError(
+        f"the labels of {name} must be {shape[0]} integers, got {labels.dtype} "
+        f"{list(labels.shape)}"
+      )
+    self.name = name
+    self._images = images
+    self._labels = labels
+    self._identity = identity
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Returns the identity given, or a sha256 of the arrays."""
+    if self._identity is not None:
+      return self._identity
+    sha = hashlib.sha256()
+    for array in (self._images, self._labels):
+      if array is not None:
+        sha.update(f"{array.dtype.str}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()
+
+  def __len__(self) -> int:
+    """Returns the number of samples."""
+    return len(self._images)
+
+  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
+    images = self._images[indices]
+    if images.shape[1:3] != (size, size):
+      return image_files.squares(
+        lambda row: image_files.from_array(images[row]),
+        np.arange(len(images)),
+        size,
+      )
+    if images.ndim == 3:
+      images = images[..., None]
+    return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
+    if self._labels is None:
+      return np.full(len(indices), -1, np.int64)
+    return self._labels[indices].astype(np.int64)
+
+  def encoded(self, index: int) -> bytes:
+    """Returns the image as a PNG file."""
+    return image_files.png(image_files.from_array(self._images[index]))
+
+
+class FolderSource:
+  """PNG, JPEG and WebP files in a folder and the folders in it, by path.
+
+  Where all files lie one level down, the folders are classes: a label is the
+  position of its folder in alphabetical order. Hidden files are left out.
+  """
+
+  def __init__(self, path: Path):
+    """Lists the folder.
+
+    Raises:
+      EcosError: It is no folder, or holds no image.
+    """
+    if not path.is_dir():
+      raise errors.EcosError(f"--data: {path} is not a folder")
+    self.name = path.resolve().name
+    self._path = path
+    files = (file.relative_to(path) for file in path.rglob("*"))
+    self._files = sorted(
+      file.as_posix()
+      for file in files
+      if file.suffix.lower() in _SUFFIXES
+      and not any(part.startswith(".") for part in file.parts)
+    )
+    if not self._files:
+      raise errors.EcosError(
+        f"--data: {path} holds no image ({', '.join(_SUFFIXES)})"
+      )
+    folders = [Path(file).parts[:-1] for file in self._files]
+    self._labels = np.full(len(folders), -1, np.int64)
+    if all(len(folder) == 1 for folder in folders):
+      self._labels = np.unique(folders, return_inverse=True)[1].reshape(-1)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Returns a sha256 over the files' names, sizes and times of change."""
+    sha = hashlib.sha256()
+    for name in self._files:
+      stat = (self._path / name).stat()
+      sha.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
+    return sha.hexdigest()
+
+  def __len__(self) -> int:
+    """Returns the number of samples."""
+    return len(self._files)
+
+  def _read(self, index: int) -> Image.Image:
+    file = self._path / self._files[index]
+    return image_files.decode(file.read_bytes(), str(file))
+
+  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
+    return image_files.squares(self._read, indices, size)
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the classes [n] int64 at `indices` [n], -1 without folders."""
+    return self._labels[indices].astype(np.int64)
+
+  def encoded(self, index: int) -> bytes:
+    """Returns the file, or as PNG where it is neither PNG nor JPEG."""
+    file = self._path / self._files[index]
+    return image_files.png_or_jpeg(file.read_bytes(), str(file))
+
+
+class TfdsSource:
+  """A split of a TFDS dataset with a feature `image`, perhaps `label`."""
+
+  def __init__(self, name: str, split: str, data_dir: str | None = None):
+    """Opens the dataset, which TFDS downloads if it is not there yet.
+
+    Args:
+      name: As TFDS knows it: `mnist`, `domainnet/real:1.0.0`.
+      split: `train`, `train[:10%]`.
+      data_dir: Where TFDS keeps its data; its own default without.
+
+    Raises:
+      EcosError: TFDS cannot provide it, or it has no images.
+    """
+    # Imported here: heavy, and most clients have no use for it.
+    import tensorflow_datasets as tfds
+
+    self.name = f"{name}:{split}"
+    open_split: Any = functools.partial(
+      tfds.data_source, name, split=split, data_dir=data_dir
+    )
+    # Stored files are decoded here, so that they can also be handed on.
+    try:
+      source = open_split(decoders={"image": tfds.decode.SkipDecoding()})
+      try:
+        source[0]
+      except ImportError:
+        # The random images of TFDS's mock_data have no stored files.
+        source = open_split()
+    # TFDS has no common class for all that can go wrong in some builder.
+    except Exception as error:
+      why = str(error).partition("\n")[0]
+      if isinstance(error, ImportError):
+        why += ", which TFDS needs to prepare a dataset but not to read it"
+      raise errors.EcosError(f"cannot open tfds:{self.name}: {why}") from error
+    self._source = source
+    info = source.dataset_info
+    if "image" not in info.features:
+      raise errors.EcosError(
+        f"the TFDS dataset {name} has no feature 'image' but "
+        f"{', '.join(info.features)}"
+      )
+    self._labelled = "label" in info.features
+    self.digest = f"{info.full_name}:{split}"
+
+  def __len__(self) -> int:
+    """Returns the number of samples."""
+    return len(self._source)
+
+  def _read(self, index: int) -> Image.Image:
+    image = self._source[index]["image"]
+    if isinstance(image, bytes):
+      return image_files.decode(image, f"tfds:{self.name}[{index}]")
+    return image_files.from_array(image)
+
+  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
+    return image_files.squares(self._read, indices, size)
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the classes [n] int64 at `indices` [n], -1 if it has none."""
+    if not self._labelled:
+      return np.full(len(indices), -1, np.int64)
+    return np.array([self._source[int(i)]["label"] for i in indices], np.int64)
+
+  def encoded(self, index: int) -> bytes:
+    """Returns the file that TFDS stores, or as PNG if neither PNG nor JPEG."""
+    image = self._source[index]["image"]
+    if isinstance(image, bytes):
+      return image_files.png_or_jpeg(image, f"tfds:{self.name}[{index}]")
+    return image_files.png(self._read(index))
+
+
+def _open_arrays(path: Path) -> ArraySource:
+  arrays = image_files.read_arrays(path, "--data")
+  if "images" not in arrays:
+    raise errors.EcosError(f"--data: {path} has no array 'images'")
+  # An .npy file may be larger than memory: it is mapped, and not hashed.
+  stat = path.stat()
+  identity = json.dumps([path.name, stat.st_size, stat.st_mtime_ns])
+  return ArraySource(
+    path.stem, arrays["images"], arrays.get("labels"), identity=identity
+  )
+
+
+def open_source(spec: str, data_dir: str | None = None) -> Source:
+  """Returns the source that a `--data` flag describes.
+
+  Args:
+    spec: `folder:DIR`, `images:FILE.npy` or `images:FILE.npz` (arrays `images`
+      and perhaps `labels`), `tfds:NAME:SPLIT`, or the path alone of a folder or
+      an array file.
+    data_dir: Where TFDS keeps its data.
+
+  Raises:
+    EcosError: The description fits nothing, or what it names cannot be read.
+  """
+  tfds_spec = _TFDS_SPEC.fullmatch(spec)
+  if tfds_spec:
+    return TfdsSource(tfds_spec["name"], tfds_spec["split"], data_dir)
+  path = Path(re.sub("^(folder|images):", "", spec)).expanduser()
+  if spec.startswith("folder:") or (spec and path.is_dir()):
+    return FolderSource(path)
+  if spec.startswith("images:") or path.suffix in (".npy", ".npz"):
+    return _open_arrays(path)
+  raise errors.EcosError(
+    f"--data={spec} names no data: give folder:DIR, images:FILE.npy, "
+    "images:FILE.npz, tfds:NAME:SPLIT, or the path of a folder or array file"
+  )
+
+
+class Pool:
+  """Sources in a row, read by global index."""
+
+  def __init__(self, sources: Sequence[Source]):
+    """Joins the sources.
+
+    Args:
+      sources: In the order of the global index.
+
+    Raises:
+      EcosError: There are no samples, or two sources have one name.
+    """
+    self._sources = tuple(sources)
+    self.source_names = tuple(source.name for source in sources)
+    # offsets[i] is the global index of the first sample of source i.
+    self._offsets = np.cumsum([0, *map(len, sources)], dtype=np.int64)
+    if not len(self):
+      raise errors.EcosError("the pool is empty: give it sources with images")
+    if len(set(self.source_names)) < len(self.source_names):
+      raise errors.EcosError(
+        "two sources of the pool have one name: rename one of "
+        f"{', '.join(sorted(self.source_names))}"
+      )
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Returns a sha256 over the sources' names, lengths and digests."""
+    identity = [[s.name, len(s), s.digest] for s in self._sources]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+  def __len__(self) -> int:
+    """Returns the number of samples, N."""
+    return int(self._offsets[-1])
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Returns the number of samples of each source."""
+    return tuple(len(source) for source in self._sources)
+
+  def source_of(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the positions of the sources [n] int32 of `indices` [n].
+
+    Raises:
+      IndexError: An index is outside [0, N).
+    """
+    if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < len(self):
+      raise IndexError(f"indices must lie in [0, {len(self)})")
+    return np.searchsorted(self._offsets, indices, "right").astype(np.int32) - 1
+
+  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
+    images = np.empty((len(indices), size, size, 3), np.uint8)
+    for source, rows, local in self._by_source(indices):
+      images[rows] = source.images(local, size)
+    return images
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
+    labels = np.empty(len(indices), np.int64)
+    for source, rows, local in self._by_source(indices):
+      labels[rows] = source.labels(local)
+    return labels
+
+  def encoded(self, index: int) -> bytes:
+    """Returns the sample as a PNG or JPEG file."""
+    [(source, _, local)] = self._by_source(np.array([index]))
+    return source.encoded(int(local[0]))
+
+  def _by_source(
+    self, indices: np.ndarray
+  ) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
+    """Yields each source with the rows that are its own, and their indices."""
+    positions = self.source_of(indices)
+    for position in np.unique(positions):
+      rows = np.flatnonzero(positions == position)
+      local = np.asarray(indices)[rows] - self._offsets[position]
+      yield self._sources[position], rows, local

@@ -1,0 +1,149 @@
+"""The proxy dataset: the chosen samples of the pool, as a TFDS dataset.
+
+Labellers and training read it with nothing but TFDS, and no TensorFlow: records
+in array_record files, written from image files rather than arrays. Files that
+are RGB are the pool's very bytes; others become PNG, so that every reader gets
+[h, w, 3].
+"""
+
+import io
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+from PIL import Image
+import tqdm
+
+from ecos_jax import errors
+from ecos_jax.data import images as image_files
+from ecos_jax.data import pools
+
+_SPLIT = "train"
+_SHARD_EXAMPLES = 1 << 14
+_CHUNK_EXAMPLES = 256  # the dataset's metadata is written once a chunk
+
+
+def _rgb_file(data: bytes, where: str) -> bytes:
+  if Image.open(io.BytesIO(data)).mode == "RGB":
+    return data
+  return image_files.png(image_files.decode(data, where).convert("RGB"))
+
+
+def write(
+  directory: Path,
+  pool: pools.Pool,
+  indices: np.ndarray,
+  clusters: np.ndarray,
+  labels: np.ndarray,
+) -> None:
+  """Writes the dataset, whole or not at all; replaces one that is there.
+
+  Args:
+    directory: Where it will be.
+    pool: What the indices point into.
+    indices: [B] int64, pool indices.
+    clusters: [B] int32, the cluster that each was chosen from.
+    labels: [B] int64, -1 where unknown.
+
+  Raises:
+    EcosError: B is 0, the lengths differ, or an image cannot be read.
+  """
+  # Imported here, as in open_proxy: it takes seconds.
+  import tensorflow_datasets as tfds
+
+  if not len(indices):
+    raise errors.EcosError(
+      f"the proxy {directory} would be empty: raise --config.sampling.budget "
+      "or lower --config.sampling.threshold"
+    )
+  if not len(indices) == len(clusters) == len(labels):
+    raise errors.EcosError(
+      f"the proxy needs one cluster and one label an index, got {len(indices)} "
+      f"indices, {len(clusters)} clusters, {len(labels)} labels"
+    )
+  features = tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(shape=(None, None, 3)),
+      "label": tfds.features.Scalar(np.int64),
+      "index": tfds.features.Scalar(np.int64),
+      "source": tfds.features.Text(),
+      "cluster": tfds.features.Scalar(np.int32),
+    }
+  )
+  sources = pool.source_of(indices)
+
+  def example(row: int) -> dict[str, Any]:
+    index = int(indices[row])
+    data = _rgb_file(pool.encoded(index), f"sample {index} of the pool")
+    return {
+      "image": io.BytesIO(data),
+      "label": int(labels[row]),
+      "index": index,
+      "source": pool.source_names[sources[row]],
+      "cluster": int(clusters[row]),
+    }
+
+  directory = directory.absolute()
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    prefix=f".{directory.name}.", dir=directory.parent
+  ) as parent:
+    temporary = Path(parent) / directory.name
+    temporary.mkdir()
+    info = tfds.core.DatasetInfo(
+      builder=tfds.core.DatasetIdentity(
+        name="proxy",
+        version="1.0.0",
+        data_dir=str(temporary),
+        module_name=__name__,
+      ),
+      features=features,
+      description="Samples of a public pool, chosen by ecos_jax.",
+    )
+    writer = tfds.core.SequentialWriter(
+      info, _SHARD_EXAMPLES, file_format="array_record"
+    )
+    writer.initialize_splits([_SPLIT])
+    with tqdm.tqdm(total=len(indices), desc="proxy", disable=None) as bar:
+      for start in range(0, len(indices), _CHUNK_EXAMPLES):
+        rows = range(start, min(start + _CHUNK_EXAMPLES, len(indices)))
+        writer.add_examples({_SPLIT: [example(row) for row in rows]})
+        bar.update(len(rows))
+    writer.close_all()
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+
+
+def open_proxy(directory: Path) -> Any:
+  """Returns the dataset as a TFDS data source: random access, len.
+
+  An item holds `image` uint8 [h, w, 3], `label`, `index` and `cluster` as
+  integers, and `source` as bytes.
+
+  Args:
+    directory: What `write` wrote.
+
+  Raises:
+    EcosError: There is no readable dataset.
+  """
+  import tensorflow_datasets as tfds
+
+  # TFDS's own decoder asks for OpenCV on stderr, and its pixels would depend
+  # on whether that is installed.
+  @tfds.decode.make_decoder(output_dtype=np.uint8)
+  def decode(data: bytes, feature: Any) -> np.ndarray:
+    del feature
+    return np.asarray(image_files.decode(data, str(directory)))
+
+  try:
+    builder: Any = tfds.builder_from_directory(str(directory.absolute()))
+    return builder.as_data_source(_SPLIT, decoders={"image": decode()})
+  # TFDS and array_record have no common class for what can be wrong on disk.
+  except Exception as error:
+    first_line = str(error).strip().partition("\n")[0]
+    raise errors.EcosError(
+      f"{directory} is not a readable proxy ({first_line}): delete it and run "
+      "again"
+    ) from error

@@ -1,0 +1,1 @@
+"""Public maps from images to features."""

@@ -1,0 +1,1 @@
+"""Mechanisms, exact accounting, the client's ledger and the audit."""

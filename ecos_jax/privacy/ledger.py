@@ -1,0 +1,177 @@
+"""The client's own record of what it has spent: append-only, durable, locked.
+
+An epsilon covers one answer; what a client gives away over the years is the
+composition of all its answers. The ledger is a file of one line an answer with
+its cost and the answer itself, and one ledger belongs to one body of private
+data. The order of things makes it safe to kill the client at any moment:
+
+1. Noise is drawn in memory; nobody has seen it.
+2. Cost and answer go into the ledger as one line, forced to the disk.
+3. Only then may the answer leave.
+
+Killed before the end of 2, the answer never left, and drawing again is a first
+draw. Killed after it, the next run finds the answer in the ledger and hands out
+that one instead of spending again.
+
+So a last line that is cut off belongs to an answer that never left: it is
+reported and removed. Any other line that does not match its checksum is damage,
+and refused, since a spend might be missing.
+"""
+
+import base64
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from absl import logging
+
+from ecos_jax import errors
+from ecos_jax.privacy import accounting
+
+VERSION = 1
+
+
+class LedgerError(errors.EcosError):
+  """The ledger is damaged, or of a newer version."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One answer.
+
+  Attributes:
+    time: When, ISO 8601 in UTC.
+    data: A tag of the private data that were asked.
+    query_digest: What was answered.
+    terms: Of the answer.
+    epsilon: Of this answer alone, at the delta and relation of the terms.
+    cost: What it spent.
+    response: The bytes that left.
+  """
+
+  time: str
+  data: str
+  query_digest: str
+  terms: dict[str, float | int | str]
+  epsilon: float
+  cost: accounting.Cost
+  response: bytes
+
+
+def _to_line(entry: Entry) -> bytes:
+  fields = {
+    **dataclasses.asdict(entry),
+    "version": VERSION,
+    "cost": [dataclasses.asdict(release) for release in entry.cost.releases],
+    "response": base64.b64encode(entry.response).decode(),
+  }
+  text = json.dumps(fields, sort_keys=True).encode()
+  return hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
+
+
+def _from_line(line: bytes) -> Entry | None:
+  """Returns the entry, or None if the line does not match its checksum."""
+  checksum, _, text = line.partition(b" ")
+  if hashlib.sha256(text).hexdigest().encode() != checksum:
+    return None
+  fields = json.loads(text)
+  version = fields.pop("version")
+  if version != VERSION:
+    raise LedgerError(
+      f"the ledger has version {version}, this program knows {VERSION}: use "
+      "the newer ecos_jax that wrote it"
+    )
+  releases = tuple(accounting.Release(**release) for release in fields["cost"])
+  fields["cost"] = accounting.Cost(releases)
+  fields["response"] = base64.b64decode(fields["response"])
+  return Entry(**fields)
+
+
+class Ledger:
+  """An open, locked ledger; made by `locked`."""
+
+  def __init__(self, file: BinaryIO, path: Path):
+    """Reads the file, which must be locked, and removes a cut-off last line.
+
+    Raises:
+      LedgerError: A line is damaged.
+    """
+    self._file = file
+    self.entries: list[Entry] = []
+    file.seek(0)
+    *lines, tail = file.read().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+      entry = _from_line(line)
+      if entry is None:
+        raise LedgerError(
+          f"--ledger: line {number} of {path} is damaged, so what was spent is "
+          "not known: restore the file from a copy"
+        )
+      self.entries.append(entry)
+    whole = _from_line(tail)
+    if whole is not None:
+      # Only its end of line is lost: the spend counts.
+      self.entries.append(whole)
+      self._write(b"\n")
+    elif tail:
+      logging.warning(
+        "%s: the last line was cut off before its answer left; removed", path
+      )
+      file.truncate(file.tell() - len(tail))
+      os.fsync(file.fileno())
+
+  def _write(self, data: bytes) -> None:
+    self._file.write(data)
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  @property
+  def cost(self) -> accounting.Cost:
+    """Returns the cost of all entries together, whatever data they tag."""
+    return sum((entry.cost for entry in self.entries), accounting.Cost())
+
+  def find(self, query_digest: str, data: str, terms: dict) -> bytes | None:
+    """Returns the stored answer to this query on these data at these terms."""
+    asked = (query_digest, data, terms)
+    for entry in self.entries:
+      if (entry.query_digest, entry.data, entry.terms) == asked:
+        return entry.response
+    return None
+
+  def append(self, entry: Entry) -> None:
+    """Adds an entry; when this returns, it survives a loss of power."""
+    self._write(_to_line(entry))
+    self.entries.append(entry)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[Ledger]:
+  """Yields the ledger at `path`, made if need be, and nobody else has it.
+
+  A second process waits until the first is done; the lock goes with the process
+  that holds it, however that ends.
+
+  Raises:
+    LedgerError: A line is damaged.
+  """
+  new = not path.exists()
+  path.touch(mode=0o600)
+  if new:
+    _sync_folder(path.parent)
+  with path.open("a+b") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield Ledger(file, path)
+
+
+def _sync_folder(folder: Path) -> None:
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

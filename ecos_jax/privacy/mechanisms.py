@@ -1,0 +1,113 @@
+"""The mechanism: subsample the votes, add integer noise, state the cost.
+
+One object draws the subsample and the noise and says what they cost, so what is
+claimed is what ran. Its guarantee, with T its terms:
+
+1. Each sample takes part with probability exactly T.gamma, independently.
+2. Each count gets independent discrete Gaussian noise of scale exactly T.sigma
+   (Canonne, Kamath, Steinke 2020). It is integer, so it has no low bits that
+   could tell the count (Mironov 2012).
+3. For votes where one sample has one vote, the noised counts are
+   (`epsilon`, T.delta)-differentially private for T.relation.
+
+The randomness is the operating system's, through `secrets` and through OpenDP's
+OpenSSL. Counts are at most 2^40 and OpenDP adds in 64 bits, saturating.
+"""
+
+import dataclasses
+import functools
+import secrets
+
+import numpy as np
+from opendp import domains
+from opendp import measurements
+from opendp import metrics
+from opendp import mod
+
+from ecos_jax import protocol
+from ecos_jax.privacy import accounting
+
+# Bytes of entropy are drawn for so many samples at once.
+_DRAW = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+  """The Poisson-subsampled discrete Gaussian on a histogram of votes.
+
+  Attributes:
+    terms: Sigma, gamma, delta and the neighbour relation.
+    insecure_noise_seed: Draws from a seed instead of the operating system's
+      entropy, the same at every call. For tests and studies only: whoever knows
+      or guesses the seed subtracts the noise.
+  """
+
+  terms: protocol.Terms
+  insecure_noise_seed: int | None = None
+
+  @classmethod
+  def calibrated(
+    cls, epsilon: float, gamma: float, delta: float, relation: str
+  ) -> "Mechanism":
+    """Returns the mechanism with the least noise that costs `epsilon` at most.
+
+    Raises:
+      EcosError: A term is out of range, or no sigma within the limits does.
+    """
+    sigma = accounting.sigma(epsilon, gamma, delta, relation)
+    return cls(protocol.Terms(sigma, gamma, delta, relation))
+
+  @property
+  def cost(self) -> accounting.Cost:
+    """Returns the cost of one answer, which composes."""
+    return accounting.Cost(
+      (accounting.Release(self.terms.sigma, self.terms.gamma),)
+    )
+
+  @property
+  def statement(self) -> protocol.Statement:
+    """Returns what a response states about its noise."""
+    return protocol.Statement(
+      mechanism=protocol.MECHANISM,
+      epsilon=self.cost.epsilon(self.terms.delta, self.terms.relation),
+      private=self.insecure_noise_seed is None,
+      **dataclasses.asdict(self.terms),
+    )
+
+  def subsample(self, n: int) -> np.ndarray:
+    """Returns which of n samples take part, [n] bool, each drawn on its own."""
+    # 64 random bits below gamma * 2^64, which is an integer: see MIN_GAMMA.
+    limit = int(self.terms.gamma * 2**64)
+    if limit == 2**64:
+      return np.ones(n, np.bool_)
+    if self.insecure_noise_seed is not None:
+      random = np.random.default_rng([self.insecure_noise_seed, 0])
+      return random.integers(2**64, size=n, dtype=np.uint64) < limit
+    taken = np.empty(n, np.bool_)
+    for start in range(0, n, _DRAW):
+      part = taken[start : start + _DRAW]
+      bits = np.frombuffer(secrets.token_bytes(8 * len(part)), np.uint64)
+      part[:] = bits < np.uint64(limit)
+    return taken
+
+  def noised(self, coverage: np.ndarray) -> np.ndarray:
+    """Returns the counts with noise of its own on each, int64 of any shape."""
+    if self.insecure_noise_seed is not None:
+      random = np.random.default_rng([self.insecure_noise_seed, 1])
+      x, log_mass = accounting.log_noise(self.terms.sigma)
+      return coverage + random.choice(x, coverage.shape, p=np.exp(log_mass))
+    noised = _gaussian(self.terms.sigma)(coverage.ravel().tolist())
+    return np.array(noised, np.int64).reshape(coverage.shape)
+
+
+@functools.cache
+def _gaussian(sigma: float) -> mod.Measurement:
+  """Returns OpenDP's measurement; it takes the float sigma as a rational."""
+  # OpenDP's word for parts whose proofs are not vetted yet. What is used of it
+  # here, the sampler, is tested against its probabilities.
+  mod.enable_features("contrib")
+  return measurements.make_gaussian(
+    domains.vector_domain(domains.atom_domain(T="i64")),
+    metrics.l2_distance(T="f64"),
+    scale=sigma,
+  )

@@ -1,0 +1,51 @@
+"""The whole job with one command: from a pool to a model trained on its proxy.
+
+  python -m ecos_jax.train --config=configs/digits_manual.py --workdir=DIR
+
+The same command goes on after an interruption, and does nothing once all is
+done. Fields of the configuration are changed with --config.FIELD=VALUE.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from ecos_jax import cli
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+from ecos_jax import pipeline
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "File with get_config(), and its argument: FILE[:ARGUMENT]."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of this run: every artefact goes there."
+)
+
+
+def _resolved_config() -> config_lib.Config:
+  value = _CONFIG.value
+  try:
+    # A missing file shows only when an attribute of its value is touched.
+    if hasattr(value, "seed") and isinstance(value, config_lib.Config):
+      return value
+  except OSError as error:
+    raise errors.ConfigError(f"--config: {error}") from None
+  raise errors.ConfigError(
+    "--config must name a file whose get_config() returns "
+    f"ecos_jax.config.Config, got {type(value).__name__}"
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is missing of the job that --config and --workdir name."""
+  del argv
+  config = _resolved_config()
+  if not _WORKDIR.value:
+    raise errors.ConfigError("--workdir is missing: name a folder for this run")
+  pipeline.run(config, Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+  cli.run(main)

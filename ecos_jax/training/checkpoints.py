@@ -1,0 +1,126 @@
+"""Checkpoints of training: complete, checked, and restored on any devices.
+
+The only file that knows orbax. A checkpoint is a tree of arrays and a JSON-able
+record beside it. Orbax commits it by a rename, so a killed run leaves no half
+checkpoint; a digest of the arrays tells when the disk damaged one later.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import numpy as np
+from orbax import checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from ecos_jax import errors
+
+_KEPT = 2
+
+
+class Restored(NamedTuple):
+  """What was saved after `step` steps."""
+
+  step: int
+  state: Any
+  record: dict[str, Any]
+
+
+def _digest(state: Any) -> str:
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(state):
+    array = np.ascontiguousarray(leaf)
+    sha.update(f"{jax.tree_util.keystr(path)} {array.dtype.str}".encode())
+    sha.update(array.data)
+  return sha.hexdigest()
+
+
+class Checkpoints:
+  """The checkpoints in one folder; the last two are kept."""
+
+  def __init__(self, directory: Path):
+    """Opens or makes the folder and clears what a killed run left half done."""
+    self._directory = directory.absolute()
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.LatestN(_KEPT),
+        cleanup_tmp_directories=True,
+        # The next step reuses the buffers of the state while it would be saved.
+        enable_async_checkpointing=False,
+      ),
+    )
+
+  def __enter__(self) -> "Checkpoints":
+    """Returns itself."""
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Closes orbax's threads."""
+    self._manager.close()
+
+  def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+    """Saves a checkpoint; when it returns, the checkpoint is on disk.
+
+    Args:
+      step: How many steps led to it.
+      state: Tree of arrays, replicated over the devices.
+      record: JSON-able.
+    """
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        record=ocp.args.JsonSave({"digest": _digest(state), "record": record}),
+      ),
+      force=True,
+    )
+
+  def restore(self, like: Any) -> Restored | None:
+    """Returns the last good checkpoint, or None if none was ever saved.
+
+    Damaged ones that are newer are deleted, with a warning.
+
+    Args:
+      like: Tree of arrays with the shapes, types and shardings to restore to.
+
+    Raises:
+      EcosError: There are checkpoints, but none can be read.
+    """
+    damaged = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      # What is wrong on disk shows as any of a dozen classes of exception.
+      try:
+        restored = self._read(step, like)
+      except Exception as error:
+        logging.warning(
+          "checkpoint %d in %s cannot be read: %s", step, self._directory, error
+        )
+        damaged.append(step)
+        continue
+      for newer in damaged:
+        self._manager.delete(newer)
+      return restored
+    if damaged:
+      raise errors.EcosError(
+        f"none of the checkpoints in {self._directory} can be read, or they "
+        "are of another model: delete that folder to train from the start"
+      )
+    return None
+
+  def _read(self, step: int, like: Any) -> Restored:
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(
+          jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        ),
+        record=ocp.args.JsonRestore(),
+      ),
+    )
+    state, record = restored["state"], restored["record"]
+    if _digest(state) != record["digest"]:
+      raise ValueError("the arrays differ from what was saved")
+    return Restored(step, state, record["record"])

@@ -1,0 +1,326 @@
+"""The training loop: one jitted step over a mesh, resumable to the bit.
+
+Everything that a step depends on is in the checkpoint (weights, statistics,
+optimizer, step, key, position of each input stream), and nothing else is: a run
+that is killed goes on from its last checkpoint and ends with the same numbers.
+"""
+
+from collections.abc import Callable
+import contextlib
+from pathlib import Path
+import time
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+from ecos_jax.data import loader
+from ecos_jax.models import registry
+from ecos_jax.training import augment
+from ecos_jax.training import checkpoints
+from ecos_jax.training import metrics as metrics_lib
+from ecos_jax.training import tasks
+
+_WARMUP = 0.1  # share of the steps
+_AHEAD = 2  # steps handed to the devices before the loop waits for one
+_EVALUATION_BATCH = 512
+_SHOWN = ("loss", "accuracy")  # on the bar
+
+State = dict[str, Any]
+Shardings = tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]
+
+
+class Result(NamedTuple):
+  """A trained model, and how it went in this call.
+
+  `seconds` and the figures after it are of this call alone: a run that was
+  already at its last step reports 0 images a second. The wait for input
+  overlaps with the devices' work, so its share is an upper bound of what input
+  costs.
+  """
+
+  model: nnx.Module
+  accuracy: float | None
+  steps: int
+  seconds: float
+  images_per_second: float
+  input_wait_share: float
+
+
+def _shardings(mesh: jax.sharding.Mesh) -> Shardings:
+  """Returns the shardings of what is everywhere and of a batch."""
+  spec = jax.sharding.PartitionSpec
+  return (
+    jax.sharding.NamedSharding(mesh, spec()),
+    jax.sharding.NamedSharding(mesh, spec("data")),
+  )
+
+
+def _optimizer(config: config_lib.Train) -> optax.GradientTransformation:
+  schedule = optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=config.learning_rate,
+    warmup_steps=int(_WARMUP * config.steps),
+    decay_steps=config.steps,
+  )
+
+  def matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+  return optax.adamw(schedule, weight_decay=config.weight_decay, mask=matrices)
+
+
+def _step(
+  task: tasks.Task,
+  graph: Any,
+  optimizer: optax.GradientTransformation,
+  shardings: Shardings,
+) -> Callable[[State, tasks.Batches], tuple[State, tasks.Metrics]]:
+  """Returns the jitted step: state and batches to state and metrics."""
+  everywhere, split = shardings
+
+  def step(state: State, batches: tasks.Batches) -> tuple[State, tasks.Metrics]:
+    key = jax.random.fold_in(
+      jax.random.wrap_key_data(state["key"]), state["step"]
+    )
+
+    def loss(params: Any) -> tuple[jax.Array, tuple[Any, tasks.Metrics]]:
+      model = nnx.merge(graph, params, state["statistics"], copy=True)
+      value, metrics = task.loss(model, batches, key)
+      statistics = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+      return value, (statistics, metrics)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, (statistics, metrics)), gradients = gradient(state["params"])
+    updates, optimizer_state = optimizer.update(
+      gradients, state["optimizer"], state["params"]
+    )
+    new = {
+      "step": state["step"] + 1,
+      "key": state["key"],
+      "params": optax.apply_updates(state["params"], updates),
+      "statistics": statistics,
+      "optimizer": optimizer_state,
+    }
+    return new, {"loss": value, **metrics}
+
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(everywhere, split),
+    out_shardings=(everywhere, everywhere),
+  )
+
+
+def accuracy(
+  model: nnx.Module,
+  images: np.ndarray,
+  labels: np.ndarray,
+  mesh: jax.sharding.Mesh,
+) -> float:
+  """Returns the share of images whose largest logit is their label's.
+
+  Args:
+    model: Maps [b, s, s, 3] float32 to logits; used in evaluation mode.
+    images: [n, s, s, 3] uint8; n > 0.
+    labels: [n] integers.
+    mesh: Each batch is split over its axis `data`.
+  """
+  everywhere, split = _shardings(mesh)
+  model.eval()
+  graph, state = nnx.split(model)
+
+  @jax.jit
+  def predict(state: Any, batch: jax.Array) -> jax.Array:
+    model = nnx.merge(graph, state)
+    classes = model(augment.normalise(batch)).argmax(-1)
+    return jax.lax.with_sharding_constraint(classes, everywhere)
+
+  size = -(-_EVALUATION_BATCH // mesh.size) * mesh.size
+  right = 0
+  for start in tqdm.trange(
+    0, len(images), size, desc="evaluation", disable=None
+  ):
+    batch = images[start : start + size]
+    padding = [(0, size - len(batch))] + [(0, 0)] * 3
+    padded = jax.device_put(np.pad(batch, padding), split)
+    classes = np.asarray(predict(state, padded))[: len(batch)]
+    right += int((classes == labels[start : start + size]).sum())
+  return right / len(images)
+
+
+def _check(task: tasks.Task, config: config_lib.Train, devices: int) -> None:
+  if config.batch_size < 1 or config.batch_size % devices:
+    raise errors.EcosError(
+      f"--config.train.batch_size={config.batch_size} does not divide over "
+      f"{devices} devices: make it a multiple of {devices}"
+    )
+  for name, stream in task.streams.items():
+    if not len(stream.source):
+      raise errors.EcosError(f"there are no {name} images to train on")
+
+
+def _inputs(task: tasks.Task, batch_size: int, seed: int) -> dict[str, Any]:
+  """Returns an iterator for each stream, on this process's part."""
+  seeds = np.random.SeedSequence(seed).generate_state(len(task.streams))
+  return {
+    name: loader.batches(
+      stream.source,
+      stream.ratio * batch_size,
+      int(own_seed),
+      jax.process_index(),
+      jax.process_count(),
+    )
+    for own_seed, (name, stream) in zip(
+      seeds, sorted(task.streams.items()), strict=True
+    )
+  }
+
+
+def _means(pending: list[tasks.Metrics], last_step: int) -> dict[str, float]:
+  """Returns the means of the metrics of the steps up to `last_step`.
+
+  Raises:
+    EcosError: A loss is not a finite number.
+  """
+  rows = jax.device_get(pending)
+  for step, row in enumerate(rows, last_step - len(rows) + 1):
+    if not np.isfinite(row["loss"]):
+      raise errors.EcosError(
+        f"the loss is {row['loss']} at step {step}: lower "
+        "--config.train.learning_rate and run again"
+      )
+  return {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
+
+
+def _next(
+  inputs: dict[str, Any], split: jax.sharding.NamedSharding
+) -> tasks.Batches:
+  """Returns the next batches, on the devices."""
+  return {
+    name: {
+      key: jax.make_array_from_process_local_data(split, array)
+      for key, array in next(iterator).items()
+    }
+    for name, iterator in inputs.items()
+  }
+
+
+def train(
+  task: tasks.Task,
+  model_name: str,
+  config: config_lib.Train,
+  *,
+  seed: int,
+  directory: Path,
+  mesh: jax.sharding.Mesh,
+  test: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Result:
+  """Returns the trained model; goes on from the last checkpoint, if any.
+
+  Args:
+    task: Images and loss.
+    model_name: One of `models.registry.names()`.
+    config: Steps, batch size, optimizer, how often to log and to save.
+    seed: Of the initial weights, the order of the images and their views.
+    directory: Gets `checkpoints/`, whose last one is the final model,
+      `metrics.jsonl` and TensorBoard's files. Must be of the same task and
+      settings when it is not empty.
+    mesh: With one axis `data`, over which batches are split.
+    test: Images [n, s, s, 3] uint8 and labels [n] for the accuracy.
+
+  Raises:
+    EcosError: The batch does not divide over the devices, a stream is empty,
+      the loss is not finite, or the checkpoints cannot be read.
+  """
+  started = time.monotonic()
+  _check(task, config, mesh.size)
+  shardings = everywhere, split = _shardings(mesh)
+
+  # The state of a new run: also the shapes of a checkpoint.
+  model = registry.get(model_name, task.num_classes, nnx.Rngs(seed))
+  graph, params, statistics = nnx.split(model, nnx.Param, ...)
+  params = nnx.to_pure_dict(params)
+  optimizer = _optimizer(config)
+  state = jax.device_put(
+    {
+      "step": jnp.zeros((), jnp.int32),
+      "key": jax.random.key_data(jax.random.key(seed)),
+      "params": params,
+      "statistics": nnx.to_pure_dict(statistics),
+      "optimizer": optimizer.init(params),
+    },
+    everywhere,
+  )
+  inputs = _inputs(task, config.batch_size, seed)
+  step_fn = _step(task, graph, optimizer, shardings)
+
+  with contextlib.ExitStack() as stack:
+    saved = stack.enter_context(
+      checkpoints.Checkpoints(directory / "checkpoints")
+    )
+    for iterator in inputs.values():
+      stack.callback(iterator.close)
+    first = 0
+    if restored := saved.restore(state):
+      first, state = restored.step, restored.state
+      for name, position in restored.record["inputs"].items():
+        inputs[name].set_state(position)
+    writer = None
+    if jax.process_index() == 0:
+      writer = stack.enter_context(metrics_lib.Writer(directory, first))
+    bar = stack.enter_context(
+      tqdm.tqdm(
+        total=config.steps, initial=first, desc="training", disable=None
+      )
+    )
+
+    waited, pending = 0.0, []
+    compiled = time.monotonic()
+    for step in range(first + 1, config.steps + 1):
+      asked = time.monotonic()
+      batches = _next(inputs, split)
+      waited += time.monotonic() - asked
+      state, metrics = step_fn(state, batches)
+      pending.append(metrics)
+      if step == first + 1:
+        jax.block_until_ready(metrics)
+        compiled, waited = time.monotonic(), 0.0
+      elif len(pending) > _AHEAD:
+        jax.block_until_ready(pending[-1 - _AHEAD])
+      bar.update()
+
+      last = step == config.steps
+      save = last or step % config.checkpoint_every == 0
+      if save or step % config.log_every == 0:
+        means = _means(pending, step)
+        pending = []
+        bar.set_postfix(
+          {k: f"{v:.3f}" for k, v in means.items() if k in _SHOWN}
+        )
+        if writer:
+          writer.write(step, means)
+      if save:
+        positions = {name: it.get_state() for name, it in inputs.items()}
+        saved.save(step, state, {"inputs": positions})
+    # The first step compiles and is left out.
+    seconds = time.monotonic() - compiled
+    images = sum(stream.ratio for stream in task.streams.values())
+    images *= config.batch_size * max(config.steps - first - 1, 0)
+
+  model = nnx.merge(graph, state["params"], state["statistics"])
+  model.eval()
+  return Result(
+    model=model,
+    accuracy=accuracy(model, *test, mesh) if test else None,
+    steps=config.steps,
+    seconds=time.monotonic() - started,
+    images_per_second=images / seconds,
+    input_wait_share=waited / seconds,
+  )

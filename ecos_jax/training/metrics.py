@@ -1,0 +1,62 @@
+"""Metrics of a run: JSON lines for programs, TensorBoard for people."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+from ecos_jax import workdir
+
+FILE = "metrics.jsonl"
+
+
+def _kept(path: Path, step: int) -> list[str]:
+  """Returns the lines up to `step`, without one that a crash cut off."""
+  lines = []
+  if path.exists():
+    for line in path.read_text().splitlines():
+      try:
+        row = json.loads(line)
+      except ValueError:
+        break
+      if row["step"] > step:
+        break
+      lines.append(line + "\n")
+  return lines
+
+
+class Writer:
+  """Writes rows of numbers, one a step; a resumed run writes none twice."""
+
+  def __init__(self, directory: Path, step: int):
+    """Goes on after `step`: rows of later steps are dropped.
+
+    Args:
+      directory: Gets `metrics.jsonl` and TensorBoard's event files.
+      step: The last step that will not be done again; 0 for a new run.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / FILE
+    workdir.write_atomically(path, "".join(_kept(path, step)).encode())
+    self._file = path.open("a")
+    self._board = tensorboardX.SummaryWriter(
+      str(directory), purge_step=step + 1
+    )
+
+  def __enter__(self) -> "Writer":
+    """Returns itself."""
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Closes the files."""
+    self._file.close()
+    self._board.close()
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Appends one row: the step and the values by name."""
+    row: dict[str, Any] = {"step": step, **values}
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)

@@ -1,0 +1,145 @@
+"""What is trained on: where the images come from and what the loss is.
+
+A task is one class with two things: `streams`, the sources whose batches go
+into a step, and `loss`, a pure function of model, batches and key, traced into
+the jitted step. Targets other than labels (logits of a teacher, say) are more
+arrays in the batches of a source.
+"""
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from ecos_jax.data import loader
+from ecos_jax.training import augment
+
+Batches = dict[str, dict[str, jax.Array]]
+Metrics = dict[str, jax.Array]
+
+
+class Stream(NamedTuple):
+  """Images that flow into the step: `ratio` times the batch size in each."""
+
+  source: loader.Source
+  ratio: int = 1
+
+
+class Task(Protocol):
+  """What the training loop needs to know."""
+
+  @property
+  def num_classes(self) -> int:
+    """Returns the number of logits of the model."""
+    ...
+
+  @property
+  def streams(self) -> dict[str, Stream]:
+    """Returns the sources by name."""
+    ...
+
+  def loss(
+    self, model: nnx.Module, batches: Batches, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns the loss to minimise and metrics to report, all scalars.
+
+    Args:
+      model: In training mode; maps views to logits.
+      batches: The arrays of each stream, by its name.
+      key: Of this step.
+    """
+    ...
+
+
+def _cross_entropy(
+  logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, Metrics]:
+  """Returns the mean over the samples whose label is known, and accuracy."""
+  known = labels >= 0
+  count = jnp.maximum(known.sum(), 1)
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits, jnp.where(known, labels, 0)
+  )
+  right = (logits.argmax(-1) == labels) & known
+  return (losses * known).sum() / count, {"accuracy": right.sum() / count}
+
+
+@dataclasses.dataclass(frozen=True)
+class Supervised:
+  """Cross-entropy on weak views; samples with label -1 do not count."""
+
+  num_classes: int
+  labelled: loader.Source
+
+  @property
+  def streams(self) -> dict[str, Stream]:
+    """Returns the labelled samples."""
+    return {"labelled": Stream(self.labelled)}
+
+  def loss(
+    self, model: nnx.Module, batches: Batches, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns the mean cross-entropy, and the accuracy on the views."""
+    batch = batches["labelled"]
+    return _cross_entropy(
+      model(augment.weak(batch["image"], key)), batch["label"]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FixMatch:
+  """Consistency of unlabelled images on top of cross-entropy.
+
+  What the model predicts on a weak view with at least `confidence` is the
+  target on a strong view of the same image (Sohn et al., NeurIPS 2020); both
+  terms weigh the same.
+  """
+
+  num_classes: int
+  labelled: loader.Source
+  unlabelled: loader.Source
+  ratio: int
+  confidence: float = 0.95
+
+  @property
+  def streams(self) -> dict[str, Stream]:
+    """Returns labelled samples, and `ratio` times as many unlabelled ones."""
+    return {
+      "labelled": Stream(self.labelled),
+      "unlabelled": Stream(self.unlabelled, self.ratio),
+    }
+
+  def loss(
+    self, model: nnx.Module, batches: Batches, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns the sum of both terms, and metrics of each.
+
+    Returns:
+      The loss; `accuracy` on labelled views, `consistency` (the second term)
+      and `confident`, the share of unlabelled images that count in it.
+    """
+    labelled_key, weak_key, strong_key = jax.random.split(key, 3)
+    labelled, images = batches["labelled"], batches["unlabelled"]["image"]
+    # Without the stop, the backward pass would go through this forward as well.
+    beliefs = jax.lax.stop_gradient(
+      jax.nn.softmax(model(augment.weak(images, weak_key)))
+    )
+    views = jnp.concatenate(
+      [
+        augment.weak(labelled["image"], labelled_key),
+        augment.strong(images, strong_key),
+      ]
+    )
+    logits = model(views)
+    batch_size = len(labelled["image"])
+    loss, metrics = _cross_entropy(logits[:batch_size], labelled["label"])
+    confident = beliefs.max(-1) >= self.confidence
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits[batch_size:], beliefs.argmax(-1)
+    )
+    consistency = (losses * confident).mean()
+    metrics |= {"consistency": consistency, "confident": confident.mean()}
+    return loss + consistency, metrics

@@ -1,0 +1,224 @@
+"""The working directory of a run: what is done, from what, with which config.
+
+Each stage of the pipeline owns one folder. It writes its artefacts there and,
+last and atomically, a `manifest.json`: the identity of the stage (the part of
+the configuration that matters, the digests of its inputs) and its result
+(counts, digests, seconds, versions). The next call skips a stage whose manifest
+has the same identity, refuses one that differs by naming the difference, and
+begins or resumes one that has no manifest.
+"""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import shutil
+import socket
+import time
+from typing import Any, NamedTuple
+
+from ecos_jax import errors
+
+MANIFEST = "manifest.json"
+_STARTED = "started.json"
+_FULL_DISK_BYTES = 1 << 20
+
+
+class WorkdirError(errors.EcosError):
+  """A working directory that this run cannot go on with."""
+
+
+class Stage(NamedTuple):
+  """A finished stage."""
+
+  path: Path
+  result: dict[str, Any]
+  seconds: float
+  skipped: bool
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+  """Writes `data` to `path`: after a crash, the old or the new, never a part.
+
+  Args:
+    path: The file.
+    data: Its whole content.
+  """
+  temporary = path.with_name(f".{path.name}.tmp")
+  with temporary.open("wb") as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON atomically."""
+  write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def digest(*parts: bytes | memoryview) -> str:
+  """Returns the sha256 of the parts in order, as hex."""
+  sha = hashlib.sha256()
+  for part in parts:
+    sha.update(part)
+  return sha.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+  try:
+    return json.loads(path.read_bytes())
+  except FileNotFoundError:
+    return None
+  except ValueError:
+    raise WorkdirError(
+      f"{path} is damaged: delete the folder {path.parent} to redo the stage"
+    ) from None
+
+
+def _versions() -> dict[str, str]:
+  packages = ("ecos_jax", "jax", "flax", "optax", "numpy")
+  return {name: importlib.metadata.version(name) for name in packages}
+
+
+class Workdir:
+  """The folder of one run, locked against a second job."""
+
+  def __init__(self, path: Path):
+    """Opens or makes the folder.
+
+    Args:
+      path: The folder.
+
+    Raises:
+      WorkdirError: It cannot be made or written to, or another job has it.
+    """
+    self.path = path.absolute()
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = (self.path / ".lock").open("a+")
+    except OSError as error:
+      raise WorkdirError(
+        f"--workdir={path} cannot be written to: {error.strerror}"
+      ) from None
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with self._lock:
+        self._lock.seek(0)
+        holder = self._lock.read().strip()
+      raise WorkdirError(
+        f"--workdir={path} is in use by {holder}: wait for it, or take another "
+        "--workdir"
+      ) from None
+    self._lock.truncate(0)
+    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    self._lock.flush()
+
+  def __enter__(self) -> "Workdir":
+    """Returns itself: the lock is held until the block ends."""
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Releases the lock."""
+    self._lock.close()
+
+  def done(self, name: str) -> bool:
+    """Returns whether the stage is finished."""
+    return (self.path / name / MANIFEST).exists()
+
+  def stage(
+    self,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    work: Callable[[Path], dict[str, Any]],
+    *,
+    resumable: bool = False,
+  ) -> Stage:
+    """Returns the finished stage, doing its work unless it is done already.
+
+    Args:
+      name: The stage and its folder.
+      config: The part of the configuration that its result depends on, by
+        dotted field name.
+      inputs: Digests of what it reads, by name.
+      work: Fills the folder it is given and returns the result (JSON).
+      resumable: Whether `work` goes on from what an interrupted call left;
+        otherwise it finds an empty folder.
+
+    Raises:
+      WorkdirError: The folder holds this stage made from something else, or
+        the disk is full.
+    """
+    path = self.path / name
+    identity = {"config": dict(config), "inputs": dict(inputs)}
+    manifest = _read_json(path / MANIFEST)
+    if manifest is not None:
+      self._compare(name, manifest["identity"], identity)
+      return Stage(path, manifest["result"], manifest["seconds"], skipped=True)
+    started = _read_json(path / _STARTED) if resumable else None
+    if started is not None:
+      self._compare(name, started, identity)
+    else:
+      shutil.rmtree(path, ignore_errors=True)
+      path.mkdir()
+      write_json(path / _STARTED, identity)
+    begin = time.monotonic()
+    with self._full_disk_named():
+      result = work(path)
+      seconds = time.monotonic() - begin
+      # What the manifest vouches for reaches the disk before it.
+      os.sync()
+      write_json(
+        path / MANIFEST,
+        {
+          "identity": identity,
+          "result": result,
+          "seconds": round(seconds, 3),
+          "versions": _versions(),
+        },
+      )
+    return Stage(path, result, seconds, skipped=False)
+
+  def _compare(self, name: str, old: dict[str, Any], new: dict[str, Any]):
+    # Through JSON, since that is how the old one was stored.
+    new = json.loads(json.dumps(new))
+    if old == new:
+      return
+    differences = [
+      f"--config.{key} was {old['config'].get(key)}, now is "
+      f"{new['config'].get(key)}"
+      for key in sorted(old["config"].keys() | new["config"].keys())
+      if old["config"].get(key) != new["config"].get(key)
+    ] or [
+      f"its input '{key}' changed"
+      for key in sorted(old["inputs"].keys() | new["inputs"].keys())
+      if old["inputs"].get(key) != new["inputs"].get(key)
+    ]
+    raise WorkdirError(
+      f"{self.path / name} was made otherwise: {', '.join(differences)}; take "
+      f"another --workdir, or delete {self.path / name} to redo it"
+    )
+
+  @contextlib.contextmanager
+  def _full_disk_named(self):
+    try:
+      yield
+    # Libraries report a full disk in many ways: ask the disk itself.
+    except Exception as error:
+      if shutil.disk_usage(self.path).free < _FULL_DISK_BYTES:
+        raise WorkdirError(
+          f"no space left on the disk of --workdir={self.path}: free some and "
+          "run the same command again"
+        ) from error
+      raise

@@ -1,0 +1,125 @@
+import hypothesis
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+import numpy as np
+import pytest
+
+from ecos_jax import protocol
+from ecos_jax.client import coverage
+
+ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def hostile(draw):
+  """Features and centroids that a dishonest server could think of."""
+  d = draw(st.integers(1, 6))
+  n = draw(st.integers(1, 12))
+  features = draw(hnp.arrays(np.float32, (n, d), elements=ANY_FLOAT32))
+  kind = draw(st.sampled_from(["any", "equal", "samples", "ulps", "huge"]))
+  if kind == "any":
+    r = draw(st.integers(1, 8))
+    centroids = draw(hnp.arrays(np.float32, (r, d), elements=ANY_FLOAT32))
+  elif kind == "equal":
+    centroids = np.repeat(features[:1], 5, axis=0)
+  elif kind == "samples":
+    centroids = features.copy()
+  else:
+    sign = draw(hnp.arrays(np.bool_, (7, d)))
+    towards = np.where(sign, 1, -1).astype(np.float32)
+    base = np.repeat(features[:1], 7, axis=0)
+    centroids = np.nextafter(base, towards)
+    if kind == "huge":
+      centroids = (towards * np.float32(1e30)).astype(np.float32)
+  return features, centroids
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(hostile(), st.data())
+def test_one_sample_changes_one_count_by_one(case, data):
+  features, centroids = case
+  row = data.draw(st.integers(0, len(features) - 1))
+  present = coverage.coverage(features, centroids)
+  absent = coverage.coverage(np.delete(features, row, axis=0), centroids)
+  difference = present - absent
+  assert difference.sum() == 1
+  assert np.abs(difference).sum() == 1
+  assert present.sum() == len(features)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 17, 100, 999])
+def test_a_vote_depends_on_no_other_sample(n):
+  # Centroids that differ in the last bits: products in float32 flip here.
+  random = np.random.default_rng(0)
+  features = random.normal(size=(1000, 72)).astype(np.float32)
+  centroid = random.normal(size=72).astype(np.float32)
+  towards = np.where(random.random((50, 72)) < 0.5, -9, 9).astype(np.float32)
+  centroids = np.nextafter(centroid, towards)
+  votes = coverage.nearest(features, centroids)
+  assert len(np.unique(votes)) > 1
+  np.testing.assert_array_equal(
+    coverage.nearest(features[:n], centroids), votes[:n]
+  )
+  order = random.permutation(1000)[:n]
+  np.testing.assert_array_equal(
+    coverage.nearest(features[order], centroids), votes[order]
+  )
+
+
+def test_blocks_do_not_change_votes(monkeypatch):
+  random = np.random.default_rng(1)
+  features = random.normal(size=(101, 9)).astype(np.float32)
+  centroids = random.normal(size=(13, 9)).astype(np.float32)
+  votes = coverage.nearest(features, centroids)
+  monkeypatch.setattr(coverage, "_MEMORY_BUDGET", 16 * 22 * 7)
+  np.testing.assert_array_equal(coverage.nearest(features, centroids), votes)
+
+
+@pytest.mark.parametrize(("r", "d"), [(1, 1), (10, 1), (100, 72), (30, 512)])
+def test_nearest_agrees_with_distances_in_double_precision(r, d):
+  random = np.random.default_rng(2)
+  features = random.normal(size=(200, d)).astype(np.float32)
+  centroids = random.normal(size=(r, d)).astype(np.float32)
+  difference = features[:, None].astype(np.float64) - centroids
+  distances = (difference**2).sum(axis=2)
+  chosen = distances[np.arange(200), coverage.nearest(features, centroids)]
+  np.testing.assert_allclose(chosen, distances.min(axis=1), rtol=1e-5)
+
+
+def test_scale_does_not_matter():
+  random = np.random.default_rng(3)
+  features = random.normal(size=(100, 4)).astype(np.float32)
+  centroids = random.normal(size=(5, 4)).astype(np.float32)
+  votes = coverage.nearest(features, centroids)
+  for scale in (2.0**-100, 2.0**100):
+    scaled = [np.float32(scale) * a for a in (features, centroids)]
+    np.testing.assert_array_equal(coverage.nearest(*scaled), votes)
+
+
+def test_ties_go_to_the_lowest_index():
+  centroids = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+  features = np.array([[1, 1], [0, 0], [0, 2]], np.float32)
+  assert coverage.nearest(features, centroids).tolist() == [0, 0, 1]
+
+
+def test_a_sample_that_is_not_finite_votes_as_if_it_were_zero():
+  centroids = np.array([[5, 5], [0, 0]], np.float32)
+  features = np.array([[np.nan, np.inf], [-np.inf, 2], [1e300, 0]])
+  assert coverage.coverage(features, centroids).tolist() == [0, 3]
+
+
+def test_no_sample_gives_no_votes():
+  counts = coverage.coverage(np.zeros((0, 3)), np.zeros((4, 3), np.float32))
+  assert counts.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_centroids_that_are_not_finite_are_refused(value):
+  centroids = np.array([[0, 0], [0, value]], np.float32)
+  with pytest.raises(protocol.ProtocolError, match="NaN"):
+    coverage.coverage(np.zeros((1, 2)), centroids)
+
+
+def test_features_of_another_dimension_are_refused():
+  with pytest.raises(protocol.ProtocolError, match="d = 2"):
+    coverage.coverage(np.zeros((5, 3)), np.zeros((4, 2), np.float32))

@@ -1,0 +1,77 @@
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+
+from ecos_jax import protocol
+from ecos_jax.cloud import query
+from ecos_jax.encoders import registry
+
+TERMS = protocol.Terms(3.0, 0.8, 1e-5, "add_remove")
+STATEMENT = protocol.Statement(
+  protocol.MECHANISM, 3.0, 0.8, 1e-5, "add_remove", 1.1, True
+)
+
+
+@pytest.fixture(name="asked")
+def _asked():
+  encoder = registry.get("hog")
+  centroids = np.random.default_rng(0).random(
+    (4, encoder.dimension), np.float32
+  )
+  return query.make(centroids, encoder, TERMS)
+
+
+def _response(asked, scores, sigma=3.0):
+  statement = dataclasses.replace(STATEMENT, sigma=sigma)
+  return protocol.Response(np.array(scores), asked.digest, statement)
+
+
+def test_a_query_carries_the_encoder_and_survives_the_wire(asked):
+  encoder = registry.get("hog")
+  data = asked.to_bytes()
+  received = protocol.Query.from_bytes(data)
+  assert received.encoder_name == "hog"
+  assert received.encoder_settings == encoder.settings
+  assert received.encoder_digest == encoder.digest
+  assert received.terms == TERMS
+  assert received.digest == asked.digest == hashlib.sha256(data).hexdigest()
+  np.testing.assert_array_equal(received.centroids, asked.centroids)
+
+
+def test_a_response_to_another_query_is_refused(asked):
+  other = query.make(
+    asked.centroids,
+    registry.get("hog"),
+    dataclasses.replace(TERMS, sigma=4.0),
+  )
+  data = _response(other, [1, 2, 3, 4]).to_bytes()
+  with pytest.raises(protocol.ProtocolError, match="answers query"):
+    query.read(data, asked)
+
+
+def test_a_response_of_another_length_is_refused(asked):
+  data = _response(asked, [1, 2, 3]).to_bytes()
+  with pytest.raises(protocol.ProtocolError, match="3 scores for 4"):
+    query.read(data, asked)
+
+
+def test_combine_adds_scores_and_keeps_each_statement(asked):
+  sent = [_response(asked, [1, -2, 3, 4]), _response(asked, [10, 0, 0, 1], 4.0)]
+  received = [query.read(response.to_bytes(), asked) for response in sent]
+  combined = query.combine(received, asked)
+  assert combined.scores.tolist() == [11, -2, 3, 5]
+  assert combined.scores.dtype == np.int64
+  assert combined.sigma == pytest.approx(5.0)
+  assert combined.statements == tuple(r.statement for r in sent)
+
+
+def test_combine_refuses_nothing_and_strangers(asked):
+  with pytest.raises(protocol.ProtocolError, match="no response"):
+    query.combine([], asked)
+  stranger = dataclasses.replace(
+    _response(asked, [0, 0, 0, 0]), query_digest="0" * 64
+  )
+  with pytest.raises(protocol.ProtocolError, match="another query"):
+    query.combine([stranger], asked)

@@ -1,0 +1,292 @@
+import hypothesis
+from hypothesis import strategies
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax.cloud import sampling
+
+KEY = jax.random.key(0)
+WITHIN = list(config.Within)
+
+
+class Bank:
+  """A stand-in for a feature bank."""
+
+  def __init__(self, features):
+    self.features = features
+    self.shape = features.shape
+
+  def take(self, indices):
+    return self.features[indices].astype(np.float32)
+
+
+def clusters(sizes, d=5, seed=0):
+  """Returns a bank of integer features, its assignment, the centroids."""
+  random = np.random.default_rng(seed)
+  assignment = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
+  random.shuffle(assignment)
+  features = random.integers(-50, 50, (len(assignment), d)).astype(np.float32)
+  centroids = random.integers(-9, 9, (len(sizes), d)).astype(np.float32)
+  return Bank(features), assignment, centroids
+
+
+def greedy(features, quota, first):
+  """k-center greedy, one sample and one distance at a time."""
+  chosen = [first]
+  while len(chosen) < quota:
+    best, farthest = None, -1.0
+    for i in range(len(features)):
+      if i not in chosen:
+        gap = min(np.sum((features[i] - features[j]) ** 2) for j in chosen)
+        if gap > farthest:
+          best, farthest = i, gap
+    chosen.append(best)
+  return chosen
+
+
+def test_keep():
+  scores = np.array([-4, 0, 9, 10, 11, 300])
+  np.testing.assert_array_equal(
+    sampling.keep(scores, 10.0, 1.0), [False, False, False, True, True, True]
+  )
+  np.testing.assert_array_equal(
+    sampling.keep(scores, 10.0, 0.0), [False, False, True, True, True, True]
+  )
+  np.testing.assert_array_equal(
+    sampling.keep(scores, 0.0, 5.0), [False, False, True, True, True, True]
+  )
+
+
+def test_keep_refuses_to_keep_nothing():
+  with pytest.raises(errors.EcosError, match=r"highest is 19.*threshold"):
+    sampling.keep(np.array([-4, 19]), 10.0, 2.0)
+
+
+@pytest.mark.parametrize(
+  "scores, sizes, kept, budget, expected",
+  [
+    ([1, 1, 2], [100, 100, 100], [1, 1, 1], 8, [2, 2, 4]),
+    # 10/3 each: the one left over goes to the lowest index.
+    ([1, 1, 1], [9, 9, 9], [1, 1, 1], 10, [4, 3, 3]),
+    # What does not fit in cluster 0 is shared 1:3.
+    ([96, 1, 3], [20, 50, 50], [1, 1, 1], 60, [20, 10, 30]),
+    # Cluster 2 fills up once it shares what cluster 0 leaves.
+    ([80, 1, 19], [10, 99, 20], [1, 1, 1], 50, [10, 20, 20]),
+    ([5, 900, 5], [9, 9, 9], [1, 0, 1], 4, [2, 0, 2]),
+    ([1, 2, 3], [4, 0, 5], [1, 1, 1], 99, [4, 0, 5]),
+    ([7, 7], [10**12, 10**12], [1, 1], 10**12 + 1, None),
+  ],
+)
+def test_quotas_by_hand(scores, sizes, kept, budget, expected):
+  expected = expected or [budget - budget // 2, budget // 2]
+  got = sampling.quotas(
+    np.array(scores), np.array(sizes), np.array(kept, bool), budget
+  )
+  np.testing.assert_array_equal(got, expected)
+  assert got.dtype == np.int64
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+  strategies.lists(
+    strategies.tuples(
+      strategies.integers(1, 10**9),
+      strategies.integers(0, 10**8),
+      strategies.booleans(),
+    ),
+    min_size=1,
+    max_size=30,
+  ),
+  strategies.integers(1, 10**9),
+)
+def test_quotas_properties(rows, budget):
+  scores, sizes, kept = map(np.array, zip(*rows, strict=True))
+  got = sampling.quotas(scores, sizes, kept, budget)
+  assert got.sum() == min(budget, sizes[kept].sum())
+  assert np.all((got >= 0) & (got <= sizes))
+  assert not got[~kept].any()
+  # A higher score never gets less, unless its cluster is used up.
+  for a in np.flatnonzero(kept):
+    for b in np.flatnonzero(kept):
+      if scores[a] > scores[b]:
+        assert got[a] >= min(got[b], sizes[a])
+  # What is not used up is within one of a common share of the score.
+  open_ = kept & (got < sizes)
+  if open_.any():
+    share = got[open_].sum() / scores[open_].sum()
+    assert np.all(np.abs(got[open_] - share * scores[open_]) <= 1.001)
+    # And nothing that is used up deserved more than it holds.
+    full = kept & (got == sizes)
+    assert np.all(sizes[full] <= share * scores[full] + 2)
+
+
+def test_quotas_refuse_bad_input():
+  kept = np.array([True])
+  with pytest.raises(errors.EcosError, match="budget=0"):
+    sampling.quotas(np.array([1]), np.array([5]), kept, 0)
+  with pytest.raises(ValueError, match="positive"):
+    sampling.quotas(np.array([0]), np.array([5]), kept, 3)
+
+
+@pytest.mark.parametrize("d", [1, 8])
+def test_farthest_first_equals_a_loop(d):
+  random = np.random.default_rng(d)
+  features = random.integers(-9, 9, (3, 40, d)).astype(np.float32)
+  start = np.array([0, 17, 39], np.int32)
+  nearest = np.full((3, 40), np.inf, np.float32)
+  order = sampling.farthest_first(features, nearest, start, jnp.int32(15))
+  for i in range(3):
+    expected = greedy(features[i], 15, int(start[i]))
+    np.testing.assert_array_equal(np.argsort(order[i])[:15], expected)
+
+
+def test_farthest_first_leaves_padding_and_uses_up_small_sets():
+  features = np.arange(8, dtype=np.float32).reshape(2, 4, 1)
+  nearest = np.array([[np.inf] * 4, [np.inf] * 2 + [-np.inf] * 2], np.float32)
+  start = np.zeros(2, np.int32)
+  order = sampling.farthest_first(features, nearest, start, jnp.int32(4))
+  np.testing.assert_array_equal(order[0], [0, 2, 3, 1])
+  np.testing.assert_array_equal(order[1, :2], [0, 1])
+  assert np.all(order[1, 2:] >= 4)
+
+
+def test_farthest_first_after_earlier_choices():
+  features = np.array([[[0.0], [1], [5], [9]]], np.float32)
+  # As if a sample at 9 had been chosen before.
+  nearest = (features[:, :, 0] - 9) ** 2
+  order = sampling.farthest_first(
+    features, nearest, np.zeros(1, np.int32), jnp.int32(2)
+  )
+  np.testing.assert_array_equal(order[0, :3] < 2, [True, False, True])
+
+
+SIZES = [0, 1, 3, 64, 65, 300, 120, 0, 130]
+QUOTAS = np.array([0, 1, 2, 64, 30, 7, 0, 0, 12])
+
+
+def test_kcenter_equals_a_loop():
+  bank, assignment, centroids = clusters(SIZES)
+  got = sampling.decompress(
+    bank, assignment, centroids, QUOTAS, config.Within.KCENTER, KEY
+  )
+  expected = []
+  for r, quota in enumerate(QUOTAS):
+    members = np.flatnonzero(assignment == r)
+    if quota:
+      features = bank.features[members]
+      gaps = np.sum((features - centroids[r]) ** 2, axis=1)
+      order = greedy(features, quota, int(np.argmin(gaps)))
+      expected += sorted(members[order])
+  np.testing.assert_array_equal(got, expected)
+
+
+def test_nearest_equals_a_sort():
+  bank, assignment, centroids = clusters(SIZES)
+  got = sampling.decompress(
+    bank, assignment, centroids, QUOTAS, config.Within.NEAREST, KEY
+  )
+  expected = []
+  for r, quota in enumerate(QUOTAS):
+    members = np.flatnonzero(assignment == r)
+    gaps = np.sum((bank.features[members] - centroids[r]) ** 2, axis=1)
+    expected += sorted(members[np.argsort(gaps, kind="stable")[:quota]])
+  np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_decompress_keeps_the_quotas_in_order(within):
+  bank, assignment, centroids = clusters(SIZES)
+  got = sampling.decompress(bank, assignment, centroids, QUOTAS, within, KEY)
+  assert got.dtype == np.int64
+  labels = assignment[got]
+  np.testing.assert_array_equal(np.bincount(labels, minlength=9), QUOTAS)
+  keys = list(zip(labels.tolist(), got.tolist(), strict=True))
+  assert keys == sorted(set(keys))
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_decompress_is_independent_of_block_sizes(within, monkeypatch):
+  monkeypatch.setattr(sampling, "_MIN_CANDIDATES", 16)
+  bank, assignment, centroids = clusters(SIZES)
+  arguments = (bank, assignment, centroids, np.minimum(QUOTAS, 9), within, KEY)
+  expected = sampling.decompress(*arguments)
+  monkeypatch.setattr(sampling, "_SCAN_ROWS", 7)
+  monkeypatch.setattr(sampling, "_GROUP_ROWS", 64)
+  np.testing.assert_array_equal(sampling.decompress(*arguments), expected)
+
+
+def test_random_is_uniform_and_follows_the_key():
+  bank, assignment, centroids = clusters([50, 30])
+  quotas = np.array([10, 15])
+  draws = [
+    sampling.decompress(
+      bank,
+      assignment,
+      centroids,
+      quotas,
+      config.Within.RANDOM,
+      jax.random.key(seed),
+    )
+    for seed in range(300)
+  ]
+  assert len({draw.tobytes() for draw in draws}) == 300
+  counts = np.bincount(np.concatenate(draws), minlength=80)
+  expected = np.where(assignment == 0, 60, 150)
+  assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected))
+
+
+def test_large_clusters_are_represented_by_random_candidates(monkeypatch):
+  monkeypatch.setattr(sampling, "_MIN_CANDIDATES", 128)
+  _, assignment, _ = clusters([20_000, 100, 3000])
+  sizes = np.bincount(assignment)
+  candidates = sampling._candidates(
+    assignment, sizes, np.array([40, 5, 0]), KEY
+  )
+  # 8 x 40, up to a power of two; everything; nothing.
+  assert [len(rows) for rows in candidates] == [512, 100, 0]
+  for r, rows in enumerate(candidates):
+    assert len(set(rows.tolist())) == len(rows)
+    assert np.all(assignment[rows] == r)
+  middle = np.mean(candidates[0]) / len(assignment)
+  assert 0.44 < middle < 0.56
+
+
+def test_kcenter_covers_better_than_random():
+  random = np.random.default_rng(0)
+  features = random.normal(size=(2000, 4)).astype(np.float32)
+  bank = Bank(features)
+  assignment = np.zeros(2000, np.int32)
+
+  def radius(within):
+    rows = sampling.decompress(
+      bank, assignment, np.zeros((1, 4)), np.array([50]), within, KEY
+    )
+    gaps = np.sum((features[:, None] - features[rows]) ** 2, axis=2)
+    return gaps.min(axis=1).max()
+
+  assert radius(config.Within.KCENTER) < 0.6 * radius(config.Within.RANDOM)
+
+
+def test_duplicates_are_chosen_last():
+  features = np.repeat(np.eye(5, dtype=np.float32), [9, 9, 9, 9, 9], axis=0)
+  got = sampling.decompress(
+    Bank(features),
+    np.zeros(45, np.int32),
+    np.zeros((1, 5)),
+    np.array([5]),
+    config.Within.KCENTER,
+    KEY,
+  )
+  np.testing.assert_array_equal(got // 9, np.arange(5))
+
+
+def test_decompress_refuses_a_quota_above_its_cluster():
+  bank, assignment, centroids = clusters([5, 5])
+  with pytest.raises(ValueError, match="quota"):
+    sampling.decompress(
+      bank, assignment, centroids, np.array([6, 0]), WITHIN[0], KEY
+    )

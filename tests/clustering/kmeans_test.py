@@ -1,0 +1,252 @@
+import os
+import subprocess
+import sys
+
+import hypothesis
+from hypothesis import strategies
+import jax
+import numpy as np
+import pytest
+from sklearn import cluster
+from sklearn import datasets
+
+from ecos_jax import errors
+from ecos_jax.clustering import assign
+from ecos_jax.clustering import kmeans
+
+KEY = jax.random.key(0)
+
+
+class Stream:
+  """A minimal feature bank: blocks in one reused buffer."""
+
+  def __init__(self, features):
+    self.features = features
+    self.shape = features.shape
+    self.dtype = features.dtype
+    self.passes = 0
+
+  def blocks(self, rows):
+    self.passes += 1
+    buffer = np.empty((rows, self.shape[1]), self.dtype)
+    for start in range(0, self.shape[0], rows):
+      part = self.features[start : start + rows]
+      buffer[: len(part)] = part
+      yield start, buffer[: len(part)]
+      buffer[:] = np.nan
+
+  def take(self, indices):
+    return self.features[indices].astype(np.float32)
+
+
+def blobs(n=3000, d=6, k=12, spread=1.0, seed=0):
+  features, _ = datasets.make_blobs(
+    n, d, centers=k, cluster_std=spread, random_state=seed
+  )
+  return features.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+  "n, d, k", [(3000, 6, 12), (2000, 72, 100), (9001, 4, 5), (50, 3, 1)]
+)
+def test_same_centroids_as_scikit_learn_from_the_same_start(n, d, k):
+  features = blobs(n, d, k, spread=4.0)
+  init = features[np.random.default_rng(1).choice(n, k, replace=False)]
+  expected = cluster.KMeans(
+    k, init=init, n_init=1, max_iter=20, tol=0, algorithm="lloyd"
+  ).fit(features)
+  got = kmeans.fit(features, k, KEY, init=init, iterations=20, tolerance=0)
+  np.testing.assert_allclose(
+    got.centroids, expected.cluster_centers_, atol=1e-4
+  )
+  np.testing.assert_allclose(got.inertia[-1], expected.inertia_, rtol=1e-5)
+  np.testing.assert_array_equal(got.sizes, np.bincount(expected.labels_))
+
+
+def test_the_result_describes_its_centroids():
+  features = blobs()
+  got = kmeans.fit(features, 12, KEY)
+  nearest = assign.assign(features, got.centroids)
+  np.testing.assert_array_equal(
+    got.sizes, np.bincount(nearest.labels, minlength=12)
+  )
+  assert got.inertia[-1] == pytest.approx(nearest.distances.sum(), rel=1e-5)
+  assert len(got.inertia) == got.iterations + 1
+  assert got.converged and got.iterations < 50
+  assert np.all(np.diff(got.inertia) <= 1e-5 * got.inertia[:-1])
+  assert got.centroids.dtype == np.float32 and got.sizes.dtype == np.int64
+
+
+def test_the_start_finds_separated_blobs():
+  features = blobs(5000, 4, 20, spread=0.05, seed=3)
+  got = kmeans.fit(features, 20, KEY)
+  best = cluster.KMeans(20, n_init=5, random_state=0).fit(features).inertia_
+  assert got.inertia[-1] == pytest.approx(best, rel=1e-3)
+  assert got.sizes.min() > 0
+
+
+def test_plus_plus_is_about_as_good_as_scikit_learn():
+  features = blobs(2000, 8, 40, spread=0.5)
+
+  def inertia(centers):
+    return float(assign.assign(features, centers).distances.sum())
+
+  ours = [
+    inertia(kmeans.plus_plus(features, 40, jax.random.key(seed)))
+    for seed in range(8)
+  ]
+  theirs = [
+    inertia(cluster.kmeans_plusplus(features, 40, random_state=seed)[0])
+    for seed in range(8)
+  ]
+  assert np.median(ours) < 1.5 * np.median(theirs)
+
+
+def test_plus_plus_takes_every_distinct_sample():
+  distinct = np.arange(12, dtype=np.float32).reshape(6, 2) ** 2
+  features = np.repeat(distinct, 7, axis=0)
+  chosen = np.asarray(kmeans.plus_plus(features, 6, KEY))
+  np.testing.assert_array_equal(np.unique(chosen, axis=0), distinct)
+
+
+def test_empty_clusters_move_to_the_farthest_samples():
+  features = blobs(600, 2, 3, spread=0.1, seed=5)
+  # All but one start far from everything, so they begin empty.
+  init = np.full((3, 2), 1e3, np.float32)
+  init[0] = features[0]
+  got = kmeans.fit(features, 3, KEY, init=init)
+  assert got.reseeded >= 2
+  assert got.sizes.min() == 200
+  assert got.converged
+
+
+def test_fewer_distinct_samples_than_clusters():
+  features = np.repeat(np.eye(3, 5, dtype=np.float32), 10, axis=0)
+  got = kmeans.fit(features, 8, KEY)
+  assert got.converged and got.inertia[-1] < 1e-5
+  assert got.sizes.sum() == 30 and np.count_nonzero(got.sizes) == 3
+
+
+def test_as_many_clusters_as_samples():
+  features = blobs(16, 3, 4)
+  got = kmeans.fit(features, 16, KEY)
+  np.testing.assert_array_equal(got.sizes, 1)
+  assert got.inertia[-1] < 1e-2
+
+
+def test_deterministic_for_a_key():
+  features = blobs(spread=5.0)
+  one, same = (kmeans.fit(features, 12, KEY) for _ in range(2))
+  other = kmeans.fit(features, 12, jax.random.key(1))
+  np.testing.assert_array_equal(one.centroids, same.centroids)
+  assert not np.array_equal(one.centroids, other.centroids)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("memory_budget", [0, 1 << 30])
+def test_a_stream_gives_the_result_of_memory(dtype, memory_budget):
+  features = blobs(spread=3.0).astype(dtype)
+  expected = kmeans.fit(features, 12, KEY, iterations=7, tolerance=0)
+  stream = Stream(features)
+  got = kmeans.fit(
+    stream, 12, KEY, iterations=7, tolerance=0, memory_budget=memory_budget
+  )
+  np.testing.assert_array_equal(got.centroids, expected.centroids)
+  np.testing.assert_array_equal(got.sizes, expected.sizes)
+  assert stream.passes == (1 if memory_budget else got.iterations + 1)
+
+
+def test_many_chunks(monkeypatch):
+  features = blobs(spread=3.0)
+  expected = kmeans.fit(features, 12, KEY, iterations=7, tolerance=0)
+  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 4096)
+  assert assign.plan((3000, 6), 12, assign.single_device_mesh()).chunk < 200
+  got = kmeans.fit(Stream(features), 12, KEY, iterations=7, tolerance=0)
+  np.testing.assert_allclose(got.centroids, expected.centroids, atol=1e-5)
+
+
+def test_fit_on_a_sample():
+  features = blobs(20_000, 4, 10, spread=0.1, seed=2)
+  got = kmeans.fit(Stream(features), 10, KEY, sample=1000)
+  whole = kmeans.fit(features, 10, KEY)
+  assert got.sizes.sum() == 1000
+  far = assign.assign(got.centroids, whole.centroids).distances
+  assert far.max() < 0.01
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+  strategies.integers(0, 200), strategies.data(), strategies.integers(0, 9)
+)
+def test_subsample(n, data, seed):
+  size = data.draw(strategies.integers(0, n))
+  rows = kmeans.subsample(n, size, jax.random.key(seed))
+  assert rows.dtype == np.int64 and len(rows) == size
+  assert np.all(np.diff(rows) > 0)
+  assert np.all((rows >= 0) & (rows < n))
+
+
+@pytest.mark.parametrize("k", [0, 11])
+def test_refuses_a_wrong_number_of_clusters(k):
+  with pytest.raises(errors.EcosError, match=r"codebook\.size.* 10"):
+    kmeans.fit(np.zeros((10, 2), np.float32), k, KEY)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_refuses_features_that_are_not_finite(bad):
+  features = blobs()
+  features[17, 3] = bad
+  with pytest.raises(errors.EcosError, match="NaN"):
+    kmeans.fit(features, 12, KEY)
+
+
+def test_refuses_a_start_of_another_shape():
+  with pytest.raises(ValueError, match=r"\[12, 6\]"):
+    kmeans.fit(blobs(), 12, KEY, init=np.zeros((12, 5)))
+
+
+_EIGHT_DEVICES = """
+import sys
+import jax
+import numpy as np
+from ecos_jax import distributed
+from ecos_jax.clustering import assign, kmeans
+mesh = distributed.mesh()
+assert mesh.size == 8
+features = np.load(sys.argv[1])
+fit = kmeans.fit(features, 12, jax.random.key(0), mesh=mesh)
+stream = kmeans.fit(
+  features, 12, jax.random.key(0), mesh=mesh, memory_budget=0)
+assert np.array_equal(fit.centroids, stream.centroids)
+labels = assign.assign(features, fit.centroids, mesh=mesh).labels
+np.savez(sys.argv[2], labels=labels, **fit._asdict())
+"""
+
+
+@pytest.mark.parametrize("n", [3001, 13])
+def test_eight_devices_give_the_result_of_one(n, tmp_path):
+  features = blobs(n, spread=0.3)
+  np.save(tmp_path / "features.npy", features)
+  environment = os.environ | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "JAX_PLATFORMS": "cpu",
+  }
+  subprocess.run(
+    [
+      sys.executable,
+      "-c",
+      _EIGHT_DEVICES,
+      tmp_path / "features.npy",
+      tmp_path / "fit.npz",
+    ],
+    env=environment,
+    check=True,
+  )
+  expected = kmeans.fit(features, 12, KEY)
+  with np.load(tmp_path / "fit.npz") as got:
+    np.testing.assert_allclose(got["centroids"], expected.centroids, atol=1e-4)
+    np.testing.assert_array_equal(got["sizes"], expected.sizes)
+    np.testing.assert_array_equal(
+      got["labels"], assign.assign(features, expected.centroids).labels
+    )
+    assert int(got["iterations"]) == expected.iterations

@@ -1,0 +1,89 @@
+import dataclasses
+import json
+
+import pytest
+
+from configs import digits_manual
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+
+
+def test_the_default_is_valid():
+  config_lib.Config().validate()
+
+
+def test_all_errors_come_at_once_each_naming_its_flag():
+  config = config_lib.Config()
+  config.sampling.budget = 0
+  config.codebook.size = -1
+  config.privacy.gamma = 1.5
+  config.privacy.delta = 0.0
+  config.train.learning_rate = float("nan")
+  with pytest.raises(errors.ConfigError) as caught:
+    config.validate()
+  for name in (
+    "sampling.budget",
+    "codebook.size",
+    "privacy.gamma",
+    "privacy.delta",
+    "train.learning_rate",
+  ):
+    assert f"--config.{name} " in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["mak", "local"])
+def test_methods_that_read_client_data_are_refused_with_a_remote_client(method):
+  config = config_lib.Config()
+  config.client.remote = True
+  config.sampling.method = config_lib.Method(method)
+  with pytest.raises(errors.ConfigError, match=r"--config\.sampling\.method"):
+    config.validate()
+
+
+def test_a_noise_seed_is_refused_with_a_remote_client():
+  config = config_lib.Config()
+  config.client.remote = True
+  config.privacy.insecure_noise_seed = 1
+  with pytest.raises(errors.ConfigError, match="insecure_noise_seed"):
+    config.validate()
+
+
+def test_budget_and_codebook_must_fit_into_the_pool():
+  config = config_lib.Config()
+  config.check_pool(1000)
+  with pytest.raises(errors.ConfigError, match=r"sampling\.budget") as caught:
+    config.check_pool(99)
+  assert "codebook.size" in str(caught.value)
+
+
+def test_all_of_the_pool_needs_no_budget():
+  config = config_lib.Config()
+  config.sampling.method = config_lib.Method.ALL
+  config.check_pool(10)
+
+
+def test_json_holds_every_field():
+  config = config_lib.Config()
+  stored = json.loads(config.to_json())
+  assert stored["sampling"]["method"] == "ecos"
+  assert stored.keys() == {f.name for f in dataclasses.fields(config)}
+
+
+def test_unknown_field_gets_the_valid_ones():
+  with pytest.raises(errors.ConfigError) as caught:
+    config_lib.check_overrides(["--config.sampling.bugdet=3"])
+  assert "--config.sampling.bugdet" in str(caught.value)
+  assert "sampling.budget" in str(caught.value)
+  config_lib.check_overrides(["--config.sampling.budget=3", "--workdir=x"])
+
+
+@pytest.mark.parametrize(
+  "arguments", ["", "demo", "smoke", "demo,mnist", "usps"]
+)
+def test_arguments_of_the_digits_config(arguments):
+  digits_manual.get_config(arguments).validate()
+
+
+def test_unknown_argument_of_the_digits_config_gets_the_valid_ones():
+  with pytest.raises(errors.ConfigError, match="smoke"):
+    digits_manual.get_config("svhn")

@@ -1,0 +1,118 @@
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from ecos_jax import errors
+from ecos_jax.data import images
+
+
+def photo(height=20, width=30):
+  y, x = np.mgrid[:height, :width]
+  pixels = np.stack([8 * y % 256, 5 * x % 256, 3 * (x + y) % 256], -1)
+  return pixels.astype(np.uint8)
+
+
+def file(image, kind, **options):
+  out = io.BytesIO()
+  image.save(out, kind, **options)
+  return out.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+def test_square_is_rgb_whatever_the_mode(mode):
+  image = Image.fromarray(photo()).convert(mode)
+  expected = np.asarray(image.convert("RGB").crop((5, 0, 25, 20)))
+  np.testing.assert_array_equal(images.square(image, 20), expected)
+
+
+def test_16_bits_are_scaled_not_clipped():
+  grey = (photo()[..., 0].astype(np.uint16) << 8) + 99
+  image = images.decode(file(Image.fromarray(grey), "PNG"), "x")
+  expected = np.repeat(photo()[:, 5:25, :1], 3, -1)
+  np.testing.assert_array_equal(images.square(image, 20), expected)
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning():
+  image = Image.fromarray(photo()).convert("P")
+  data = file(image, "PNG", transparency=bytes(range(256)))
+  square = images.square(images.decode(data, "x"), 20)
+  np.testing.assert_array_equal(
+    square, np.asarray(image.convert("RGB"))[:, 5:25]
+  )
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (40, 90), (77, 40)])
+def test_square_keeps_the_centre_and_the_aspect(height, width):
+  # A disc in the centre remains a disc.
+  y, x = np.mgrid[:height, :width]
+  radius = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2)
+  disc = np.repeat((255 * (radius < 14)).astype(np.uint8)[..., None], 3, -1)
+  square = images.square(Image.fromarray(disc), 20)
+  np.testing.assert_array_equal(square, square[::-1])
+  np.testing.assert_array_equal(square, square[:, ::-1])
+  y, x = np.mgrid[:20, :20] - 9.5
+  np.testing.assert_allclose(square[np.hypot(y, x) < 5.5], 255, atol=3)
+  np.testing.assert_allclose(square[np.hypot(y, x) > 8.5], 0, atol=3)
+
+
+def test_an_image_of_the_right_size_is_unchanged():
+  pixels = photo(28, 28)
+  square = images.square(Image.fromarray(pixels), 28)
+  np.testing.assert_array_equal(square, pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_decode_refuses_damaged_files_and_names_them(kind):
+  data = file(Image.fromarray(photo()), kind)
+  for damaged in (data[: len(data) // 2], b"", b"no image", data[:20]):
+    with pytest.raises(errors.EcosError, match=r"a/b\.x cannot be read"):
+      images.decode(damaged, "a/b.x")
+
+
+def test_an_image_with_far_too_many_pixels_is_refused(monkeypatch):
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+  data = file(Image.fromarray(photo()), "PNG")
+  with pytest.raises(errors.EcosError, match="decompression bomb"):
+    images.decode(data, "x")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_png_and_jpeg_files_are_handed_on_as_they_are(kind):
+  data = file(Image.fromarray(photo()), kind)
+  assert images.png_or_jpeg(data, "x") is data
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_other_files_become_png(mode):
+  image = Image.fromarray(photo()).convert(mode)
+  data = images.png_or_jpeg(file(image, "WEBP", lossless=True), "x")
+  assert data.startswith(b"\x89PNG")
+  np.testing.assert_array_equal(images.decode(data, "x"), photo())
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5, 1), (1, 5, 3), (5, 1, 3)])
+def test_arrays_survive_png(shape):
+  array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+  decoded = images.decode(images.png(images.from_array(array)), "x")
+  np.testing.assert_array_equal(np.asarray(decoded).reshape(shape), array)
+
+
+def test_squares_are_in_the_order_of_the_indices():
+  def read(index):
+    return Image.new("RGB", (9, 9), (index, 0, 0))
+
+  indices = np.random.default_rng(0).permutation(100)
+  squares = images.squares(read, indices, 4)
+  assert squares.shape == (100, 4, 4, 3)
+  np.testing.assert_array_equal(squares[:, 0, 0, 0], indices)
+  assert images.squares(read, indices[:0], 4).shape == (0, 4, 4, 3)
+
+
+def test_squares_hands_on_an_error():
+  def read(index):
+    raise errors.EcosError(f"image {index}")
+
+  with pytest.raises(errors.EcosError, match="image 7"):
+    images.squares(read, np.array([7]), 4)

@@ -1,0 +1,420 @@
+import io
+import itertools
+import os
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from ecos_jax import errors
+from ecos_jax.data import pools
+
+
+def random_images(*shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def save(path, pixels, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path, **options)
+
+
+def decode(data):
+  return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def write_tfds(directory, files, *, feature="image", labels=True):
+  """Writes the TFDS dataset `shapes` of image files, labels 10, 11, ..."""
+  path = directory / "shapes" / "1.0.0"
+  path.mkdir(parents=True)
+  features = {feature: tfds.features.Image(shape=(None, None, None))}
+  if labels:
+    features["label"] = tfds.features.Scalar(np.int64)
+  examples = [{feature: io.BytesIO(data)} for data in files]
+  for index, example in enumerate(examples):
+    if labels:
+      example["label"] = 10 + index
+  identity = tfds.core.DatasetIdentity(
+    name="shapes",
+    version=tfds.core.Version("1.0.0"),
+    data_dir=str(path),
+    module_name="shapes",
+  )
+  writer = tfds.core.SequentialWriter(
+    tfds.core.DatasetInfo(
+      builder=identity, features=tfds.features.FeaturesDict(features)
+    ),
+    100,
+    file_format="array_record",
+  )
+  writer.initialize_splits(["train"])
+  writer.add_examples({"train": examples})
+  writer.close_all()
+
+
+class TestArraySource:
+  def test_gives_images_and_labels_by_index(self):
+    images = random_images(5, 8, 8, 3)
+    source = pools.ArraySource("a", images, np.arange(5, dtype=np.uint8))
+    indices = np.array([3, 0, 3])
+    assert len(source) == 5
+    np.testing.assert_array_equal(source.images(indices, 8), images[indices])
+    labels = source.labels(indices)
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [3, 0, 3]
+
+  def test_labels_are_unknown_without_any(self):
+    source = pools.ArraySource("a", random_images(5, 8, 8, 3))
+    assert source.labels(np.array([1, 2])).tolist() == [-1, -1]
+
+  @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 8, 1)])
+  @pytest.mark.parametrize("size", [8, 6])
+  def test_grey_is_repeated(self, shape, size):
+    images = random_images(*shape)
+    got = pools.ArraySource("a", images).images(np.arange(3), size)
+    assert got.shape == (3, size, size, 3)
+    np.testing.assert_array_equal(got, np.repeat(got[..., :1], 3, -1))
+
+  def test_encoded_is_a_png_of_the_image(self):
+    images = random_images(3, 8, 9, 3)
+    source = pools.ArraySource("a", images)
+    assert source.encoded(2).startswith(b"\x89PNG")
+    np.testing.assert_array_equal(decode(source.encoded(2)), images[2])
+
+  def test_digest_is_of_the_content(self):
+    images, labels = random_images(3, 8, 8, 3), np.arange(3)
+    digest = pools.ArraySource("a", images, labels).digest
+    assert pools.ArraySource("b", images.copy(), labels).digest == digest
+    assert pools.ArraySource("a", images).digest != digest
+    assert pools.ArraySource("a", images, labels[::-1]).digest != digest
+    other = images.copy()
+    other[1, 2, 3, 0] ^= 1
+    assert pools.ArraySource("a", other, labels).digest != digest
+    reshaped = images.reshape(3, 4, 16, 3)
+    assert pools.ArraySource("a", reshaped, labels).digest != digest
+
+  @pytest.mark.parametrize(
+    "images",
+    [
+      np.zeros((2, 8, 8, 3)),
+      np.zeros((2, 8), np.uint8),
+      np.zeros((2, 8, 8, 4), np.uint8),
+    ],
+  )
+  def test_refuses_other_images(self, images):
+    with pytest.raises(errors.EcosError, match="a must be uint8"):
+      pools.ArraySource("a", images)
+
+  @pytest.mark.parametrize("labels", [np.zeros(3), np.zeros(2, int)])
+  def test_refuses_other_labels(self, labels):
+    with pytest.raises(errors.EcosError, match="a must be 3 integers"):
+      pools.ArraySource("a", random_images(3, 8, 8, 3), labels)
+
+
+class TestFolderSource:
+  def test_reads_all_kinds_in_sorted_order(self, tmp_path):
+    pixels = random_images(4, 8, 8, 3)
+    save(tmp_path / "b/2.PNG", pixels[2])
+    save(tmp_path / "b/10.png", pixels[1])
+    save(tmp_path / "a.webp", pixels[0], lossless=True)
+    save(tmp_path / "c/d/e.jpeg", pixels[3])
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_bytes(b"no image")
+    save(tmp_path / ".hidden" / "f.png", pixels[0])
+    source = pools.FolderSource(tmp_path)
+    assert source.name == tmp_path.name
+    assert len(source) == 4
+    images = source.images(np.arange(4), 8)
+    np.testing.assert_array_equal(images[:3], pixels[:3])
+    jpeg = np.asarray(Image.open(tmp_path / "c/d/e.jpeg"))
+    np.testing.assert_array_equal(images[3], jpeg)
+    assert source.labels(np.arange(4)).tolist() == [-1] * 4
+
+  def test_one_level_of_folders_is_classes(self, tmp_path):
+    for name in ("cat/1.png", "ant/2.png", "cat/0.png", "bee/x.png"):
+      save(tmp_path / name, random_images(4, 4, 3))
+    source = pools.FolderSource(tmp_path)
+    assert source.labels(np.arange(4)).tolist() == [0, 1, 2, 2]
+    assert source.labels(np.array([3])).dtype == np.int64
+
+  @pytest.mark.parametrize("extra", ["top.png", "cat/deep/x.png"])
+  def test_other_layouts_have_no_classes(self, tmp_path, extra):
+    for name in ("cat/1.png", "ant/2.png", extra):
+      save(tmp_path / name, random_images(4, 4, 3))
+    source = pools.FolderSource(tmp_path)
+    assert source.labels(np.arange(3)).tolist() == [-1] * 3
+
+  def test_encoded_is_the_file_byte_for_byte(self, tmp_path):
+    save(tmp_path / "a.jpg", random_images(9, 5, 3), quality=50)
+    save(tmp_path / "b.png", random_images(9, 5))
+    save(tmp_path / "c.webp", random_images(9, 5, 3), lossless=True)
+    source = pools.FolderSource(tmp_path)
+    assert source.encoded(0) == (tmp_path / "a.jpg").read_bytes()
+    assert source.encoded(1) == (tmp_path / "b.png").read_bytes()
+    assert source.encoded(2).startswith(b"\x89PNG")
+    np.testing.assert_array_equal(
+      decode(source.encoded(2)), random_images(9, 5, 3)
+    )
+
+  def test_an_unreadable_image_is_named(self, tmp_path):
+    save(tmp_path / "a.png", random_images(9, 9, 3))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    source = pools.FolderSource(tmp_path)
+    with pytest.raises(errors.EcosError, match=r"b\.png cannot be read"):
+      source.images(np.arange(2), 8)
+    with pytest.raises(errors.EcosError, match=r"b\.png cannot be read"):
+      source.encoded(1)
+
+  def test_digest_is_of_names_sizes_and_times(self, tmp_path):
+    file = tmp_path / "a" / "x.png"
+    save(file, random_images(9, 9, 3))
+    digest = pools.FolderSource(tmp_path / "a").digest
+    assert pools.FolderSource(tmp_path / "a").digest == digest
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert pools.FolderSource(tmp_path / "b").digest == digest
+    os.utime(file, (1, 1))
+    assert pools.FolderSource(tmp_path / "a").digest != digest
+    (tmp_path / "b" / "x.png").rename(tmp_path / "b" / "y.png")
+    assert pools.FolderSource(tmp_path / "b").digest != digest
+
+  def test_refuses_a_folder_without_images(self, tmp_path):
+    with pytest.raises(errors.EcosError, match=r"--data: .* holds no image"):
+      pools.FolderSource(tmp_path)
+    with pytest.raises(errors.EcosError, match=r"--data: .*x is not a folder"):
+      pools.FolderSource(tmp_path / "x")
+
+
+class TestTfdsSource:
+  def test_reads_stored_files(self, tmp_path):
+    grey, colour = random_images(9, 9), random_images(9, 12, 3)
+    files = []
+    for pixels, kind in ((grey, "PNG"), (colour, "PNG"), (colour, "JPEG")):
+      file = io.BytesIO()
+      Image.fromarray(pixels).save(file, kind)
+      files.append(file.getvalue())
+    write_tfds(tmp_path, files)
+    source = pools.TfdsSource("shapes", "train", str(tmp_path))
+    assert (source.name, len(source)) == ("shapes:train", 3)
+    assert [source.encoded(index) for index in range(3)] == files
+    images = source.images(np.arange(2), 9)
+    np.testing.assert_array_equal(images[0], np.repeat(grey[..., None], 3, -1))
+    assert images.shape == (2, 9, 9, 3)
+    assert source.labels(np.array([2, 0])).tolist() == [12, 10]
+    assert source.digest == "shapes/1.0.0:train"
+    part = pools.TfdsSource("shapes:1.0.0", "train[1:]", str(tmp_path))
+    assert len(part) == 2
+    np.testing.assert_array_equal(part.images(np.array([0]), 9), images[1:2])
+
+  def test_labels_are_unknown_without_any(self, tmp_path):
+    source = pools.ArraySource("a", random_images(2, 8, 8, 3))
+    write_tfds(tmp_path, [source.encoded(0), source.encoded(1)], labels=False)
+    shapes = pools.TfdsSource("shapes", "train", str(tmp_path))
+    assert shapes.labels(np.arange(2)).tolist() == [-1, -1]
+
+  def test_reads_mock_data(self):
+    with tfds.testing.mock_data(num_examples=5):
+      source = pools.TfdsSource("mnist", "train")
+      images = source.images(np.arange(5), 28)
+      labels = source.labels(np.arange(5))
+      encoded = source.encoded(3)
+    assert len(source) == 5
+    assert images.shape == (5, 28, 28, 3)
+    np.testing.assert_array_equal(images, np.repeat(images[..., :1], 3, -1))
+    assert set(labels) <= set(range(10))
+    np.testing.assert_array_equal(decode(encoded), images[3, ..., 0])
+
+  def test_a_damaged_sample_is_named(self, tmp_path):
+    write_tfds(tmp_path, [b"no image"])
+    source = pools.TfdsSource("shapes", "train", str(tmp_path))
+    with pytest.raises(
+      errors.EcosError, match=r"tfds:shapes:train\[0\] cannot"
+    ):
+      source.images(np.array([0]), 8)
+
+  def test_refuses_what_tfds_does_not_have(self, tmp_path):
+    with pytest.raises(
+      errors.EcosError, match=r"open tfds:nosuch:train: .*not"
+    ):
+      pools.TfdsSource("nosuch", "train", str(tmp_path))
+    write_tfds(
+      tmp_path, [pools.ArraySource("a", random_images(1, 8, 8)).encoded(0)]
+    )
+    with pytest.raises(errors.EcosError, match=r"'test'.*\['train'\]"):
+      pools.TfdsSource("shapes", "test", str(tmp_path))
+
+  def test_refuses_a_dataset_without_images(self, tmp_path):
+    data = pools.ArraySource("a", random_images(1, 8, 8)).encoded(0)
+    write_tfds(tmp_path, [data], feature="picture")
+    with pytest.raises(errors.EcosError, match="image"):
+      pools.TfdsSource("shapes", "train", str(tmp_path))
+
+
+class TestOpenSource:
+  @pytest.mark.parametrize("prefix", ["", "folder:"])
+  def test_folder(self, tmp_path, prefix):
+    save(tmp_path / "x.png", random_images(4, 4, 3))
+    source = pools.open_source(f"{prefix}{tmp_path}")
+    assert isinstance(source, pools.FolderSource)
+
+  @pytest.mark.parametrize("prefix", ["", "images:"])
+  def test_npy_is_mapped_and_not_hashed(self, tmp_path, prefix):
+    images = random_images(3, 8, 8, 3)
+    file = tmp_path / "cats.npy"
+    np.save(file, images)
+    source = pools.open_source(f"{prefix}{file}")
+    assert (source.name, len(source)) == ("cats", 3)
+    np.testing.assert_array_equal(source.images(np.arange(3), 8), images)
+    assert source.labels(np.arange(3)).tolist() == [-1] * 3
+    digest = source.digest
+    assert pools.open_source(str(file)).digest == digest
+    os.utime(file, (1, 1))
+    assert pools.open_source(str(file)).digest != digest
+
+  @pytest.mark.parametrize("labels", [{}, {"labels": np.array([4, 5, 6])}])
+  def test_npz(self, tmp_path, labels):
+    images = random_images(3, 8, 8)
+    np.savez(tmp_path / "cats.npz", images=images, **labels)
+    source = pools.open_source(str(tmp_path / "cats.npz"))
+    np.testing.assert_array_equal(
+      source.images(np.arange(3), 8)[..., 1], images
+    )
+    expected = [4, 5, 6] if labels else [-1] * 3
+    assert source.labels(np.arange(3)).tolist() == expected
+
+  @pytest.mark.parametrize(
+    ("spec", "name", "split"),
+    [
+      ("tfds:mnist:train", "mnist", "train"),
+      ("tfds:mnist:train[:50%]", "mnist", "train[:50%]"),
+      ("tfds:domainnet/real:1.0.0:test", "domainnet/real:1.0.0", "test"),
+      ("tfds:a:b[:1]+c[2:]", "a", "b[:1]+c[2:]"),
+    ],
+  )
+  def test_tfds(self, monkeypatch, spec, name, split):
+    calls = []
+    monkeypatch.setattr(pools, "TfdsSource", lambda *args: calls.append(args))
+    pools.open_source(spec, "there")
+    assert calls == [(name, split, "there")]
+
+  @pytest.mark.parametrize(
+    "spec", ["", "nowhere", "tfds:mnist", "http://x", "folder", "a.png"]
+  )
+  def test_refuses_other_words(self, spec):
+    with pytest.raises(errors.EcosError, match=f"--data={spec} names no data"):
+      pools.open_source(spec)
+
+  @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+  def test_refuses_missing_and_damaged_files(self, tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(errors.EcosError, match=f"--data: cannot read .*{name}"):
+      pools.open_source(f"images:{path}")
+    images = random_images(3, 8, 8)
+    if name.endswith("y"):
+      np.save(path, images)
+    else:
+      np.savez_compressed(path, images=images)
+    data = path.read_bytes()
+    for damaged in (b"", b"no array", data[:40], data[:-20]):
+      path.write_bytes(damaged)
+      with pytest.raises(
+        errors.EcosError, match=f"--data: cannot read .*{name}"
+      ):
+        pools.open_source(str(path))
+
+  def test_refuses_pickles(self, tmp_path):
+    np.save(tmp_path / "x.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(errors.EcosError, match="cannot read"):
+      pools.open_source(str(tmp_path / "x.npy"))
+
+  def test_refuses_other_arrays(self, tmp_path):
+    np.savez(tmp_path / "x.npz", pictures=random_images(3, 8, 8))
+    with pytest.raises(errors.EcosError, match="no array 'images'"):
+      pools.open_source(str(tmp_path / "x.npz"))
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8)))
+    with pytest.raises(errors.EcosError, match="must be uint8"):
+      pools.open_source(str(tmp_path / "x.npy"))
+
+
+class TestPool:
+  @given(st.lists(st.integers(0, 5), min_size=1, max_size=4), st.data())
+  def test_equals_the_sources_one_after_the_other(self, lengths, data):
+    if not sum(lengths):
+      lengths.append(1)
+    images = random_images(sum(lengths), 2, 2, 3)
+    labels = np.arange(len(images))
+    offsets = np.cumsum([0, *lengths])
+    pool = pools.Pool(
+      [
+        pools.ArraySource(f"s{i}", images[a:b], labels[a:b])
+        for i, (a, b) in enumerate(itertools.pairwise(offsets))
+      ]
+    )
+    positions = np.repeat(np.arange(len(lengths)), lengths)
+    indices = np.array(
+      data.draw(st.lists(st.integers(0, len(images) - 1))), np.int64
+    )
+    assert len(pool) == len(images)
+    np.testing.assert_array_equal(pool.images(indices, 2), images[indices])
+    np.testing.assert_array_equal(pool.labels(indices), labels[indices])
+    source_of = pool.source_of(indices)
+    assert source_of.dtype == np.int32
+    np.testing.assert_array_equal(source_of, positions[indices])
+    for index in indices[:3]:
+      np.testing.assert_array_equal(decode(pool.encoded(index)), images[index])
+
+  def test_source_names(self):
+    a, b = (pools.ArraySource(name, random_images(1, 2, 2)) for name in "ab")
+    assert pools.Pool([b, a]).source_names == ("b", "a")
+
+  def test_digest_is_of_names_order_and_content(self):
+    def source(name, seed):
+      return pools.ArraySource(name, random_images(2, 2, 2, seed=seed))
+
+    digest = pools.Pool([source("a", 0), source("b", 1)]).digest
+    assert pools.Pool([source("a", 0), source("b", 1)]).digest == digest
+    for other in (
+      [source("b", 1), source("a", 0)],
+      [source("a", 0), source("c", 1)],
+      [source("a", 0), source("b", 2)],
+      [source("a", 0)],
+    ):
+      assert pools.Pool(other).digest != digest
+
+  @pytest.mark.parametrize("index", [-1, 2])
+  def test_refuses_an_index_outside(self, index):
+    pool = pools.Pool([pools.ArraySource("a", random_images(2, 2, 2))])
+    for read in (pool.labels, pool.source_of, lambda i: pool.images(i, 2)):
+      with pytest.raises(IndexError, match=r"\[0, 2\)"):
+        read(np.array([0, index]))
+
+  def test_refuses_no_samples(self):
+    empty = pools.ArraySource("a", random_images(0, 2, 2))
+    for sources in ([], [empty]):
+      with pytest.raises(errors.EcosError, match="the pool is empty"):
+        pools.Pool(sources)
+
+  def test_refuses_two_sources_of_one_name(self):
+    source = pools.ArraySource("a", random_images(1, 2, 2))
+    with pytest.raises(errors.EcosError, match=r"one name: .*a, a"):
+      pools.Pool([source, source])
+
+
+def test_the_client_needs_no_heavy_package(tmp_path: Path):
+  script = """
+import sys
+import numpy as np
+from ecos_jax.data import pools
+pools.open_source(sys.argv[1]).images(np.array([0]), 8)
+heavy = {"tensorflow_datasets", "tensorflow", "grain", "orbax", "jax"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+  save(tmp_path / "x.png", random_images(9, 9, 3))
+  command = [sys.executable, "-c", script, str(tmp_path)]
+  subprocess.run(command, check=True)

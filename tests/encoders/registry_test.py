@@ -1,0 +1,78 @@
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecos_jax import errors
+from ecos_jax.encoders import hog
+from ecos_jax.encoders import registry
+
+
+def random_images(n):
+  return np.random.default_rng(n).integers(0, 256, (n, 28, 28, 3), np.uint8)
+
+
+def test_hog_is_72_numbers_of_28_pixels():
+  encoder = registry.get("hog")
+  assert (encoder.name, encoder.image_size, encoder.dimension) == (
+    "hog",
+    28,
+    72,
+  )
+  assert registry.get("hog") is encoder
+  assert "hog" in registry.names()
+
+
+def test_the_digest_stays():
+  # Queries carry it: another digest makes old clients and clouds refuse.
+  assert registry.get("hog").digest == (
+    "2a515b3f66dec1ec6f141749a287bbe3468a43e3b652b40812ce7d4f70c88777"
+  )
+
+
+def test_an_unknown_name_is_told_with_those_there_are():
+  with pytest.raises(errors.EcosError, match=r"'sift'.*encoder\.name.*hog"):
+    registry.get("sift")
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 40])
+def test_encode_equals_the_encoder_whatever_the_batches(n):
+  images = random_images(n)
+  features = registry.encode(registry.get("hog"), images, batch_size=16)
+  assert features.dtype == np.float32
+  assert features.shape == (n, 72)
+  np.testing.assert_allclose(features, hog.hog(images), atol=1e-6)
+
+
+def test_encode_does_not_depend_on_the_batch_a_sample_is_in():
+  images = random_images(50)
+  encoder = registry.get("hog")
+  whole = registry.encode(encoder, images, batch_size=16)
+  part = registry.encode(encoder, images[7:], batch_size=16)
+  np.testing.assert_array_equal(whole[7:], part)
+
+
+def test_encode_compiles_once():
+  traces = []
+
+  def mean(images):
+    traces.append(images.shape)
+    return images.astype(jnp.float32).mean((1, 2))
+
+  encoder = dataclasses.replace(
+    registry.get("hog"), name="mean", dimension=3, apply=mean
+  )
+  for n in (3, 100, 7):
+    features = registry.encode(encoder, random_images(n), batch_size=8)
+    expected = random_images(n).mean((1, 2))
+    np.testing.assert_allclose(features, expected, rtol=1e-5)
+  assert traces == [(8, 28, 28, 3)]
+
+
+@pytest.mark.parametrize(
+  "images", [np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 28, 28, 3))]
+)
+def test_encode_refuses_another_shape_or_type(images):
+  with pytest.raises(ValueError, match=r"hog wants uint8 \[n, 28, 28, 3\]"):
+    registry.encode(registry.get("hog"), images)

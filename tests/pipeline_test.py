@@ -1,0 +1,262 @@
+import json
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from configs import digits_manual
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+from ecos_jax import pipeline
+from ecos_jax import workdir as workdir_lib
+from ecos_jax.client import coverage
+from ecos_jax.cloud import codebook
+from ecos_jax.data import digits
+from ecos_jax.data import proxy
+from ecos_jax.encoders import registry
+
+
+def _config(**sampling) -> config_lib.Config:
+  config = digits_manual.get_config("smoke")
+  config.privacy.insecure_noise_seed = 7
+  config.train.steps = 2
+  for name, value in sampling.items():
+    setattr(config.sampling, name, value)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  path = tmp_path_factory.mktemp("ecos")
+  config = _config()
+  summary = pipeline.run(config, path)
+  assert summary is not None
+  return config, path, summary
+
+
+def test_the_summary_holds_the_stable_names(finished):
+  config, path, summary = finished
+  assert json.loads((path / "summary.json").read_bytes()) == summary
+  assert summary.keys() >= {
+    "accuracy",
+    "proxy_size",
+    "proxy_digest",
+    "proxy_client_share",
+    "pool_client_share",
+    "epsilon",
+    "delta",
+    "relation",
+    "bytes_down",
+    "bytes_up",
+    "seconds",
+  }
+  assert summary["proxy_size"] == config.sampling.budget
+  stored = json.loads((path / "config.json").read_bytes())
+  assert stored["sampling"]["budget"] == config.sampling.budget
+
+
+def test_noise_from_a_seed_claims_no_epsilon(finished):
+  assert finished[2]["epsilon"] is None
+
+
+def test_the_bytes_are_those_of_the_two_messages(finished):
+  _, path, summary = finished
+  query = path / "query" / "query.safetensors"
+  response = path / "response" / "response.safetensors"
+  assert summary["bytes_down"] == query.stat().st_size
+  assert summary["bytes_up"] == response.stat().st_size
+
+
+def test_the_proxy_is_what_the_pool_holds(finished):
+  config, path, summary = finished
+  pool = digits.load(config.data, config.seed).pool
+  dataset = proxy.open_proxy(path / "proxy" / "dataset")
+  indices = np.array([item["index"] for item in dataset])
+  assert len(set(indices)) == config.sampling.budget
+  assert (
+    workdir_lib.digest(np.sort(indices).astype("<i8").tobytes())
+    == summary["proxy_digest"]
+  )
+  item = dataset[3]
+  np.testing.assert_array_equal(
+    item["image"], pool.images(indices[3:4], digits.SIZE)[0]
+  )
+  assert item["label"] == pool.labels(indices[3:4])[0]
+  book = codebook.read(path / "codebook")
+  assert item["cluster"] == book.assignment[indices[3]]
+
+
+def test_the_assignment_agrees_with_brute_force(finished):
+  config, path, _ = finished
+  pool = digits.load(config.data, config.seed).pool
+  features = registry.encode(
+    registry.get("hog"), pool.images(np.arange(len(pool)), digits.SIZE)
+  ).astype(np.float16)
+  book = codebook.read(path / "codebook")
+  gaps = features[:, None].astype(np.float64) - book.centroids
+  distances = (gaps**2).sum(-1)
+  chosen = distances[np.arange(len(pool)), book.assignment]
+  np.testing.assert_allclose(chosen, distances.min(1), atol=1e-5)
+  np.testing.assert_array_equal(
+    book.sizes, np.bincount(book.assignment, minlength=len(book.sizes))
+  )
+
+
+def test_the_same_again_does_nothing_and_says_so(finished, capsys):
+  config, path, summary = finished
+  before = {f: f.stat().st_mtime_ns for f in path.rglob("manifest.json")}
+  assert pipeline.run(config, path) == summary
+  assert "Nothing to do" in capsys.readouterr().out
+  assert before == {f: f.stat().st_mtime_ns for f in before}
+
+
+def test_another_config_is_refused_and_named(finished):
+  config, path, summary = finished
+  other = _config(budget=32)
+  with pytest.raises(errors.EcosError, match=r"--config\.sampling\.budget was"):
+    pipeline.run(other, path)
+  stored = json.loads((path / "config.json").read_bytes())
+  assert stored["sampling"]["budget"] == config.sampling.budget
+  assert json.loads((path / "summary.json").read_bytes()) == summary
+
+
+def test_the_exact_coverage_is_not_in_the_workdir(finished):
+  config, path, _ = finished
+  client = digits.load(config.data, config.seed).client
+  book = codebook.read(path / "codebook")
+  exact = coverage.coverage(
+    registry.encode(
+      registry.get("hog"), client.images(np.arange(len(client)), digits.SIZE)
+    ),
+    book.centroids,
+  )
+  _assert_nowhere(path, exact.astype("<i8").tobytes())
+  _assert_nowhere(path, exact.astype("<i4").tobytes())
+
+
+def _assert_nowhere(folder: Path, secret: bytes) -> None:
+  for file in folder.rglob("*"):
+    if file.is_file():
+      assert secret not in file.read_bytes(), file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["random", "kcenter", "mak", "all", "local"])
+def test_every_method_ends_in_a_summary(method, tmp_path):
+  summary = pipeline.run(
+    _config(method=config_lib.Method(method)), tmp_path / method
+  )
+  assert summary is not None
+  assert 0 <= summary["accuracy"] <= 1
+  assert summary["bytes_up"] == 0
+  private = method in ("random", "kcenter", "all")
+  assert summary["epsilon"] == (0.0 if private else None)
+
+
+@pytest.mark.slow
+def test_fixmatch_and_one_domain_out_of_the_pool(tmp_path):
+  config = _config()
+  config.train.unlabelled_ratio = 2
+  config.data.split = config_lib.Split.OOD
+  summary = pipeline.run(config, tmp_path)
+  assert summary is not None
+  assert summary["pool_client_share"] is None
+  assert summary["proxy_client_share"] is None
+
+
+def test_budgets_and_codebooks_larger_than_the_pool_are_refused(tmp_path):
+  with pytest.raises(errors.EcosError, match=r"sampling\.budget=1000000"):
+    pipeline.run(_config(budget=1_000_000), tmp_path)
+  config = _config()
+  config.codebook.size = 100_000
+  with pytest.raises(errors.EcosError, match=r"codebook\.size=100000"):
+    pipeline.run(config, tmp_path)
+
+
+def test_a_truncated_shard_is_named(tmp_path):
+  config = _config()
+  with workdir_lib.Workdir(tmp_path) as work:
+    job = pipeline.Job(config, work)
+    job.pool()
+    job.bank()
+  shard = next((tmp_path / "bank").glob("*.npy"))
+  shard.write_bytes(shard.read_bytes()[:-100])
+  with pytest.raises(errors.EcosError, match=re.escape(str(shard))):
+    pipeline.run(config, tmp_path)
+
+
+@pytest.fixture
+def remote(tmp_path):
+  """A cloud that waits, and a client with images of its own."""
+  config = digits_manual.get_config("smoke")
+  config.client.remote = True
+  config.train.steps = 2
+  cloud = tmp_path / "cloud"
+  assert pipeline.run(config, cloud) is None
+  client = tmp_path / "client"
+  client.mkdir()
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (1009, 28, 28, 3), np.uint8)
+  np.save(client / "images.npy", images)
+  return config, cloud, client, images
+
+
+def _respond(cloud, client):
+  subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "ecos_jax.client.respond",
+      f"--query={cloud}/query/query.safetensors",
+      f"--data=images:{client}/images.npy",
+      "--epsilon=1",
+      f"--ledger={client}/ledger",
+      f"--out={client}/response.safetensors",
+      "--yes",
+    ],
+    check=True,
+    capture_output=True,
+  )
+  return (client / "response.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_machines(remote, capsys):
+  config, cloud, client, images = remote
+  assert pipeline.run(config, cloud) is None
+  assert "ecos_jax.client.respond" in capsys.readouterr().out
+  (cloud / "response.safetensors").write_bytes(_respond(cloud, client))
+  summary = pipeline.run(config, cloud)
+  assert summary is not None
+  assert 0 < summary["epsilon"] <= 1
+  assert summary["accuracy"] is None
+
+  # Nothing of the client but its answer is in the cloud's workdir.
+  for image in images[::50]:
+    _assert_nowhere(cloud, image.tobytes()[:64])
+  exact = coverage.coverage(
+    registry.encode(registry.get("hog"), images),
+    codebook.read(cloud / "codebook").centroids,
+  )
+  _assert_nowhere(cloud, exact.astype("<i8").tobytes())
+  _assert_nowhere(cloud, json.dumps(exact.tolist()).encode())
+  for file in cloud.rglob("*.json"):
+    assert not re.search(rf"\b{len(images)}\b", file.read_text()), file
+
+
+@pytest.mark.slow
+def test_a_response_to_another_query_is_refused(remote, tmp_path):
+  config, cloud, client, _ = remote
+  other = tmp_path / "other"
+  config.seed = 2
+  assert pipeline.run(config, other) is None
+  (cloud / "response.safetensors").write_bytes(_respond(other, client))
+  config.seed = 1
+  with pytest.raises(errors.EcosError, match="query"):
+    pipeline.run(config, cloud)
+  # The right one is still taken.
+  (cloud / "response.safetensors").write_bytes(_respond(cloud, client))
+  assert pipeline.run(config, cloud) is not None

@@ -1,0 +1,246 @@
+from fractions import Fraction
+import math
+from pathlib import Path
+import re
+
+import dp_accounting
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from ecos_jax import errors
+from ecos_jax.privacy import accounting
+
+SIGMAS = (5, 10, 25, 40, 55, 70)
+GAMMAS = (0.2, 0.8, 1.0)
+DELTA = 1e-5
+PAPER = {5: 1.229, 10: 0.583, 25: 0.2245, 40: 0.1385, 55: 0.101, 70: 0.0785}
+ADD_REMOVE, REPLACE_ONE = "add_remove", "replace_one"
+
+
+def _noise(sigma, gamma, moved=1):
+  """Returns p0 and m on one grid of integers, straight from the definition."""
+  x = np.arange(-int(12 * sigma) - 9, int(12 * sigma) + 10)
+  p0 = np.exp(-(x**2) / (2 * sigma**2))
+  p1 = np.exp(-((x - moved) ** 2) / (2 * sigma**2))
+  total = p0.sum()
+  return p0 / total, ((1 - gamma) * p0 + gamma * p1) / total
+
+
+def _delta(sigma, gamma, epsilon, relation):
+  """Returns the hockey-stick divergence, summed over all outputs."""
+  p0, m = _noise(sigma, gamma)
+  grow = np.exp(epsilon)
+  if relation == ADD_REMOVE:
+    remove = np.maximum(m - grow * p0, 0).sum()
+    return max(remove, np.maximum(p0 - grow * m, 0).sum())
+  # The counts of both bins: (m, p0) against (p0, m).
+  total = 0.0
+  for v in range(len(p0)):
+    total += np.maximum(m * p0[v] - grow * p0 * m[v], 0).sum()
+  return total
+
+
+@pytest.mark.parametrize("relation", [ADD_REMOVE, REPLACE_ONE])
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_epsilon_agrees_with_brute_force_and_is_below_the_papers_bound(
+  sigma, gamma, relation
+):
+  epsilon = accounting.epsilon(sigma, gamma, DELTA, relation)
+  assert _delta(sigma, gamma, epsilon, relation) <= DELTA
+  assert _delta(sigma, gamma, epsilon - 1e-4, relation) > DELTA
+  assert epsilon <= accounting.paper_epsilon(sigma, gamma, DELTA)
+
+
+@pytest.mark.parametrize("relation", [ADD_REMOVE, REPLACE_ONE])
+@pytest.mark.parametrize("delta", [1e-9, 1e-3])
+@pytest.mark.parametrize("sigma", [0.25, 0.7, 1.0, 2.5])
+def test_epsilon_of_little_noise_is_an_upper_bound(sigma, delta, relation):
+  epsilon = accounting.epsilon(sigma, 0.5, delta, relation)
+  assert _delta(sigma, 0.5, epsilon, relation) <= delta
+  # A tenth of delta is what the margin for rounding errors may cost.
+  assert _delta(sigma, 0.5, 0.999 * epsilon, relation) > 0.85 * delta
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_paper_epsilon_gives_the_papers_values(sigma):
+  assert accounting.paper_epsilon(sigma, 0.8, DELTA) == pytest.approx(
+    PAPER[sigma], rel=0.01
+  )
+
+
+def test_replacing_is_no_worse_on_other_pairs_of_datasets():
+  # Where the two samples vote alike nothing moves; where other samples stand in
+  # the bins, the same counts are added on both sides. What is left to check is
+  # that the inclusion of the two need not be coupled: mixtures over h of shifted
+  # pairs are no easier to tell apart than the pair itself.
+  sigma, gamma, grow = 2.0, 0.6, np.exp(0.7)
+  p0, m = _noise(sigma, gamma)
+  pair = np.maximum(np.outer(m, p0) - grow * np.outer(p0, m), 0).sum()
+  present, absent = np.outer(m, p0), np.outer(p0, m)
+  others = [(0, 0, 0.4), (1, 0, 0.3), (0, 1, 0.2), (1, 1, 0.1)]
+  mixed = sum(
+    weight * (np.roll(present, s, (0, 1)) - grow * np.roll(absent, s, (0, 1)))
+    for *s, weight in others
+  )
+  assert np.maximum(mixed, 0).sum() <= pair * (1 + 1e-9)
+
+
+def test_both_orders_of_a_replacement_cost_the_same():
+  p0, m = _noise(1.5, 0.3)
+  forth = np.maximum(np.outer(m, p0) - 2 * np.outer(p0, m), 0).sum()
+  back = np.maximum(np.outer(p0, m) - 2 * np.outer(m, p0), 0).sum()
+  assert forth == pytest.approx(back, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("times", "delta"), [(2, 1e-5), (30, 1e-9), (1000, 1e-9)]
+)
+def test_composition_agrees_with_the_closed_form_of_a_gaussian(times, delta):
+  # With much noise the discrete Gaussian is as the continuous one, of which
+  # so many releases are one with less noise.
+  cost = accounting.Cost((accounting.Release(60.0, 1.0, times=times),))
+  exact = dp_accounting.get_epsilon_gaussian(60.0 / times**0.5, delta)
+  assert exact <= cost.epsilon(delta, ADD_REMOVE) <= exact * 1.02 + 1e-4
+  exact = dp_accounting.get_epsilon_gaussian(60.0 / (2 * times) ** 0.5, delta)
+  assert exact <= cost.epsilon(delta, REPLACE_ONE) <= exact * 1.02 + 1e-4
+
+
+def test_composition_agrees_with_brute_force():
+  # Two answers with different noise: the product distributions, summed.
+  a, b = _noise(4.0, 0.5), _noise(7.0, 0.9)
+  cost = accounting.Cost((accounting.Release(4.0, 0.5),)) + accounting.Cost(
+    (accounting.Release(7.0, 0.9),)
+  )
+  epsilon = cost.epsilon(DELTA, ADD_REMOVE)
+
+  def delta(at):
+    grow = np.exp(at)
+    p0, m = np.outer(a[0], b[0]), np.outer(a[1], b[1])
+    remove = np.maximum(m - grow * p0, 0).sum()
+    return max(remove, np.maximum(p0 - grow * m, 0).sum())
+
+  assert delta(epsilon) <= DELTA < delta(epsilon - 2e-4)
+
+
+def test_composition_costs_less_than_the_sum_and_ignores_order():
+  one = accounting.Cost((accounting.Release(10.0, 0.8),))
+  two = accounting.Cost((accounting.Release(20.0, 0.5),))
+  both = (one + two).epsilon(DELTA, REPLACE_ONE)
+  assert both == (two + one).epsilon(DELTA, REPLACE_ONE)
+  alone = [cost.epsilon(DELTA, REPLACE_ONE) for cost in (one, two)]
+  assert max(alone) < both < sum(alone)
+  assert accounting.Cost().epsilon(DELTA, ADD_REMOVE) == 0.0
+
+
+@pytest.mark.parametrize(("sigma", "gamma"), [(0.6, 0.5), (3.0, 0.15)])
+def test_votes_of_neighbours_agree_with_brute_force(sigma, gamma):
+  # Private-kNN: the sample's vote comes and a neighbour's goes.
+  cost = accounting.Cost((accounting.Release(sigma, gamma, moved=2),))
+  epsilon = cost.epsilon(DELTA, ADD_REMOVE)
+  up, _ = _noise(sigma, 0.0)
+  p0 = np.outer(up, up)
+  moved = np.outer(np.roll(up, 1), np.roll(up, -1))
+  m = (1 - gamma) * p0 + gamma * moved
+
+  def delta(at):
+    grow = np.exp(at)
+    remove = np.maximum(m - grow * p0, 0).sum()
+    return max(remove, np.maximum(p0 - grow * m, 0).sum())
+
+  assert delta(epsilon) <= DELTA < delta(epsilon - 2e-4)
+
+
+def test_votes_of_neighbours_claim_nothing_for_a_replacement():
+  cost = accounting.Cost((accounting.Release(25.0, 0.15, moved=2),))
+  with pytest.raises(errors.EcosError, match="add_remove"):
+    cost.epsilon(DELTA, REPLACE_ONE)
+
+
+@pytest.mark.parametrize("relation", [ADD_REMOVE, REPLACE_ONE])
+@pytest.mark.parametrize("target", [0.1, 0.5, 1.0, 4.0, 20.0])
+def test_sigma_is_the_smallest_that_keeps_the_claim(target, relation):
+  sigma = accounting.sigma(target, 0.8, DELTA, relation)
+  assert sigma % accounting.SIGMA_STEP == 0
+  assert accounting.epsilon(sigma, 0.8, DELTA, relation) <= target
+  below = sigma - accounting.SIGMA_STEP
+  assert accounting.epsilon(below, 0.8, DELTA, relation) > target
+
+
+def test_sigma_has_limits():
+  assert accounting.sigma(1e4, 0.8, DELTA, ADD_REMOVE) == 0.25
+  with pytest.raises(errors.EcosError, match="sigma above"):
+    accounting.sigma(1e-5, 1.0, DELTA, REPLACE_ONE)
+  for bad in (0.0, -1.0, float("nan"), float("inf")):
+    with pytest.raises(errors.EcosError, match="epsilon must be positive"):
+      accounting.sigma(bad, 0.8, DELTA, ADD_REMOVE)
+
+
+@hypothesis.settings(deadline=None, max_examples=10)
+@hypothesis.given(
+  st.floats(0.5, 20.0), st.floats(1.01, 2.0), st.floats(0.01, 1.0)
+)
+def test_more_noise_and_fewer_samples_cost_less(sigma, factor, gamma):
+  cost = accounting.epsilon(sigma, gamma, DELTA, ADD_REMOVE)
+  # Losses are rounded to a grid: equal up to the width of its steps.
+  slack = 1e-4 * cost + 1e-6
+  noisier = accounting.epsilon(sigma * factor, gamma, DELTA, ADD_REMOVE)
+  assert noisier <= cost + slack
+  fewer = accounting.epsilon(sigma, gamma / factor, DELTA, ADD_REMOVE)
+  assert fewer <= cost + slack
+  assert cost <= accounting.epsilon(sigma, gamma, DELTA, REPLACE_ONE) + slack
+
+
+@pytest.mark.parametrize(
+  ("sigma", "gamma", "delta", "relation", "field"),
+  [
+    (0.0, 0.8, DELTA, ADD_REMOVE, "sigma"),
+    (float("nan"), 0.8, DELTA, ADD_REMOVE, "sigma"),
+    (5.0, 0.0, DELTA, ADD_REMOVE, "gamma"),
+    (5.0, 1.1, DELTA, ADD_REMOVE, "gamma"),
+    (5.0, 0.8, 0.0, ADD_REMOVE, "delta"),
+    (5.0, 0.8, DELTA, "bounded", "relation"),
+  ],
+)
+def test_terms_out_of_range_are_refused(sigma, gamma, delta, relation, field):
+  with pytest.raises(errors.EcosError, match=field):
+    accounting.epsilon(sigma, gamma, delta, relation)
+
+
+def test_the_noise_is_what_its_definition_says():
+  for sigma in (0.3, 1.7):
+    x, log_mass = accounting.log_noise(sigma)
+    ratio = np.exp(log_mass[x == 2] - log_mass[x == 1])
+    assert ratio == pytest.approx(np.exp(-3 / (2 * sigma**2)))
+    assert np.exp(log_mass).sum() == pytest.approx(1, abs=1e-12)
+    x2, log_mass2 = accounting.log_noise(sigma, moved=2)
+    full = np.convolve(np.exp(log_mass), np.exp(log_mass))
+    center = len(full) // 2
+    for k in range(-4, 5):
+      assert np.exp(log_mass2[x2 == k]) == pytest.approx(full[center + k])
+
+
+def test_the_table_in_the_documentation_is_what_is_computed():
+  text = Path("docs/privacy.md").read_text()
+  rows = re.findall(
+    r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+    text,
+    re.MULTILINE,
+  )
+  assert len(rows) == len(SIGMAS) * len(GAMMAS)
+  for sigma, gamma, add_remove, replace_one, paper in rows:
+    terms = float(sigma), float(gamma), DELTA
+    computed = (
+      accounting.epsilon(*terms, ADD_REMOVE),
+      accounting.epsilon(*terms, REPLACE_ONE),
+      accounting.paper_epsilon(*terms),
+    )
+    shown = float(add_remove), float(replace_one), float(paper)
+    assert shown == tuple(math.ceil(value * 1e4) / 1e4 for value in computed)
+
+
+@hypothesis.given(st.floats(2.0**-12, 1.0))
+def test_every_gamma_is_drawn_exactly(gamma):
+  assert (Fraction(gamma) * 2**64).denominator == 1

@@ -1,0 +1,361 @@
+import dataclasses
+import json
+import random
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors
+
+from ecos_jax import errors
+from ecos_jax import protocol
+
+TERMS = protocol.Terms(5.0, 0.8, 1e-5, "add_remove")
+LABEL_TERMS = protocol.LabelTerms(
+  10, 300, 75.0, 25.0, 180.0, 0.15, 1e-5, "add_remove"
+)
+STATEMENT = protocol.Statement(
+  protocol.MECHANISM, 5.0, 0.8, 1e-5, "add_remove", 0.61, True
+)
+ENCODER = {
+  "encoder_name": "hog",
+  "encoder_settings": {"cell": 8, "norm": "L2", "scale": 0.5},
+  "encoder_digest": "ab" * 32,
+}
+MESSAGES = (
+  protocol.Query(
+    np.arange(12, dtype=np.float32).reshape(4, 3), terms=TERMS, **ENCODER
+  ),
+  protocol.Response(np.array([3, -1, 40, 2]), "cd" * 32, STATEMENT),
+  protocol.LabelRequest(
+    np.ones((5, 3), np.float32), terms=LABEL_TERMS, **ENCODER
+  ),
+  protocol.LabelResponse(
+    np.array([0, 9, -1], np.int32),
+    "ef" * 32,
+    LABEL_TERMS,
+    protocol.LABEL_MECHANISM,
+    4.0,
+    True,
+  ),
+)
+QUERY, RESPONSE, _, LABEL_RESPONSE = MESSAGES
+KINDS = [type(message).__name__ for message in MESSAGES]
+
+
+def _split(data):
+  (length,) = struct.unpack_from("<Q", data)
+  return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def _join(header, body):
+  header = header if isinstance(header, bytes) else json.dumps(header).encode()
+  return struct.pack("<Q", len(header)) + header + body
+
+
+def _canonical(header, body):
+  """Returns the bytes as this package would write that header."""
+  text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+  return _join(text + b" " * (-len(text) % 8), body)
+
+
+def _with_fields(message, **changes):
+  """Returns the bytes of a message with other fields in its metadata."""
+  header, body = _split(message.to_bytes())
+  fields = json.loads(header["__metadata__"]["ecos_jax"])
+  for name, value in changes.items():
+    fields[name] = value
+    if value is ...:
+      del fields[name]
+  header["__metadata__"]["ecos_jax"] = json.dumps(
+    fields, sort_keys=True, separators=(",", ":")
+  )
+  return _canonical(header, body)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
+def test_a_message_survives_the_wire(message):
+  data = message.to_bytes()
+  received = type(message).from_bytes(data)
+  assert received.to_bytes() == data
+  for field in dataclasses.fields(message):
+    sent, got = (getattr(m, field.name) for m in (message, received))
+    if isinstance(sent, np.ndarray):
+      assert got.dtype == sent.dtype
+      np.testing.assert_array_equal(got, sent)
+    else:
+      assert got == sent
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
+def test_a_message_is_a_safetensors_file(message):
+  (array,) = safetensors.load(message.to_bytes()).values()
+  own = next(
+    value for value in vars(message).values() if isinstance(value, np.ndarray)
+  )
+  np.testing.assert_array_equal(array, own)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
+def test_other_kinds_are_refused(message):
+  for other in MESSAGES:
+    if other is not message:
+      with pytest.raises(protocol.ProtocolError):
+        type(message).from_bytes(other.to_bytes())
+
+
+def test_a_message_does_not_change_with_the_array_it_was_made_of():
+  centroids = np.zeros((2, 3), np.float32)
+  query = dataclasses.replace(QUERY, centroids=centroids)
+  centroids[0, 0] = 1
+  assert query.centroids[0, 0] == 0
+  with pytest.raises(ValueError, match="read-only"):
+    query.centroids[0, 0] = 1
+
+
+@pytest.mark.parametrize(
+  "centroids",
+  [
+    np.zeros((2, 3)),
+    np.zeros(3, np.float32),
+    np.zeros((0, 3), np.float32),
+    np.zeros((2, 0), np.float32),
+    np.zeros((2, protocol.MAX_DIMENSION + 1), np.float32),
+    np.zeros((protocol.MAX_CENTROIDS + 1, 1), np.float32),
+    np.array([[np.nan]], np.float32),
+    np.array([[np.inf]], np.float32),
+    [[1.0]],
+  ],
+)
+def test_centroids_are_checked(centroids):
+  with pytest.raises(protocol.ProtocolError, match="centroids"):
+    dataclasses.replace(QUERY, centroids=centroids)
+
+
+def test_the_limits_of_size_include_the_largest():
+  largest = np.zeros((protocol.MAX_CENTROIDS, 2), np.float32)
+  dataclasses.replace(QUERY, centroids=largest)
+  huge = np.broadcast_to(np.float32(0), (50_000, 8192))
+  with pytest.raises(protocol.ProtocolError, match="smaller than"):
+    dataclasses.replace(QUERY, centroids=huge)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("encoder_name", "hog\x1b[2J"),
+    ("encoder_name", ""),
+    ("encoder_name", "h" * 129),
+    ("encoder_name", 3),
+    ("encoder_digest", "AB" * 32),
+    ("encoder_digest", "ab" * 31),
+    ("encoder_settings", []),
+    ("encoder_settings", {"cell": None}),
+    ("encoder_settings", {"cell": True}),
+    ("encoder_settings", {"cell": 2**60}),
+    ("encoder_settings", {"norm": "\n"}),
+    ("encoder_settings", {"a b": 1}),
+    ("encoder_settings", {str(i): i for i in range(65)}),
+    ("sigma", "5"),
+    ("sigma", True),
+    ("sigma", 0),
+    ("sigma", 10**400),
+    ("gamma", 1.5),
+    ("delta", 0.5),
+    ("relation", "bounded"),
+    ("relation", []),
+    ("version", 2),
+    ("kind", "response"),
+    ("sigma", ...),
+    ("encoder_digest", ...),
+    ("surprise", 1),
+  ],
+)
+def test_fields_of_a_query_are_checked(field, value):
+  with pytest.raises(protocol.ProtocolError) as refusal:
+    protocol.Query.from_bytes(_with_fields(QUERY, **{field: value}))
+  assert field in str(refusal.value) or "unknown field" in str(refusal.value)
+  assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("query_digest", "x"),
+    ("mechanism", "laplace"),
+    ("epsilon", -1.0),
+    ("epsilon", 1e7),
+    ("private", 1),
+    ("private", ...),
+  ],
+)
+def test_fields_of_a_response_are_checked(field, value):
+  with pytest.raises(protocol.ProtocolError, match=field):
+    protocol.Response.from_bytes(_with_fields(RESPONSE, **{field: value}))
+
+
+def test_scores_beyond_the_stated_noise_are_refused():
+  for score in (-60, protocol.MAX_SAMPLES + 60):
+    dataclasses.replace(RESPONSE, scores=np.array([score]))
+  for score in (-61, protocol.MAX_SAMPLES + 61):
+    with pytest.raises(protocol.ProtocolError, match="scores"):
+      dataclasses.replace(RESPONSE, scores=np.array([score]))
+
+
+def test_labels_must_be_classes_or_abstentions():
+  for label in (-2, 10):
+    with pytest.raises(protocol.ProtocolError, match="labels"):
+      dataclasses.replace(LABEL_RESPONSE, labels=np.array([label], np.int32))
+
+
+def test_a_relation_may_come_from_the_configuration():
+  relation = protocol.config.Relation.REPLACE_ONE
+  assert protocol.Terms(5, 1, 1e-5, relation).relation == "replace_one"
+
+
+def _hostile_headers():
+  header, body = _split(QUERY.to_bytes())
+  text = QUERY.to_bytes()[8 : -len(body)].rstrip()
+  tensor = header["centroids"]
+  yield "duplicate field", _join(
+    text[:-1] + b',"centroids":' + json.dumps(tensor).encode() + b"}", body
+  )
+  yield "more space", _join(text + b" " * 64, body)
+  yield "other order", _join(dict(reversed(header.items())), body)
+  yield "second tensor", _canonical({**header, "z": tensor}, body)
+  yield "bytes behind", QUERY.to_bytes() + b"\0" * 4
+  yield "hole", _canonical(
+    {**header, "centroids": {**tensor, "data_offsets": [4, 52]}}, body
+  )
+  yield "other dtype", _canonical(
+    {**header, "centroids": {**tensor, "dtype": "I32"}}, body
+  )
+  yield "unknown dtype", _canonical(
+    {**header, "centroids": {**tensor, "dtype": ["F32"]}}, body
+  )
+  for shape in ([4], [4, 4], [3, 4, 1], [-4, -3], [2**62, 3], [4.0, 3], "43"):
+    yield f"shape {shape}", _canonical(
+      {**header, "centroids": {**tensor, "shape": shape}}, body
+    )
+  yield "metadata", _canonical({**header, "__metadata__": "x"}, body)
+  yield "text", _canonical({**header, "__metadata__": {"ecos_jax": 1}}, body)
+  yield "deep", _join(b"[" * 60_000, body)
+  yield "deep metadata", _canonical(
+    {**header, "__metadata__": {"ecos_jax": "[" * 60_000}}, body
+  )
+  yield "list", _join([1, 2], body)
+  yield "not JSON", _join(b"{]", body)
+  yield "not UTF-8", _join(b"\xff\xfe\x00", body)
+  yield "long integer", _join(b'{"a":' + b"9" * 5000 + b"}", body)
+  yield "empty", b""
+  yield "only a length", struct.pack("<Q", 10)
+  yield "huge length", struct.pack("<Q", 2**63) + b"{}"
+  for number in ("NaN", "Infinity", "1e999"):
+    yield number, _join(text.replace(b"5.0", number.encode()), body)
+
+
+@pytest.mark.parametrize(
+  "data", [pytest.param(d, id=name) for name, d in _hostile_headers()]
+)
+def test_hostile_headers_are_refused(data):
+  with pytest.raises(protocol.ProtocolError):
+    protocol.Query.from_bytes(data)
+
+
+def test_sizes_are_bounded_before_allocation():
+  header, _ = _split(QUERY.to_bytes())
+  header["centroids"]["shape"] = [100_000, 600]
+  header["centroids"]["data_offsets"] = [0, 240_000_000]
+  data = _canonical(header, b"\0" * 48)
+  tracemalloc.start()
+  try:
+    with pytest.raises(protocol.ProtocolError, match="length"):
+      protocol.Query.from_bytes(data)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < 100_000
+
+
+def _mutate(data, others, rng):
+  """Returns a damaged copy of a message."""
+  kind = rng.randrange(8)
+  buffer = bytearray(data)
+  if kind == 0:
+    for _ in range(rng.randint(1, 8)):
+      buffer[rng.randrange(len(buffer))] ^= 1 << rng.randrange(8)
+  elif kind == 1:
+    del buffer[rng.randrange(len(buffer)) :]
+  elif kind == 2:
+    at = rng.randrange(len(buffer))
+    buffer[at:at] = rng.randbytes(rng.randint(1, 40))
+  elif kind == 3:
+    other = rng.choice(others)
+    at, to = rng.randrange(len(buffer)), rng.randrange(len(other))
+    buffer[at:] = other[to:]
+  elif kind == 4:
+    buffer = bytearray(rng.randbytes(rng.randint(0, 300)))
+  elif kind == 5:
+    buffer[:8] = struct.pack("<Q", rng.randrange(2 ** rng.randint(1, 64)))
+  else:
+    # A value of the JSON is replaced by one from elsewhere.
+    values = (
+      "NaN 1e999 -1 0 null true {} [] [[[]]] 9e99 99999999999999999999".split()
+    )
+    (length,) = struct.unpack_from("<Q", data)
+    text = data[8 : 8 + length].decode()
+    parts = text.replace('\\"', "\0").split(",")
+    at = rng.randrange(len(parts))
+    key, colon, _ = parts[at].rpartition(":")
+    parts[at] = key + colon + rng.choice([*values, rng.choice(parts)])
+    text = ",".join(parts).replace("\0", '\\"')
+    return _join(text.encode(), data[8 + length :])
+  return bytes(buffer)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
+def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
+  rng = random.Random(20)
+  data = message.to_bytes()
+  others = [other.to_bytes() for other in MESSAGES]
+  accepted = 0
+  for _ in range(10_000):
+    mutant = _mutate(data, others, rng)
+    try:
+      received = type(message).from_bytes(mutant)
+    except protocol.ProtocolError:
+      continue
+    # Another message of the kind, which says just what its bytes say.
+    assert received.to_bytes() == mutant
+    accepted += 1
+  # Flipped bits of numbers and names make other valid messages.
+  assert accepted < 3_000
+
+
+def test_files_are_written_whole_and_read_within_limits(tmp_path, monkeypatch):
+  path = tmp_path / "query.safetensors"
+  protocol.write_file(path, b"first")
+  protocol.write_file(path, b"second")
+  assert protocol.read_file(path) == b"second"
+  assert [file.name for file in tmp_path.iterdir()] == [path.name]
+  monkeypatch.setattr(protocol, "MAX_BYTES", 5)
+  with pytest.raises(protocol.ProtocolError, match="exceeds"):
+    protocol.read_file(path)
+  for missing in (tmp_path / "nothing", tmp_path):
+    with pytest.raises(errors.EcosError, match="not a file"):
+      protocol.read_file(missing)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "query.safetensors"
+  protocol.write_file(path, b"first")
+
+  def fail(descriptor):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(protocol.os, "fsync", fail)
+  with pytest.raises(OSError, match="No space"):
+    protocol.write_file(path, b"second")
+  assert path.read_bytes() == b"first"
+  assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -1,0 +1,130 @@
+"""The command as a person runs it: exit codes, one-line errors, kills."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_SMOKE = "--config=configs/digits_manual.py:smoke"
+_STAGES = ("pool", "bank", "codebook", "query", "response", "proxy", "model")
+
+
+def _start(*flags, **options) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, "-m", "ecos_jax.train", *map(str, flags)],
+    cwd=_ROOT,
+    env=os.environ | {"PYTHONPATH": str(_ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+
+
+def _run(*flags) -> tuple[int, str, str]:
+  with _start(*flags) as process:
+    out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def _error_line(*flags) -> str:
+  code, _, err = _run(*flags)
+  assert code == 1
+  assert "Traceback" not in err
+  [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+  return line
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"),
+  [
+    ((_SMOKE, "--config.sampling.bugdet=3"), "sampling.budget"),
+    ((_SMOKE, "--config.sampling.method=best"), "kcenter"),
+    ((_SMOKE, "--config.sampling.budget=0"), "--config.sampling.budget"),
+    ((_SMOKE, "--config.data.dir=nowhere"), "--config.data.dir"),
+    ((_SMOKE, "--config.encoder.name=nope"), "hog"),
+    ((_SMOKE, "steps=3"), "steps=3"),
+    (("--config=configs/nope.py",), "configs/nope.py"),
+    ((), "--config"),
+  ],
+)
+def test_bad_input_gets_one_line(flags, said, tmp_path):
+  assert said in _error_line(f"--workdir={tmp_path}", *flags)
+
+
+def test_a_missing_workdir_is_named():
+  assert "--workdir" in _error_line(_SMOKE)
+
+
+def test_importing_the_package_is_cheap():
+  code = "import sys, ecos_jax; assert 'jax' not in sys.modules"
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_tensorflow_and_no_torch():
+  code = (
+    "import sys, ecos_jax.train, ecos_jax.client.respond\n"
+    "assert not {'tensorflow', 'torch'} & sys.modules.keys()"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_training_leaves_at_once_and_can_go_on(tmp_path):
+  flags = (_SMOKE, f"--workdir={tmp_path}", "--config.train.steps=100000")
+  with _start(*flags) as process:
+    _wait_for(tmp_path / "model" / "checkpoints" / "10", process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert "Traceback" not in err
+  assert "interrupted" in err
+  assert not (tmp_path / "summary.json").exists()
+
+
+def _wait_for(path: Path, process: subprocess.Popen) -> None:
+  deadline = time.monotonic() + 240
+  while not path.exists():
+    if process.poll() is not None or time.monotonic() > deadline:
+      process.kill()
+      raise AssertionError(f"{path} did not come: {process.communicate()}")
+    time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_killed_in_each_stage_the_rerun_ends_the_same(tmp_path):
+  seeded = (_SMOKE, "--config.privacy.insecure_noise_seed=3")
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  code, _, err = _run(*seeded, f"--workdir={whole}")
+  assert code == 0, err
+  for stage in _STAGES:
+    begun = killed / stage / "started.json"
+    if stage == "model":  # past a checkpoint, so that it resumes
+      begun = killed / "model" / "checkpoints" / "10"
+    with _start(*seeded, f"--workdir={killed}") as process:
+      _wait_for(begun, process)
+      process.kill()
+    assert not (killed / "summary.json").exists()
+  code, _, err = _run(*seeded, f"--workdir={killed}")
+  assert code == 0, err
+
+  summaries = [
+    json.loads((path / "summary.json").read_bytes()) for path in (whole, killed)
+  ]
+  for summary in summaries:
+    del summary["seconds"]
+  assert summaries[0] == summaries[1]
+  np.testing.assert_array_equal(
+    *(np.load(path / "proxy" / "indices.npy") for path in (whole, killed))
+  )
+  metrics = [
+    (path / "model" / "metrics.jsonl").read_text() for path in (whole, killed)
+  ]
+  assert metrics[0] == metrics[1]

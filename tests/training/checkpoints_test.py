@@ -1,0 +1,96 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecos_jax import errors
+from ecos_jax.training import checkpoints
+
+
+def _state(step):
+  key = jax.random.key(step)
+  return {
+    "step": jnp.int32(step),
+    "key": jax.random.key_data(key),
+    "params": {"kernel": jax.random.normal(key, (30, 40))},
+    "none": {},
+  }
+
+
+def _save(directory, steps):
+  with checkpoints.Checkpoints(directory) as saved:
+    for step in steps:
+      saved.save(step, _state(step), {"inputs": {"labelled": step}})
+
+
+def _restore(directory):
+  with checkpoints.Checkpoints(directory) as saved:
+    return saved.restore(_state(0))
+
+
+def _assert_is(restored, step):
+  assert restored.step == step
+  assert restored.record == {"inputs": {"labelled": step}}
+  jax.tree.map(np.testing.assert_array_equal, restored.state, _state(step))
+
+
+def test_nothing_saved_is_none(tmp_path):
+  assert _restore(tmp_path / "new") is None
+
+
+def test_the_last_of_two_kept(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  directory = (tmp_path / "saved").relative_to(tmp_path)
+  _save(directory, [5, 10, 15])
+  steps = {path.name for path in directory.iterdir() if path.name.isdigit()}
+  assert steps == {"10", "15"}
+  _assert_is(_restore(directory), 15)
+
+
+def _damage(file, how):
+  data = file.read_bytes()
+  if how == "cut":
+    file.write_bytes(data[: len(data) // 2])
+  elif how == "flipped":
+    middle = len(data) // 2
+    flipped = bytes([data[middle] ^ 1]) if data else b"x"
+    file.write_bytes(data[:middle] + flipped + data[middle + 1 :])
+  else:
+    file.unlink()
+
+
+# Orbax leaves the coroutines of a failed read behind.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+def test_damage_to_any_file_gives_the_same_or_the_one_before(tmp_path, how):
+  _save(tmp_path / "good", [5, 10])
+  files = [path for path in (tmp_path / "good/10").rglob("*") if path.is_file()]
+  fallen_back = []
+  for number, file in enumerate(files):
+    directory = tmp_path / str(number)
+    shutil.copytree(tmp_path / "good", directory)
+    _damage(directory / file.relative_to(tmp_path / "good"), how)
+    restored = _restore(directory)
+    _assert_is(restored, restored.step)
+    if restored.step == 5:
+      fallen_back.append(directory)
+  # The run does step 10 again, and can save it.
+  _save(fallen_back[-1], [10])
+  _assert_is(_restore(fallen_back[-1]), 10)
+
+
+def _largest(directory):
+  files = [path for path in directory.rglob("*") if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_all_damaged_is_an_error_that_names_the_folder(tmp_path):
+  _save(tmp_path / "saved", [5, 10])
+  for step in ("5", "10"):
+    _damage(_largest(tmp_path / "saved" / step), "cut")
+  with pytest.raises(errors.EcosError, match=r"saved.*delete that folder"):
+    _restore(tmp_path / "saved")
+  assert (tmp_path / "saved" / "10").exists()

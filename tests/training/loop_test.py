@@ -1,0 +1,267 @@
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecos_jax import config as config_lib
+from ecos_jax import distributed
+from ecos_jax import errors
+from ecos_jax.data import loader
+from ecos_jax.training import loop
+from ecos_jax.training import metrics
+from ecos_jax.training import tasks
+
+_RNG = np.random.default_rng(0)
+_LABELS = np.arange(64) % 4
+# Class c is an image whose quarter c is bright.
+_IMAGES = _RNG.integers(0, 60, (64, 12, 12, 3), np.uint8)
+for _image, _label in zip(_IMAGES, _LABELS, strict=True):
+  _row, _column = divmod(int(_label), 2)
+  _image[6 * _row :, 6 * _column :][:6, :6] += 150
+
+
+class _StopsAt(loader.Arrays):
+  """Fails once the batch of some step is asked for, as a kill would."""
+
+  def __init__(self, step):
+    super().__init__({"image": _IMAGES, "label": _LABELS})
+    self.left = step
+
+  def batch(self, indices):
+    self.left -= 1
+    if self.left < 0:
+      raise RuntimeError("killed")
+    return super().batch(indices)
+
+
+def _config(**changes):
+  return config_lib.Train(
+    **{
+      "steps": 12,
+      "batch_size": 16,
+      "log_every": 3,
+      "checkpoint_every": 4,
+      **changes,
+    }
+  )
+
+
+def _train(directory, labelled=None, ratio=0, seed=0, mesh=None, **changes):
+  source = labelled or loader.Arrays({"image": _IMAGES, "label": _LABELS})
+  task = tasks.Supervised(4, source)
+  if ratio:
+    unlabelled = loader.Arrays({"image": _IMAGES[::-1]})
+    task = tasks.FixMatch(4, source, unlabelled, ratio)
+  return loop.train(
+    task,
+    "convnet",
+    _config(**changes),
+    seed=seed,
+    directory=directory,
+    mesh=mesh or distributed.mesh(),
+    test=(_IMAGES[:50], _LABELS[:50]),
+  )
+
+
+def _weights(result):
+  state = nnx.to_pure_dict(nnx.state(result.model))
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def _rows(directory):
+  lines = (directory / metrics.FILE).read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_learns_and_reports(tmp_path):
+  result = _train(tmp_path, steps=60, checkpoint_every=1000, log_every=20)
+  assert result.accuracy >= 0.9
+  assert result.steps == 60
+  assert 0 < result.input_wait_share < 1
+  assert result.images_per_second > 0 and result.seconds > 0
+  rows = _rows(tmp_path)
+  assert [row["step"] for row in rows] == [20, 40, 60]
+  assert rows[-1]["loss"] < rows[0]["loss"]
+  assert set(rows[0]) == {"step", "loss", "accuracy"}
+  steps = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+  assert "60" in steps
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_a_resumed_run_ends_bitwise_the_same(tmp_path, ratio):
+  whole = _train(tmp_path / "whole", ratio=ratio)
+  # The reader is ahead of the step, so the run dies between steps 6 and 10.
+  with pytest.raises(RuntimeError, match="killed"):
+    _train(tmp_path / "resumed", _StopsAt(10), ratio=ratio)
+  assert (tmp_path / "resumed" / "checkpoints" / "4").exists()
+  assert not (tmp_path / "resumed" / "checkpoints" / "12").exists()
+  resumed = _train(tmp_path / "resumed", ratio=ratio)
+  for ours, theirs in zip(_weights(resumed), _weights(whole), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+  assert resumed.accuracy == whole.accuracy
+  assert _rows(tmp_path / "resumed") == _rows(tmp_path / "whole")
+
+
+def test_a_finished_run_trains_no_more(tmp_path):
+  first = _train(tmp_path, steps=4)
+  again = _train(tmp_path, _StopsAt(0), steps=4)
+  assert again.accuracy == first.accuracy
+  assert again.images_per_second == 0
+  for ours, theirs in zip(_weights(again), _weights(first), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_seed_decides_the_run(tmp_path):
+  runs = [
+    _weights(_train(tmp_path / str(i), seed=seed, steps=2))
+    for i, seed in enumerate((1, 1, 2))
+  ]
+  same = [
+    all(np.array_equal(a, b) for a, b in zip(runs[0], run, strict=True))
+    for run in runs[1:]
+  ]
+  assert same == [True, False]
+
+
+def test_accuracy_counts_no_padding():
+  class Brightness(nnx.Module):
+    def __call__(self, images):
+      mean = images.mean((1, 2, 3))
+      return jnp.stack([-mean, mean], -1)
+
+  images = np.zeros((700, 4, 4, 3), np.uint8)
+  images[::7] = 255
+  labels = np.zeros(700, np.int64)
+  labels[:14] = 1
+  got = loop.accuracy(Brightness(), images, labels, distributed.mesh())
+  assert got == pytest.approx((588 + 2) / 700)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+  class Explodes(tasks.Supervised):
+    def loss(self, model, batches, key):
+      loss, values = super().loss(model, batches, key)
+      # The third step's key, and no other.
+      third = jax.random.fold_in(jax.random.key(0), 2)
+      same = (jax.random.key_data(third) == jax.random.key_data(key)).all()
+      return jnp.where(same, jnp.nan, loss), values
+
+  task = Explodes(4, loader.Arrays({"image": _IMAGES, "label": _LABELS}))
+  with pytest.raises(errors.EcosError, match=r"nan at step 3: .*learning_rate"):
+    loop.train(
+      task,
+      "convnet",
+      _config(),
+      seed=0,
+      directory=tmp_path,
+      mesh=distributed.mesh(),
+    )
+  assert not (tmp_path / "checkpoints" / "4").exists()
+
+
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path):
+  directory = tmp_path / "model"
+  with pytest.raises(errors.EcosError, match=r"train\.batch_size=0"):
+    _train(directory, batch_size=0)
+  empty = loader.Arrays({"image": _IMAGES[:0], "label": _LABELS[:0]})
+  with pytest.raises(errors.EcosError, match="no labelled images"):
+    loop.train(
+      tasks.Supervised(4, empty),
+      "convnet",
+      _config(),
+      seed=0,
+      directory=directory,
+      mesh=distributed.mesh(),
+    )
+  assert not directory.exists()
+
+
+# The tests below train in other processes, which import this file.
+_CHILD = """
+import hashlib, json, sys
+sys.path.insert(0, {folder!r})
+import loop_test
+from pathlib import Path
+result = loop_test._train(Path({directory!r}), **json.loads({arguments!r}))
+weights = b"".join(w.tobytes() for w in loop_test._weights(result))
+print(hashlib.sha256(weights).hexdigest(), result.accuracy)
+"""
+
+
+def _start(directory, devices=1, **arguments):
+  script = _CHILD.format(
+    folder=str(Path(__file__).parent),
+    directory=str(directory),
+    arguments=json.dumps(arguments),
+  )
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return subprocess.Popen(
+    [sys.executable, "-c", script],
+    cwd=Path(__file__).parents[2],
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _finish(process):
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  return out.split()
+
+
+def _kill_after(process, checkpoint):
+  while not checkpoint.exists():
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.01)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ratio", [0, 1])
+def test_a_killed_run_goes_on_and_ends_bitwise_the_same(tmp_path, ratio):
+  arguments = {"ratio": ratio, "steps": 300, "checkpoint_every": 20}
+  whole = _finish(_start(tmp_path / "whole", **arguments))
+  for checkpoint in ("20", "120"):
+    _kill_after(
+      _start(tmp_path / "killed", **arguments),
+      tmp_path / "killed" / "checkpoints" / checkpoint,
+    )
+  assert not (tmp_path / "killed" / "checkpoints" / "300").exists()
+  assert _finish(_start(tmp_path / "killed", **arguments)) == whole
+  assert _rows(tmp_path / "killed") == _rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_on_eight_devices_goes_on_on_one(tmp_path):
+  arguments = {"ratio": 1, "steps": 60, "checkpoint_every": 20}
+  whole = _finish(_start(tmp_path / "one", **arguments))
+  _kill_after(
+    _start(tmp_path / "eight", devices=8, **arguments),
+    tmp_path / "eight" / "checkpoints" / "20",
+  )
+  resumed = _finish(_start(tmp_path / "eight", **arguments))
+  assert float(resumed[1]) == pytest.approx(float(whole[1]), abs=0.1)
+  one, eight = _rows(tmp_path / "one"), _rows(tmp_path / "eight")
+  assert [row["step"] for row in eight] == [row["step"] for row in one]
+  assert eight[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_divide_the_devices_is_refused(tmp_path):
+  process = _start(tmp_path / "model", devices=8, batch_size=12)
+  _, err = process.communicate()
+  assert "--config.train.batch_size=12" in err
+  assert "multiple of 8" in err

@@ -1,0 +1,117 @@
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from ecos_jax import workdir as workdir_lib
+
+
+@pytest.fixture
+def work(tmp_path):
+  with workdir_lib.Workdir(tmp_path) as opened:
+    yield opened
+
+
+def _fill(calls):
+  def work(path):
+    calls.append(path)
+    (path / "artefact").write_text("whole")
+    return {"count": 3}
+
+  return work
+
+
+def test_a_finished_stage_is_skipped(tmp_path):
+  calls = []
+  for _ in range(2):
+    with workdir_lib.Workdir(tmp_path) as work:
+      stage = work.stage("bank", {"a.b": 1}, {"pool": "x"}, _fill(calls))
+  assert len(calls) == 1
+  assert stage.skipped
+  assert stage.result == {"count": 3}
+
+
+def test_another_configuration_is_refused_and_named(work):
+  work.stage("codebook", {"codebook.size": 100}, {"bank": "x"}, _fill([]))
+  with pytest.raises(workdir_lib.WorkdirError) as caught:
+    work.stage("codebook", {"codebook.size": 50}, {"bank": "x"}, _fill([]))
+  assert "--config.codebook.size was 100, now is 50" in str(caught.value)
+  with pytest.raises(workdir_lib.WorkdirError, match="input 'bank' changed"):
+    work.stage("codebook", {"codebook.size": 100}, {"bank": "y"}, _fill([]))
+
+
+def test_an_interrupted_stage_begins_anew(work):
+  def interrupted(path):
+    (path / "half").write_text("half")
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    work.stage("query", {}, {}, interrupted)
+  stage = work.stage("query", {}, {}, _fill([]))
+  assert not (stage.path / "half").exists()
+
+
+def test_an_interrupted_resumable_stage_finds_what_it_left(work):
+  def interrupted(path):
+    (path / "shard").write_text("done")
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    work.stage("bank", {"x": 1}, {}, interrupted, resumable=True)
+  with pytest.raises(workdir_lib.WorkdirError, match="was 1, now is 2"):
+    work.stage("bank", {"x": 2}, {}, _fill([]), resumable=True)
+  stage = work.stage("bank", {"x": 1}, {}, _fill([]), resumable=True)
+  assert (stage.path / "shard").read_text() == "done"
+
+
+def test_a_second_job_is_refused_with_the_holder(tmp_path):
+  holder = subprocess.Popen(
+    [
+      sys.executable,
+      "-c",
+      "import pathlib, sys, time; from ecos_jax import workdir\n"
+      "w = workdir.Workdir(pathlib.Path(sys.argv[1]))\n"
+      "print('held', flush=True); time.sleep(60)",
+      str(tmp_path),
+    ],
+    stdout=subprocess.PIPE,
+  )
+  with holder:
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(workdir_lib.WorkdirError, match=f"process {holder.pid}"):
+      workdir_lib.Workdir(tmp_path)
+    holder.send_signal(signal.SIGKILL)
+  # The lock of a killed job is free.
+  with workdir_lib.Workdir(tmp_path):
+    pass
+
+
+def test_a_damaged_manifest_is_named(work):
+  stage = work.stage("query", {}, {}, _fill([]))
+  manifest = stage.path / workdir_lib.MANIFEST
+  manifest.write_bytes(manifest.read_bytes()[:20])
+  with pytest.raises(workdir_lib.WorkdirError, match=r"manifest\.json"):
+    work.stage("query", {}, {}, _fill([]))
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(workdir_lib.WorkdirError, match="--workdir"):
+    workdir_lib.Workdir(tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+  path = tmp_path / "value.json"
+  workdir_lib.write_json(path, {"a": 1})
+  with pytest.raises(TypeError):
+    workdir_lib.write_json(path, {"a": object()})
+  assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_digest_is_of_the_parts_in_order():
+  # sha256 of b"abc", from FIPS 180-2.
+  expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+  assert workdir_lib.digest(b"a", b"bc") == expected
