@@ -74,7 +74,7 @@ class Encoder:
   """The public feature extractor."""
 
   name: str = "hog"
-  batch_size: int = 1024
+  batch_size: int = 256
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ from absl import flags
 
 from ecos_jax import cli
 from ecos_jax import errors
-from ecos_jax import summary as summary_lib
+from ecos_jax.pipeline import summary as summary_lib
 
 _WORKDIR = flags.DEFINE_list(
   "workdir", None, "Working directories of finished runs, separated by commas."

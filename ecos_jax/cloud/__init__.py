@@ -1,1 +1,1 @@
-"""What runs beside the accelerators and the public pool; never sees private data."""
+"""What runs beside the accelerators; it never sees private data."""

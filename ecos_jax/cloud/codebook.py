@@ -1,8 +1,8 @@
 """The codebook: a bank compressed to R centroids, and where each row belongs.
 
-k-means is fitted on a sample of the bank or on all of it; one pass over all rows
-then gives the assignment, which is written as it comes, so that memory does not
-grow with the pool.
+k-means is fitted on a sample of the bank or on all of it; one pass over all
+rows then gives the assignment, which is written as it comes, so that memory
+does not grow with the pool.
 """
 
 from pathlib import Path

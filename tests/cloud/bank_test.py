@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import encode
+from ecos_jax.cloud import storage
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import kmeans
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
-BankError = bank_lib.BankError
+BankError = storage.BankError
 
 
 def mean_colours(images):
@@ -46,7 +48,7 @@ def features_of(pool):
 
 def build(path, pool=POOL, encoder=ENCODER, **options):
   options = {"dtype": "float32", "shard_rows": 20, "batch_size": 8} | options
-  return bank_lib.build(path, pool, encoder, **options)
+  return encode.build(path, pool, encoder, **options)
 
 
 def read(bank, rows=7):
@@ -328,7 +330,7 @@ def test_existing_files_become_a_bank(place):
     "c": np.zeros((0, 6), np.float32),
   }
   save(place, arrays)
-  bank = bank_lib.from_npy(place, encoder="e", pool="p")
+  bank = encode.from_npy(place, encoder="e", pool="p")
   expected = np.concatenate([arrays["a"], arrays["b"]])
   np.testing.assert_array_equal(read(bank), expected)
   np.testing.assert_array_equal(bank.take(np.array([12, 3])), expected[[12, 3]])
@@ -339,7 +341,7 @@ def test_existing_files_become_a_bank(place):
 def test_existing_files_are_not_copied(tmp_path):
   save(tmp_path, {"a": np.ones((4, 2), np.float16)})
   before = (tmp_path / "a.npy").stat()
-  bank = bank_lib.from_npy(tmp_path, encoder="e", pool="p")
+  bank = encode.from_npy(tmp_path, encoder="e", pool="p")
   after = (tmp_path / "a.npy").stat()
   assert (before.st_ino, before.st_mtime) == (after.st_ino, after.st_mtime)
   assert len(list(tmp_path.iterdir())) == 2
@@ -371,7 +373,7 @@ def with_nan():
 def test_refuses_files_that_make_no_bank(tmp_path, arrays, message):
   save(tmp_path, arrays)
   with pytest.raises(BankError, match=message):
-    bank_lib.from_npy(tmp_path, encoder="e", pool="p")
+    encode.from_npy(tmp_path, encoder="e", pool="p")
   assert not (tmp_path / bank_lib.MANIFEST).exists()
 
 
@@ -382,7 +384,7 @@ def test_refuses_a_truncated_or_foreign_file(tmp_path):
   for data, message in ((whole[:-3], "truncated"), (b"PNG", "no .npy file")):
     path.write_bytes(data)
     with pytest.raises(BankError, match=message):
-      bank_lib.from_npy(tmp_path, encoder="e", pool="p")
+      encode.from_npy(tmp_path, encoder="e", pool="p")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -423,8 +425,9 @@ import sys
 import jax
 import numpy as np
 from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import encode
 from ecos_jax.clustering import assign, kmeans
-bank = bank_lib.from_npy(sys.argv[1], encoder="e", pool="p")
+bank = encode.from_npy(sys.argv[1], encoder="e", pool="p")
 fit = kmeans.fit(bank, 10, jax.random.key(0), iterations=1, memory_budget=0)
 assert fit.sizes.sum() == bank.shape[0]
 rows = sum(len(part.labels) for _, part in assign.stream(bank, fit.centroids))

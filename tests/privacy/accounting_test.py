@@ -72,10 +72,8 @@ def test_paper_epsilon_gives_the_papers_values(sigma):
 
 
 def test_replacing_is_no_worse_on_other_pairs_of_datasets():
-  # Where the two samples vote alike nothing moves; where other samples stand in
-  # the bins, the same counts are added on both sides. What is left to check is
-  # that the inclusion of the two need not be coupled: mixtures over h of shifted
-  # pairs are no easier to tell apart than the pair itself.
+  # Other samples add the same random counts on both sides: a mixture of
+  # shifted pairs, which is no easier to tell apart than the pair itself.
   sigma, gamma, grow = 2.0, 0.6, np.exp(0.7)
   p0, m = _noise(sigma, gamma)
   pair = np.maximum(np.outer(m, p0) - grow * np.outer(p0, m), 0).sum()

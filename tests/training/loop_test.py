@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from flax import nnx
 import jax
@@ -16,6 +17,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.data import loader
+from ecos_jax.models import registry
 from ecos_jax.training import loop
 from ecos_jax.training import metrics
 from ecos_jax.training import tasks
@@ -27,6 +29,17 @@ _IMAGES = _RNG.integers(0, 60, (64, 12, 12, 3), np.uint8)
 for _image, _label in zip(_IMAGES, _LABELS, strict=True):
   _row, _column = divmod(int(_label), 2)
   _image[6 * _row :, 6 * _column :][:6, :6] += 150
+
+
+class _Tiny(nnx.Module):
+  """Compiles in no time, and has running statistics as ConvNet does."""
+
+  def __init__(self, num_classes, rngs):
+    self.norm = nnx.BatchNorm(3, momentum=0.9, rngs=rngs)
+    self.head = nnx.Linear(12 * 12 * 3, num_classes, rngs=rngs)
+
+  def __call__(self, images):
+    return self.head(self.norm(images).reshape(len(images), -1))
 
 
 class _StopsAt(loader.Arrays):
@@ -55,21 +68,22 @@ def _config(**changes):
   )
 
 
-def _train(directory, labelled=None, ratio=0, seed=0, mesh=None, **changes):
+def _train(directory, labelled=None, ratio=0, seed=0, **changes):
   source = labelled or loader.Arrays({"image": _IMAGES, "label": _LABELS})
   task = tasks.Supervised(4, source)
   if ratio:
     unlabelled = loader.Arrays({"image": _IMAGES[::-1]})
     task = tasks.FixMatch(4, source, unlabelled, ratio)
-  return loop.train(
-    task,
-    "convnet",
-    _config(**changes),
-    seed=seed,
-    directory=directory,
-    mesh=mesh or distributed.mesh(),
-    test=(_IMAGES[:50], _LABELS[:50]),
-  )
+  with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+    return loop.train(
+      task,
+      "tiny",
+      _config(**changes),
+      seed=seed,
+      directory=directory,
+      mesh=distributed.mesh(),
+      test=(_IMAGES[:50], _LABELS[:50]),
+    )
 
 
 def _weights(result):
@@ -156,10 +170,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
       return jnp.where(same, jnp.nan, loss), values
 
   task = Explodes(4, loader.Arrays({"image": _IMAGES, "label": _LABELS}))
-  with pytest.raises(errors.EcosError, match=r"nan at step 3: .*learning_rate"):
+  with (
+    mock.patch.dict(registry._MODELS, tiny=_Tiny),
+    pytest.raises(errors.EcosError, match=r"nan at step 3: .*learning_rate"),
+  ):
     loop.train(
       task,
-      "convnet",
+      "tiny",
       _config(),
       seed=0,
       directory=tmp_path,

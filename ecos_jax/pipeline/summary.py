@@ -13,6 +13,10 @@ not known is null.
 from pathlib import Path
 from typing import Any
 
+from ecos_jax import config
+from ecos_jax.pipeline.job import Job
+from ecos_jax.privacy import accounting
+
 _RELATIONS = {
   "add_remove": "one sample more or less",
   "replace_one": "one sample replaced",
@@ -22,6 +26,44 @@ _RELATIONS = {
 def percent(share: float | None) -> str:
   """Returns '43.2 %', or 'unknown' for None."""
   return "unknown" if share is None else f"{100 * share:.1f} %"
+
+
+def collect(job: Job) -> dict[str, Any]:
+  """Returns what the run came to; the fields are named above."""
+  results = {name: stage.result for name, stage in job.stages.items()}
+  method = job.config.sampling.method
+  proxy = results.get("proxy", {})
+  statement = results.get("response", {}).get("statement")
+  # Without an answer of the client, nothing of it is known.
+  epsilon, delta, relation, paper = 0.0, 0.0, None, None
+  if statement is not None:
+    epsilon = statement["epsilon"] if statement["private"] else None
+    delta, relation = statement["delta"], statement["relation"]
+    paper = accounting.paper_epsilon(
+      statement["sigma"], statement["gamma"], delta
+    )
+  elif method in (config.Method.MAK, config.Method.LOCAL):
+    epsilon = delta = None
+  return {
+    "method": method.value,
+    "client": job.config.data.client,
+    "budget": job.config.sampling.budget,
+    "seed": job.config.seed,
+    "accuracy": results["model"]["accuracy"],
+    "proxy_size": proxy.get("size"),
+    "proxy_digest": proxy.get("digest"),
+    "proxy_client_share": proxy.get("client_share"),
+    "pool_client_share": results["pool"]["client_share"],
+    "epsilon": epsilon,
+    "paper_epsilon": paper,
+    "delta": delta,
+    "relation": relation,
+    "bytes_down": results.get("query", {}).get("bytes", 0),
+    "bytes_up": results.get("response", {}).get("bytes", 0),
+    "seconds": {
+      name: round(stage.seconds, 3) for name, stage in job.stages.items()
+    },
+  }
 
 
 def _privacy(summary: dict[str, Any]) -> str:

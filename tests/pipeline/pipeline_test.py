@@ -17,6 +17,8 @@ from ecos_jax.cloud import codebook
 from ecos_jax.data import digits
 from ecos_jax.data import proxy
 from ecos_jax.encoders import registry
+from ecos_jax.pipeline import job as job_lib
+from ecos_jax.pipeline import selection
 
 
 def _config(**sampling) -> config_lib.Config:
@@ -179,9 +181,9 @@ def test_budgets_and_codebooks_larger_than_the_pool_are_refused(tmp_path):
 def test_a_truncated_shard_is_named(tmp_path):
   config = _config()
   with workdir_lib.Workdir(tmp_path) as work:
-    job = pipeline.Job(config, work)
-    job.pool()
-    job.bank()
+    job = job_lib.Job(config, work)
+    selection.pool(job)
+    selection.bank(job)
   shard = next((tmp_path / "bank").glob("*.npy"))
   shard.write_bytes(shard.read_bytes()[:-100])
   with pytest.raises(errors.EcosError, match=re.escape(str(shard))):

@@ -1,0 +1,299 @@
+"""How a feature bank comes to be: encoded from a pool, or from files there are.
+
+Encoding overlaps reading, the device and writing, and an interrupted build goes
+on behind the shards that are complete. Existing `.npy` embeddings become a bank
+by a manifest beside them. Features that are not finite are refused by row.
+"""
+
+from collections.abc import Sequence
+from concurrent import futures
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from ecos_jax import workdir
+from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import storage
+from ecos_jax.data import pools
+from ecos_jax.encoders import registry
+
+_DTYPES = ("float16", "float32")
+_BLOCK_BYTES = 16 << 20
+
+
+def _not_finite(features: np.ndarray) -> np.ndarray:
+  """Returns the first few rows that hold NaN or infinite values."""
+  return np.flatnonzero(~np.isfinite(features).all(axis=1))[:5]
+
+
+def _shard_file(number: int) -> str:
+  return f"shard-{number:06d}.npy"
+
+
+def _fragment_file(number: int) -> str:
+  return f"shard-{number:06d}.json"
+
+
+def _write_manifest(
+  folder: storage.Folder,
+  identity: dict[str, Any],
+  shards: Sequence[bank_lib.Shard],
+) -> bank_lib.FeatureBank:
+  manifest = identity | {"shards": [shard._asdict() for shard in shards]}
+  folder.write(bank_lib.MANIFEST, json.dumps(manifest, indent=2).encode())
+  return bank_lib.FeatureBank.open(folder.name)
+
+
+def _check_identity(
+  folder: storage.Folder, found: dict[str, Any], identity: dict[str, Any]
+) -> None:
+  for name, wanted in identity.items():
+    if found.get(name) != wanted:
+      raise storage.BankError(
+        f"{folder.name} holds a feature bank made otherwise: {name} was "
+        f"{found.get(name)}, now is {wanted}; delete it, or take another folder"
+      )
+
+
+def _write_shard(
+  folder: storage.Folder,
+  identity: dict[str, Any],
+  number: int,
+  start: int,
+  features: np.ndarray,
+) -> None:
+  bad = _not_finite(features)
+  if len(bad):
+    raise storage.BankError(
+      f"the features of samples {', '.join(map(str, start + bad))} are not "
+      f"finite in {features.dtype}: look at these images, or set "
+      "--config.bank.dtype=float32"
+    )
+  file = io.BytesIO()
+  np.lib.format.write_array(file, features, allow_pickle=False)
+  data = file.getvalue()
+  shard = bank_lib.Shard(
+    _shard_file(number),
+    start,
+    len(features),
+    len(data) - features.nbytes,
+    len(data),
+    workdir.digest(data),
+  )
+  folder.write(shard.file, data)
+  fragment = {"identity": identity, "shard": shard._asdict()}
+  folder.write(_fragment_file(number), json.dumps(fragment).encode())
+
+
+def _finished(
+  folder: storage.Folder, identity: dict[str, Any], ranges: Sequence[range]
+) -> list[bool]:
+  """Returns which shards an interrupted build left complete."""
+  sizes = folder.sizes()
+  done = []
+  for number, rows in enumerate(ranges):
+    complete = False
+    if _fragment_file(number) in sizes:
+      fragment = folder.read_json(_fragment_file(number))
+      _check_identity(folder, fragment["identity"], identity)
+      shard = bank_lib.Shard(**fragment["shard"])
+      complete = (shard.start, shard.rows) == (rows.start, len(rows)) and (
+        sizes.get(shard.file) == shard.size
+      )
+    done.append(complete)
+  return done
+
+
+def build(
+  path: Path | str,
+  pool: pools.Pool,
+  encoder: registry.Encoder,
+  *,
+  dtype: str = "float16",
+  shard_rows: int = 65536,
+  batch_size: int = 1024,
+) -> bank_lib.FeatureBank:
+  """Returns the bank of a pool, encoding what is not there yet.
+
+  A thread reads the images of the next batch and another one writes the last
+  shard while the device encodes.
+
+  Args:
+    path: A folder, or a URL that fsspec knows.
+    pool: The images.
+    encoder: Gives [b, d] float32 for a batch of images.
+    dtype: 'float16' or 'float32', what the bank holds.
+    shard_rows: Rows of a shard.
+    batch_size: Images a call of the encoder.
+
+  Raises:
+    BankError: The pool is empty, the folder holds another bank, or features
+      are not finite.
+  """
+  if dtype not in _DTYPES:
+    raise storage.BankError(
+      f"--config.bank.dtype={dtype}: it must be one of {', '.join(_DTYPES)}"
+    )
+  n = len(pool)
+  if not n:
+    raise storage.BankError("the pool is empty: nothing to encode")
+  folder = storage.Folder(path)
+  folder.make()
+  identity = {
+    "version": bank_lib.VERSION,
+    "rows": n,
+    "dimension": encoder.dimension,
+    "dtype": dtype,
+    "encoder": encoder.digest,
+    "pool": pool.digest,
+  }
+  if bank_lib.MANIFEST in folder.sizes():
+    _check_identity(folder, folder.read_json(bank_lib.MANIFEST), identity)
+    return bank_lib.FeatureBank.open(path)
+
+  ranges = [range(i, min(i + shard_rows, n)) for i in range(0, n, shard_rows)]
+  done = _finished(folder, identity, ranges)
+  todo = [number for number, complete in enumerate(done) if not complete]
+  batches = [
+    (number, start, min(start + batch_size, ranges[number].stop))
+    for number in todo
+    for start in ranges[number][::batch_size]
+  ]
+
+  def read(batch: tuple[int, int, int]) -> np.ndarray:
+    return pool.images(np.arange(batch[1], batch[2]), encoder.image_size)
+
+  progress = tqdm.tqdm(
+    total=n,
+    initial=n - sum(len(ranges[number]) for number in todo),
+    desc="encoding",
+    unit=" images",
+    disable=None,
+  )
+  # Left last: a write under way ends before an error goes up.
+  with (
+    progress,
+    futures.ThreadPoolExecutor(1) as reader,
+    futures.ThreadPoolExecutor(1) as writer,
+  ):
+    writing = writer.submit(lambda: None)
+    following = reader.submit(read, batches[0]) if batches else None
+    features = np.zeros((0, encoder.dimension), dtype)
+    for i, (number, start, stop) in enumerate(batches):
+      rows = ranges[number]
+      if start == rows.start:
+        features = np.empty((len(rows), encoder.dimension), dtype)
+      assert following is not None
+      images = following.result()
+      if i + 1 < len(batches):
+        following = reader.submit(read, batches[i + 1])
+      encoded = registry.encode(encoder, images, batch_size)
+      # What float16 cannot hold becomes infinite, and is refused by name.
+      with np.errstate(over="ignore"):
+        features[start - rows.start : stop - rows.start] = encoded
+      progress.update(stop - start)
+      if stop == rows.stop:
+        writing.result()
+        writing = writer.submit(
+          _write_shard, folder, identity, number, rows.start, features
+        )
+    writing.result()
+
+  fragments = [_fragment_file(number) for number in range(len(ranges))]
+  shards = [
+    bank_lib.Shard(**folder.read_json(name)["shard"]) for name in fragments
+  ]
+  bank = _write_manifest(folder, identity, shards)
+  with contextlib.suppress(OSError):
+    folder.fs.rm([folder.path(name) for name in fragments])
+  return bank
+
+
+def _adopt(folder: storage.Folder, file: str, size: int, start: int):
+  """Returns the shard of an existing .npy file, its d and its dtype."""
+  path = folder.path(file)
+  try:
+    with folder.fs.open(path, "rb") as stream:
+      version = np.lib.format.read_magic(stream)
+      read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+      )
+      shape, fortran, dtype = read_header(stream)
+      offset = stream.tell()
+  except ValueError:
+    raise storage.BankError(f"{path} is no .npy file of numbers") from None
+  if len(shape) != 2 or fortran or dtype.name not in _DTYPES:
+    raise storage.BankError(
+      f"{path} must hold a C-ordered [rows, d] array of float16 or float32, "
+      f"got {dtype} {list(shape)}"
+    )
+  rows, d = shape
+  if size != offset + rows * d * dtype.itemsize:
+    raise storage.BankError(f"{path} is truncated")
+  count = max(_BLOCK_BYTES // max(d * dtype.itemsize, 1), 1)
+  for first in range(0, rows, count):
+    block = np.empty((min(count, rows - first), d), dtype)
+    folder.read_into(
+      file, offset + first * d * dtype.itemsize, storage.raw_bytes(block)
+    )
+    bad = _not_finite(block)
+    if len(bad):
+      raise storage.BankError(
+        f"{path}: rows {', '.join(map(str, first + bad))} hold NaN or infinite "
+        "values"
+      )
+  sha256 = folder.sha256(file)
+  return bank_lib.Shard(file, start, rows, offset, size, sha256), d, dtype.name
+
+
+def from_npy(
+  path: Path | str, *, encoder: str, pool: str
+) -> bank_lib.FeatureBank:
+  """Returns the bank of existing `.npy` files, by a manifest beside them.
+
+  Nothing is copied; everything is read once, for checksums and finiteness.
+
+  Args:
+    path: Folder or URL with `.npy` files of [rows, d] float16 or float32, all
+      alike; in the order of their names they are the pool's rows.
+    encoder: Digest of the encoder they come from.
+    pool: Digest of the pool they belong to.
+
+  Raises:
+    BankError: There are none, they do not fit together, or some row is not
+      finite.
+  """
+  folder = storage.Folder(path)
+  sizes = folder.sizes()
+  files = sorted(file for file in sizes if file.endswith(".npy"))
+  shards: list[bank_lib.Shard] = []
+  kind = None
+  rows = 0
+  for file in tqdm.tqdm(files, desc="reading", unit=" files", disable=None):
+    shard, *found = _adopt(folder, file, sizes[file], rows)
+    if kind is not None and found != kind:
+      raise storage.BankError(
+        f"{folder.path(file)} holds rows of {found[0]} x {found[1]}, the files "
+        f"before it {kind[0]} x {kind[1]}"
+      )
+    kind = found
+    shards.append(shard)
+    rows += shard.rows
+  if kind is None or not rows:
+    raise storage.BankError(f"{path} holds no .npy files with rows")
+  identity = {
+    "version": bank_lib.VERSION,
+    "rows": rows,
+    "dimension": kind[0],
+    "dtype": kind[1],
+    "encoder": encoder,
+    "pool": pool,
+  }
+  return _write_manifest(folder, identity, shards)

@@ -1,0 +1,51 @@
+"""The stages in order: pool, bank, codebook, query, response, proxy, model."""
+
+from pathlib import Path
+from typing import Any
+
+from ecos_jax import config as config_lib
+from ecos_jax import workdir as workdir_lib
+from ecos_jax.pipeline import job as job_lib
+from ecos_jax.pipeline import learning
+from ecos_jax.pipeline import selection
+from ecos_jax.pipeline import summary as summary_lib
+
+
+def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
+  """Runs the stages that are missing and returns the summary.
+
+  Args:
+    config: What to run.
+    workdir: Where every artefact goes, or is already.
+
+  Returns:
+    The content of `summary.json`; None if the run waits for a remote client.
+
+  Raises:
+    EcosError: The configuration cannot run, or the workdir was made with
+      another one.
+  """
+  config.validate()
+  with workdir_lib.Workdir(workdir) as work:
+    job = job_lib.Job(config, work)
+    resolved = work.path / "config.json"
+    if not resolved.exists():
+      workdir_lib.write_atomically(resolved, config.to_json().encode())
+    selection.pool(job)
+    if config.sampling.method in selection.NEEDS_BANK:
+      selection.bank(job)
+    if config.sampling.method is config_lib.Method.ECOS:
+      selection.codebook(job)
+      selection.query(job)
+      if not selection.response(job):
+        return None
+    if config.sampling.method is not config_lib.Method.LOCAL:
+      selection.proxy(job)
+    learning.model(job)
+    summary = summary_lib.collect(job)
+    workdir_lib.write_json(work.path / "summary.json", summary)
+    workdir_lib.write_atomically(resolved, config.to_json().encode())
+    if all(stage.skipped for stage in job.stages.values()):
+      print("\nNothing to do: every stage was done before.")
+    print("\n" + summary_lib.text(summary, work.path))
+    return summary

@@ -1,0 +1,89 @@
+"""One run while it goes: its configuration, its data, its finished stages."""
+
+from collections.abc import Callable
+import functools
+from pathlib import Path
+from typing import Any
+import zlib
+
+import jax
+
+from ecos_jax import config as config_lib
+from ecos_jax import workdir
+from ecos_jax.cloud import bank
+from ecos_jax.data import digits
+from ecos_jax.encoders import registry
+
+
+class Job:
+  """One run: its configuration, its workdir and its finished stages.
+
+  Attributes:
+    config: What to run.
+    work: Where the artefacts are.
+    stages: The stages that are finished, by name, in order.
+  """
+
+  def __init__(self, config: config_lib.Config, work: workdir.Workdir):
+    """Prepares a run; nothing is read or computed yet."""
+    self.config = config
+    self.work = work
+    self.stages: dict[str, workdir.Stage] = {}
+
+  @functools.cached_property
+  def benchmark(self) -> digits.Benchmark:
+    """The data, made or read when a stage first needs them."""
+    return digits.load(self.config.data, self.config.seed)
+
+  @functools.cached_property
+  def encoder(self) -> registry.Encoder:
+    """The public feature extractor."""
+    return registry.get(self.config.encoder.name)
+
+  @functools.cached_property
+  def feature_bank(self) -> bank.FeatureBank:
+    """The finished bank."""
+    return bank.FeatureBank.open(self.stages["bank"].path)
+
+  def key(self, stage: str) -> jax.Array:
+    """Returns the random key of a stage."""
+    root = jax.random.key(self.config.seed)
+    return jax.random.fold_in(root, zlib.crc32(stage.encode()))
+
+  def stage(
+    self,
+    name: str,
+    fields: str,
+    inputs: str,
+    work: Callable[[Path], dict[str, Any]],
+    *,
+    resumable: bool = False,
+  ) -> None:
+    """Runs or skips a stage and prints its line.
+
+    Args:
+      name: The stage.
+      fields: Fields of the configuration that it depends on; one that ends in
+        a dot stands for its group.
+      inputs: Earlier stages that it reads.
+      work: As in `Workdir.stage`; its result has a `digest`, and for the line
+        a `text` and a `count` (None where a rate makes no sense).
+      resumable: As in `Workdir.stage`.
+    """
+    wanted = tuple(fields.split())
+    leaves = config_lib.flatten(self.config)
+    unknown = [w for w in wanted if not any(k.startswith(w) for k in leaves)]
+    assert not unknown, unknown
+    stage = self.work.stage(
+      name,
+      {k: v for k, v in leaves.items() if k.startswith(wanted)},
+      {i: self.stages[i].result["digest"] for i in inputs.split()},
+      work,
+      resumable=resumable,
+    )
+    self.stages[name] = stage
+    time = "done before" if stage.skipped else f"{stage.seconds:9.1f} s"
+    count = stage.result["count"]
+    if count and stage.seconds and not stage.skipped:
+      time += f"  {count / stage.seconds:,.0f}/s"
+    print(f"{name:<9} {stage.result['text']:<50} {time}", flush=True)

@@ -1,0 +1,275 @@
+"""From the pool to the proxy: pool, bank, codebook, query, response, proxy.
+
+Each stage is a function that names what its result depends on and does its work
+in a folder of the workdir. The client is simulated here unless it is remote;
+between cloud and client pass the bytes of a query and of a response and nothing
+else, and they are counted.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ecos_jax import config as config_lib
+from ecos_jax import distributed
+from ecos_jax import protocol
+from ecos_jax import workdir
+from ecos_jax.client import respond
+from ecos_jax.cloud import baselines
+from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.cloud import encode
+from ecos_jax.cloud import query as query_lib
+from ecos_jax.cloud import sampling
+from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.encoders import registry
+from ecos_jax.pipeline.job import Job
+from ecos_jax.privacy import mechanisms
+
+Method = config_lib.Method
+
+NEEDS_BANK = (Method.ECOS, Method.KCENTER, Method.MAK)
+DATASET = "dataset"
+INDICES = "indices.npy"
+_QUERY = "query.safetensors"
+_RESPONSE = "response.safetensors"
+_INSTRUCTIONS = f"""
+Waiting for the client. Carry this file to it:
+  {{query}}
+There, with its private images in DIR and its ledger in LEDGER:
+  python -m ecos_jax.client.respond --query={_QUERY} --data=DIR \\
+    --epsilon=EPSILON --ledger=LEDGER --out={_RESPONSE}
+Bring the answer back as
+  {{brought}}
+and run this command again."""
+
+
+def pool(job: Job) -> None:
+  """Reads or makes the public pool; what it holds is counted, not copied."""
+
+  def work(path: Path) -> dict[str, Any]:
+    del path
+    pool = job.benchmark.pool
+    client = job.benchmark.client_source
+    share = None
+    if client is not None and not job.config.client.remote:
+      share = pool.sizes[client] / len(pool)
+    return {
+      "digest": pool.digest,
+      "size": len(pool),
+      "sizes": dict(zip(pool.source_names, pool.sizes, strict=True)),
+      "client_share": share,
+      "count": None,
+      "text": f"{len(pool):,} images from {len(pool.sizes)} sources",
+    }
+
+  job.stage("pool", "data. seed", "", work)
+  job.config.check_pool(job.stages["pool"].result["size"])
+
+
+def bank(job: Job) -> None:
+  """Encodes the pool."""
+
+  def work(path: Path) -> dict[str, Any]:
+    bank = encode.build(
+      path,
+      job.benchmark.pool,
+      job.encoder,
+      dtype=job.config.bank.dtype.value,
+      shard_rows=job.config.bank.shard_rows,
+      batch_size=job.config.encoder.batch_size,
+    )
+    rows, dimension = bank.shape
+    return {
+      "digest": bank.digest,
+      "count": rows,
+      "text": f"{rows:,} x {dimension} features by {job.encoder.name}",
+    }
+
+  job.stage("bank", "encoder.name bank.", "pool", work, resumable=True)
+
+
+def codebook(job: Job) -> None:
+  """Clusters the bank."""
+
+  def work(path: Path) -> dict[str, Any]:
+    fitted = codebook_lib.build(
+      path,
+      job.feature_bank,
+      job.config.codebook,
+      job.key("codebook"),
+      distributed.mesh(),
+    )
+    state = "converged" if fitted.converged else "not converged"
+    return {
+      "digest": codebook_lib.read(path).digest,
+      "reseeded": fitted.reseeded,
+      "count": job.feature_bank.shape[0],
+      "text": f"{job.config.codebook.size} centroids, "
+      f"{fitted.iterations} iterations, {state}",
+    }
+
+  job.stage("codebook", "codebook. seed", "bank", work)
+
+
+def query(job: Job) -> None:
+  """Writes what the client receives."""
+
+  def work(path: Path) -> dict[str, Any]:
+    query = query_lib.make(
+      codebook_lib.read(job.stages["codebook"].path).centroids,
+      job.encoder,
+      _terms(job),
+    )
+    data = query.to_bytes()
+    workdir.write_atomically(path / _QUERY, data)
+    return {
+      "digest": query.digest,
+      "bytes": len(data),
+      "count": None,
+      "text": f"{len(data):,} bytes down",
+    }
+
+  job.stage(
+    "query",
+    "privacy.sigma privacy.gamma privacy.delta privacy.relation",
+    "codebook",
+    work,
+  )
+
+
+def response(job: Job) -> bool:
+  """Takes the client's answer, simulated or brought to the workdir.
+
+  Returns:
+    Whether it is there.
+  """
+  brought = job.work.path / _RESPONSE
+  remote = job.config.client.remote
+  if remote and not (brought.exists() or job.work.done("response")):
+    query = job.stages["query"].path / _QUERY
+    print(_INSTRUCTIONS.format(query=query, brought=brought))
+    return False
+
+  def work(path: Path) -> dict[str, Any]:
+    query_data = (job.stages["query"].path / _QUERY).read_bytes()
+    data = (
+      protocol.read_file(brought) if remote else _simulated(job, query_data)
+    )
+    query = protocol.Query.from_bytes(query_data)
+    statement = query_lib.read(data, query).statement
+    workdir.write_atomically(path / _RESPONSE, data)
+    privacy = f"epsilon {statement.epsilon:.4g}"
+    if not statement.private:
+      privacy = "NOT PRIVATE (noise from a seed)"
+    return {
+      "digest": workdir.digest(data),
+      "bytes": len(data),
+      "statement": dataclasses.asdict(statement),
+      "count": None,
+      "text": f"{len(data):,} bytes up, {privacy}",
+    }
+
+  job.stage("response", "privacy. client.remote", "query", work)
+  return True
+
+
+def _simulated(job: Job, query: bytes) -> bytes:
+  """Returns the response of a client that holds the benchmark's half."""
+  mechanism = mechanisms.Mechanism(
+    _terms(job), job.config.privacy.insecure_noise_seed
+  )
+  return respond.respond(
+    query,
+    job.benchmark.client,
+    mechanism,
+    batch_size=job.config.encoder.batch_size,
+  )
+
+
+def _terms(job: Job) -> protocol.Terms:
+  privacy = job.config.privacy
+  return protocol.Terms(
+    privacy.sigma, privacy.gamma, privacy.delta, privacy.relation.value
+  )
+
+
+def proxy(job: Job) -> None:
+  """Chooses the samples and writes them as a TFDS dataset."""
+
+  def work(path: Path) -> dict[str, Any]:
+    indices, clusters = _choose(job)
+    pool = job.benchmark.pool
+    np.save(path / INDICES, indices)
+    proxy_lib.write(
+      path / DATASET, pool, indices, clusters, pool.labels(indices)
+    )
+    client = job.benchmark.client_source
+    share = (
+      None
+      if client is None or job.config.client.remote
+      else float(np.mean(pool.source_of(indices) == client))
+    )
+    budget = job.config.sampling.budget
+    short = "" if len(indices) >= budget else f" of the {budget:,} asked for"
+    return {
+      "digest": workdir.digest(np.sort(indices).astype("<i8").tobytes()),
+      "size": len(indices),
+      "client_share": share,
+      "count": len(indices),
+      "text": f"{len(indices):,} images{short} by "
+      f"{job.config.sampling.method.value}",
+    }
+
+  inputs = "pool"
+  if job.config.sampling.method in NEEDS_BANK:
+    inputs += " bank"
+  if job.config.sampling.method is Method.ECOS:
+    inputs += " codebook response"
+  job.stage("proxy", "sampling. seed", inputs, work)
+
+
+def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the chosen pool indices [B], and the cluster of each (or -1)."""
+  options = job.config.sampling
+  key = job.key("proxy")
+  size = job.stages["pool"].result["size"]
+  match options.method:
+    case Method.ECOS:
+      return _decompress(job, key)
+    case Method.KCENTER:
+      indices = baselines.kcenter(job.feature_bank, options.budget, key)
+    case Method.MAK:
+      client = job.benchmark.client
+      features = registry.encode(
+        job.encoder,
+        client.images(np.arange(len(client)), job.encoder.image_size),
+        job.config.encoder.batch_size,
+      )
+      indices = baselines.mak(job.feature_bank, features, options.budget, key)
+    case Method.RANDOM:
+      indices = baselines.random(size, options.budget, key)
+    case _:
+      indices = np.arange(size)
+  return indices, np.full(len(indices), -1, np.int32)
+
+
+def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+  options = job.config.sampling
+  data = (job.stages["response"].path / _RESPONSE).read_bytes()
+  response = protocol.Response.from_bytes(data)
+  book = codebook_lib.read(job.stages["codebook"].path)
+  kept = sampling.keep(
+    response.scores, response.statement.sigma, options.threshold
+  )
+  indices = sampling.decompress(
+    job.feature_bank,
+    book.assignment,
+    book.centroids,
+    sampling.quotas(response.scores, book.sizes, kept, options.budget),
+    options.within,
+    key,
+  )
+  return indices, book.assignment[indices]

@@ -1,0 +1,118 @@
+"""The audit's own statistics, the shipped mechanism, and broken ones.
+
+The bounds of the shipped mechanism hold with a confidence of 0.9999: a chance of
+at most 1e-4 a run that a true claim is refuted, and in truth far less, since no
+event that so few answers resolve comes near the claimed epsilon, which is about
+events of probability delta. Broken mechanisms are to be caught, where a lower
+confidence is enough; the margins are several standard errors.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ecos_jax import protocol
+from ecos_jax.privacy import accounting
+from ecos_jax.privacy import audit
+from ecos_jax.privacy import mechanisms
+
+CONFIDENCE = 0.9999
+DELTA = 1e-5
+
+
+def _mechanism(sigma, gamma=0.8, relation="add_remove"):
+  return mechanisms.Mechanism(protocol.Terms(sigma, gamma, DELTA, relation))
+
+
+def _bound(mechanism, trials, relation="add_remove", confidence=CONFIDENCE):
+  return audit.audit(mechanism, DELTA, relation, trials, confidence).bound
+
+
+class HalfTheNoise(mechanisms.Mechanism):
+  def noised(self, coverage):
+    terms = dataclasses.replace(self.terms, sigma=self.terms.sigma / 2)
+    return mechanisms.Mechanism(terms).noised(coverage)
+
+
+class NoSubsample(mechanisms.Mechanism):
+  def subsample(self, n):
+    return np.ones(n, np.bool_)
+
+
+class FloatNoise(mechanisms.Mechanism):
+  def noised(self, coverage):
+    random = np.random.default_rng()
+    noise = random.standard_normal(coverage.shape, np.float32)
+    return coverage + (np.float32(self.terms.sigma) * noise).astype(np.float64)
+
+
+@pytest.mark.parametrize(
+  ("broken", "sigma", "gamma", "trials"),
+  [
+    (HalfTheNoise, 1.0, 0.8, 40_000),
+    (NoSubsample, 1.0, 0.05, 20_000),
+    (FloatNoise, 1.0, 0.8, 20_000),
+  ],
+)
+def test_a_broken_mechanism_is_caught(broken, sigma, gamma, trials):
+  mechanism = broken(protocol.Terms(sigma, gamma, DELTA, "add_remove"))
+  claim = mechanism.statement.epsilon
+  assert claim == accounting.epsilon(sigma, gamma, DELTA, "add_remove")
+  assert _bound(mechanism, trials, confidence=0.99) > claim
+
+
+@pytest.mark.parametrize("relation", ["add_remove", "replace_one"])
+def test_the_shipped_mechanism_is_not_refuted(relation):
+  mechanism = _mechanism(1.0, relation=relation)
+  bound = _bound(mechanism, 10_000, relation)
+  assert 1.0 < bound <= mechanism.statement.epsilon
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sigma", "trials"), [(1.0, 40_000), (10.0, 10_000)])
+def test_twenty_audits_never_refute_the_shipped_mechanism(sigma, trials):
+  mechanism = _mechanism(sigma)
+  bounds = [_bound(mechanism, trials) for _ in range(20)]
+  assert max(bounds) <= mechanism.statement.epsilon
+
+
+@pytest.mark.slow
+def test_the_audit_shows_half_of_the_claim():
+  mechanism = _mechanism(1.0)
+  bound = _bound(mechanism, 400_000)
+  claim = mechanism.statement.epsilon
+  assert claim / 2 <= bound <= claim
+
+
+def test_neighbours_differ_in_one_vote():
+  for relation, moved in (("add_remove", [0, 1]), ("replace_one", [0, 1, -1])):
+    query, without, present = audit.neighbours(relation)
+    counts = [
+      np.bincount(
+        audit.respond.vote(query, data, 8), minlength=len(query.centroids)
+      )
+      for data in (without, present)
+    ]
+    assert (counts[1] - counts[0]).tolist() == moved
+
+
+def test_lower_bound_is_clopper_and_pearson_s():
+  # By hand: no alarm in n trials has the upper limit 1 - risk^(1/n).
+  alarm = 1 - 0.025 ** (1 / 100)
+  rate = 0.025 ** (1 / 100)
+  bound = audit.lower_bound(100, 0, 100, 0.0, 0.95)
+  assert bound == pytest.approx(np.log(rate / alarm))
+  assert audit.lower_bound(0, 50, 100, 0.0, 0.95) == -np.inf
+  assert audit.lower_bound(50, 100, 100, 0.0, 0.95) < 0
+
+
+def test_lower_bound_holds_as_often_as_stated():
+  # Randomised response of epsilon ln 3, where the bound is nearly tight.
+  random = np.random.default_rng(0)
+  runs = random.binomial(1000, [0.75, 0.25], (2000, 2))
+  wrong = sum(
+    audit.lower_bound(int(hits), int(alarms), 1000, 0.0, 0.9) > np.log(3)
+    for hits, alarms in runs
+  )
+  assert wrong <= 0.1 * 2000
