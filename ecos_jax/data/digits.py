@@ -26,7 +26,8 @@ The images lie in the folder `--config.data.dir`:
                    those of optdigits.tes (1,797, for testing)
 
 The sizes [n] may be others. `python -m ecos_jax.data.digits --out=DIR` writes
-`mnist.npz` by way of TFDS. USPS is with "The Elements of Statistical Learning"
+`mnist.npz` by way of TFDS, whose first preparation of MNIST needs TensorFlow and
+importlib_resources installed beside it. USPS is with "The Elements of Statistical Learning"
 (Hastie et al.) and with LIBSVM's data, optdigits (CC BY 4.0) with the UCI
 repository.
 
@@ -288,8 +289,46 @@ def write_mnist(folder: Path) -> None:
   workdir.write_atomically(folder / "mnist.npz", file.getvalue())
 
 
+def write_client(folder: Path, client: str, seed: int) -> None:
+  """Writes `client.npz`: embedded images as a client would have them.
+
+  To try two machines with: arrays `images` [n, 28, 28, 3] uint8 and `labels`.
+
+  Args:
+    folder: Where to; made if it is not there.
+    client: The client's domain.
+    seed: As in `load`.
+
+  Raises:
+    EcosError: As in `load`.
+  """
+  source = load(config.Data(client=client), seed).client
+  every = np.arange(len(source))
+  file = io.BytesIO()
+  np.savez_compressed(
+    file,
+    allow_pickle=False,
+    images=source.images(every, SIZE),
+    labels=source.labels(every),
+  )
+  folder.mkdir(parents=True, exist_ok=True)
+  workdir.write_atomically(folder / "client.npz", file.getvalue())
+
+
 if __name__ == "__main__":
   _OUT = flags.DEFINE_string(
-    "out", None, "Folder for mnist.npz.", required=True
+    "out", None, "Folder for mnist.npz, or for client.npz.", required=True
   )
-  cli.run(lambda argv: write_mnist(Path(_OUT.value)))
+  _CLIENT = flags.DEFINE_string(
+    "client", None, "Write client.npz: the embedded images of this domain."
+  )
+  _SEED = flags.DEFINE_integer("seed", 1, "Of client.npz.", lower_bound=0)
+
+  def _main(argv: list[str]) -> None:
+    del argv
+    if _CLIENT.value is None:
+      write_mnist(Path(_OUT.value))
+    else:
+      write_client(Path(_OUT.value), _CLIENT.value, _SEED.value)
+
+  cli.run(_main)

@@ -340,3 +340,12 @@ with tfds.testing.mock_data(num_examples=3):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "--out" in done.stderr
+
+
+def test_client_images_can_be_written_to_try_two_machines(tmp_path):
+  digits.write_client(tmp_path, "optdigits", seed=1)
+  source = pools.open_source(f"images:{tmp_path}/client.npz")
+  np.testing.assert_array_equal(
+    everything(source), everything(load(client="optdigits").client)
+  )
+  assert (labels(source) >= 0).all()

@@ -1,0 +1,70 @@
+import jax
+import numpy as np
+from sklearn import cluster
+from sklearn import datasets
+
+from ecos_jax import config
+from ecos_jax import distributed
+from ecos_jax.cloud import codebook
+from ecos_jax.cloud import encode
+
+
+def _bank(path, rows=3000, shards=3):
+  features, _, centers = datasets.make_blobs(
+    rows,
+    8,
+    centers=6,
+    cluster_std=0.1,
+    random_state=0,
+    return_centers=True,
+  )
+  path.mkdir()
+  for i, part in enumerate(np.array_split(features, shards)):
+    np.save(path / f"part{i}.npy", part.astype(np.float32))
+  bank = encode.from_npy(path, encoder="e", pool="p")
+  return bank, features.astype(np.float32), centers
+
+
+def test_the_codebook_of_blobs_is_their_centres(tmp_path):
+  bank, features, centers = _bank(tmp_path / "bank")
+  out = tmp_path / "codebook"
+  out.mkdir()
+  fitted = codebook.build(
+    out,
+    bank,
+    config.Codebook(size=6, sample_per_centroid=100),
+    jax.random.key(0),
+    distributed.mesh(),
+  )
+  assert fitted.converged
+  book = codebook.read(out)
+  reference = cluster.KMeans(6, init=centers, n_init=1).fit(features)
+  order = np.lexsort(book.centroids.T)
+  expected = np.lexsort(reference.cluster_centers_.T)
+  # Fitted on a sample of 100 a blob, of standard deviation 0.1.
+  np.testing.assert_allclose(
+    book.centroids[order], reference.cluster_centers_[expected], atol=0.05
+  )
+  renamed = np.empty(6, int)
+  renamed[order] = expected
+  np.testing.assert_array_equal(renamed[book.assignment], reference.labels_)
+  np.testing.assert_array_equal(
+    book.sizes, np.bincount(book.assignment, minlength=6)
+  )
+
+
+def test_the_digest_tells_two_codebooks_apart(tmp_path):
+  bank, _, _ = _bank(tmp_path / "bank")
+  digests = []
+  for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    out = tmp_path / name
+    out.mkdir()
+    codebook.build(
+      out,
+      bank,
+      config.Codebook(size=20),
+      jax.random.key(seed),
+      distributed.mesh(),
+    )
+    digests.append(codebook.read(out).digest)
+  assert digests[0] == digests[1] != digests[2]

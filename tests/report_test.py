@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from ecos_jax import errors
+from ecos_jax import report
+
+
+def _summary(**changes):
+  return {
+    "method": "ecos",
+    "accuracy": 0.9656,
+    "proxy_size": 1000,
+    "proxy_client_share": 0.551,
+    "epsilon": 0.27601,
+    "bytes_down": 29216,
+    "bytes_up": 1184,
+  } | changes
+
+
+def test_a_line_a_run_with_what_was_measured():
+  lines = report.table(
+    {
+      "a": _summary(),
+      "b": _summary(method="mak", epsilon=None, accuracy=None),
+    }
+  ).splitlines()
+  assert len(lines) == 3
+  assert lines[1].split()[:4] == ["a", "ecos", "96.6", "%"]
+  assert "29,216" in lines[1]
+  assert "unknown" in lines[2]
+  assert "not private" in lines[2]
+
+
+def test_a_run_without_a_summary_is_refused(tmp_path):
+  with pytest.raises(errors.EcosError, match=r"no summary\.json"):
+    report.read_summary(tmp_path)
+  (tmp_path / "summary.json").write_text(json.dumps(_summary())[:-5])
+  with pytest.raises(errors.EcosError, match="damaged"):
+    report.read_summary(tmp_path)
