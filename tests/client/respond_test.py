@@ -189,6 +189,8 @@ def test_the_budget_is_checked_before_the_data_are_opened(
   path = tmp_path / "ledger"
   with pytest.raises(errors.EcosError, match=r"--max_epsilon=0\.2"):
     _answer(query, _unreachable, path, max_epsilon=0.2)
+  with pytest.raises(errors.EcosError, match="refused"):
+    _answer(query, _unreachable, path, max_epsilon=float("nan"))
   _answer(query, lambda: features, path, max_epsilon=0.3)
   # Another question: 0.28 is spent, and both together would be 0.40.
   other = _query(features[:4])

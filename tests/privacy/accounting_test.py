@@ -1,3 +1,4 @@
+import doctest
 from fractions import Fraction
 import math
 from pathlib import Path
@@ -237,6 +238,11 @@ def test_the_table_in_the_documentation_is_what_is_computed():
     )
     shown = float(add_remove), float(replace_one), float(paper)
     assert shown == tuple(math.ceil(value * 1e4) / 1e4 for value in computed)
+
+
+def test_the_example_in_the_module_is_true():
+  failed, tried = doctest.testmod(accounting)
+  assert tried and not failed
 
 
 @hypothesis.given(st.floats(2.0**-12, 1.0))

@@ -1,10 +1,10 @@
 """The audit's own statistics, the shipped mechanism, and broken ones.
 
-The bounds of the shipped mechanism hold with a confidence of 0.9999: a chance of
-at most 1e-4 a run that a true claim is refuted, and in truth far less, since no
-event that so few answers resolve comes near the claimed epsilon, which is about
-events of probability delta. Broken mechanisms are to be caught, where a lower
-confidence is enough; the margins are several standard errors.
+The bounds of the shipped mechanism hold with a confidence of 0.9999: a chance
+of at most 1e-4 a run that a true claim is refuted, and in truth far less, since
+no event that so few answers resolve comes near the claimed epsilon, which is
+about events of probability delta. Broken mechanisms are to be caught, where a
+lower confidence is enough; the margins are several standard errors.
 """
 
 import dataclasses
