@@ -1,6 +1,9 @@
 """How every command of the package starts and ends."""
 
 from collections.abc import Callable
+import logging as standard_logging
+import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -34,6 +37,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     _fail(error)
 
 
+def _leave(signum: int, frame: object) -> NoReturn:
+  """Leaves at once on Ctrl-C.
+
+  Every command survives a kill at any moment, so there is nothing to tidy up;
+  an exception could be swallowed by a callback, or wait for threads.
+  """
+  del signum, frame
+  print("\ninterrupted: the same command goes on from here", file=sys.stderr)
+  sys.stdout.flush()
+  os._exit(EXIT_INTERRUPTED)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs `main` under absl, with one-line errors and documented exit codes.
 
@@ -54,10 +69,10 @@ def run(main: Callable[[list[str]], None]) -> None:
       if error.errno is None:
         raise
       _fail(error)
-    except KeyboardInterrupt:
-      print("interrupted: the same command goes on from here", file=sys.stderr)
-      sys.exit(EXIT_INTERRUPTED)
 
+  signal.signal(signal.SIGINT, _leave)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
+  # Tasks that a library abandons after an error that it has raised.
+  standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   app.run(guarded, flags_parser=_parse_flags)

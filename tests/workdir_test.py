@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -115,3 +116,25 @@ def test_digest_is_of_the_parts_in_order():
   # sha256 of b"abc", from FIPS 180-2.
   expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
   assert workdir_lib.digest(b"a", b"bc") == expected
+
+
+@pytest.mark.parametrize("free", [0, 1 << 30])
+def test_a_full_disk_is_named_however_a_library_reports_it(
+  work, monkeypatch, free
+):
+  monkeypatch.setattr(
+    workdir_lib.shutil,
+    "disk_usage",
+    lambda path: types.SimpleNamespace(free=free),
+  )
+
+  def fails(path):
+    raise ValueError("RESOURCE_EXHAUSTED")
+
+  if free:
+    with pytest.raises(ValueError, match="RESOURCE_EXHAUSTED"):
+      work.stage("model", {}, {}, fails)
+  else:
+    with pytest.raises(workdir_lib.WorkdirError, match="no space left"):
+      work.stage("model", {}, {}, fails)
+  assert not work.done("model")
