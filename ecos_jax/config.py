@@ -7,6 +7,7 @@ error at once, each naming its flag.
 import dataclasses
 import enum
 import json
+import math
 from typing import Any
 
 from ecos_jax import errors
@@ -49,6 +50,8 @@ class Task(enum.Enum):
   """How the proxy gets its targets."""
 
   MANUAL = "manual"
+  CLIENT = "client"
+  DISTILL = "distill"
 
 
 class FeatureType(enum.Enum):
@@ -141,6 +144,59 @@ class Train:
 
 
 @dataclasses.dataclass
+class Labelling:
+  """Private-kNN labels by the client, for `train.task=client`.
+
+  On each request vote the `neighbours` nearest of a share `gamma` of the
+  client's samples. Where the largest count, with noise of `sigma_screen`,
+  reaches `threshold`, the class with the most votes is answered, after noise of
+  `sigma_vote` on each count. `max_epsilon` is the most that the labels may
+  cost: it decides how many are given. The request proposes all but that to a
+  remote client, which decides itself. The defaults are for 5,000 requests, of
+  which 1,000 are answered for an epsilon of 5.
+
+  FixMatch (`train.unlabelled_ratio` > 0) takes the images that have no label
+  from the whole pool, or with `abstained_as_unlabelled` from the proxy only.
+  """
+
+  neighbours: int = 150
+  gamma: float = 0.5
+  sigma_screen: float = 53.0
+  sigma_vote: float = 25.0
+  threshold: float = 120.0
+  max_epsilon: float = 5.0
+  abstained_as_unlabelled: bool = False
+
+
+class Logits(enum.Enum):
+  """When a teacher's logits are computed."""
+
+  CACHED = "cached"
+  ON_THE_FLY = "on_the_fly"
+
+
+@dataclasses.dataclass
+class Distill:
+  """A teacher for `train.task=distill`; its student is `train.model`.
+
+  The teacher is trained on `teacher_images` labelled images of the pool (0 for
+  all), or is the model whose `checkpoints/` a run left at `teacher_checkpoint`.
+  Cached logits are those of the images as they are; on the fly the teacher sees
+  the view that the student sees, shifted and turned if `augment`. `hard_share`
+  is the weight of the teacher's classes against its softened logits.
+  """
+
+  teacher: str = "convnet_large"
+  teacher_checkpoint: str | None = None
+  teacher_images: int = 0
+  teacher_steps: int = 1000
+  temperature: float = 4.0
+  hard_share: float = 0.0
+  logits: Logits = Logits.CACHED
+  augment: bool = True
+
+
+@dataclasses.dataclass
 class Client:
   """Where the client runs.
 
@@ -165,6 +221,8 @@ class Config:
   privacy: Privacy = dataclasses.field(default_factory=Privacy)
   sampling: Sampling = dataclasses.field(default_factory=Sampling)
   train: Train = dataclasses.field(default_factory=Train)
+  labelling: Labelling = dataclasses.field(default_factory=Labelling)
+  distill: Distill = dataclasses.field(default_factory=Distill)
   client: Client = dataclasses.field(default_factory=Client)
 
   def validate(self) -> None:
@@ -186,6 +244,12 @@ class Config:
       "train.learning_rate",
       "train.log_every",
       "train.checkpoint_every",
+      "labelling.neighbours",
+      "labelling.sigma_screen",
+      "labelling.sigma_vote",
+      "labelling.max_epsilon",
+      "distill.teacher_steps",
+      "distill.temperature",
       "privacy.sigma",
     ]
     not_negative = [
@@ -195,6 +259,7 @@ class Config:
       "sampling.threshold",
       "train.weight_decay",
       "train.unlabelled_ratio",
+      "distill.teacher_images",
     ]
     fields = flatten(self)
     found = [
@@ -209,9 +274,20 @@ class Config:
     ]
     found += [
       f"--config.{name} must lie in (0, 1], got {fields[name]}"
-      for name in ("privacy.gamma", "train.confidence")
+      for name in ("privacy.gamma", "train.confidence", "labelling.gamma")
       if not 0 < fields[name] <= 1
     ]
+    found += self._labelling_errors()
+    if not 0 <= self.distill.hard_share <= 1:
+      found.append(
+        "--config.distill.hard_share must lie in [0, 1], got "
+        f"{self.distill.hard_share}"
+      )
+    if self.train.task is Task.DISTILL and self.train.unlabelled_ratio:
+      found.append(
+        "--config.train.unlabelled_ratio is for labelled proxies: it must be 0 "
+        "with --config.train.task=distill"
+      )
     if not 0 < self.privacy.delta < 1:
       found.append(
         f"--config.privacy.delta must lie in (0, 1), got {self.privacy.delta}"
@@ -236,6 +312,30 @@ class Config:
         )
     if found:
       raise errors.ConfigError("; ".join(found))
+
+  def _labelling_errors(self) -> list[str]:
+    found = []
+    if not math.isfinite(self.labelling.threshold):
+      found.append(
+        "--config.labelling.threshold must be finite, got "
+        f"{self.labelling.threshold}"
+      )
+    if self.train.task is not Task.CLIENT:
+      return found
+    if self.privacy.relation is not Relation.ADD_REMOVE:
+      found.append(
+        "--config.privacy.relation must be add_remove with "
+        "--config.train.task=client: for labels no other bound is proven, got "
+        f"{self.privacy.relation.value}"
+      )
+    if (
+      self.labelling.abstained_as_unlabelled and not self.train.unlabelled_ratio
+    ):
+      found.append(
+        "--config.labelling.abstained_as_unlabelled needs FixMatch: give "
+        "--config.train.unlabelled_ratio, 1 or more"
+      )
+    return found
 
   def check_pool(self, size: int) -> None:
     """Checks what depends on the number of samples in the pool.

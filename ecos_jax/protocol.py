@@ -153,6 +153,9 @@ class Terms:
       delta=_number(self.delta, "delta", MIN_DELTA, MAX_DELTA),
       relation=_relation(self.relation),
     )
+    # Else showing gamma of the samples as they are would count as private.
+    if self.delta >= self.gamma:
+      raise ProtocolError("delta must be below gamma: it would allow anything")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -519,7 +522,11 @@ class LabelResponse:
     request_digest: Of the request that it answers.
     terms: The terms that were used.
     mechanism: What was drawn, `LABEL_MECHANISM`.
-    epsilon: Of all labels together.
+    answers: How many labels the client's budget allowed; decided before the
+      data were read, and paid for whether they were given or not.
+    considered: How many requests, from the first on, were considered before
+      the answers were used up.
+    epsilon: Of screening all requests and giving that many answers.
     private: False if the noise came from a seed.
   """
 
@@ -527,6 +534,8 @@ class LabelResponse:
   request_digest: str
   terms: LabelTerms
   mechanism: str
+  answers: int
+  considered: int
   epsilon: float
   private: bool
 
@@ -535,6 +544,21 @@ class LabelResponse:
     _set(self, labels=_array(self.labels, "labels", np.int32, (MAX_LABELS,)))
     if self.labels.min() < -1 or self.labels.max() >= self.terms.classes:
       raise ProtocolError(f"labels must be in [-1, {self.terms.classes - 1}]")
+    m = len(self.labels)
+    _set(
+      self,
+      answers=_integer(self.answers, "answers", 1, m),
+      considered=_integer(self.considered, "considered", 1, m),
+    )
+    given = np.flatnonzero(self.labels >= 0)
+    if len(given) > self.answers:
+      raise ProtocolError(
+        f"labels must be at most {self.answers}, as answers says, and -1"
+      )
+    # The client stops after its last answer, and not before.
+    stop = given[-1] + 1 if len(given) == self.answers else m
+    if self.considered != stop:
+      raise ProtocolError("considered does not fit labels and answers")
     _match(self.request_digest, "request_digest", _DIGEST)
     _set(self, epsilon=_number(self.epsilon, "epsilon", 0.0, 1e6))
     _boolean(self.private, "private")
@@ -546,6 +570,8 @@ class LabelResponse:
     fields = {
       "request_digest": self.request_digest,
       "mechanism": self.mechanism,
+      "answers": self.answers,
+      "considered": self.considered,
       "epsilon": self.epsilon,
       "private": self.private,
       **dataclasses.asdict(self.terms),

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from configs import digits_client
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import errors
@@ -87,3 +88,55 @@ def test_arguments_of_the_digits_config(arguments):
 def test_unknown_argument_of_the_digits_config_gets_the_valid_ones():
   with pytest.raises(errors.ConfigError, match="smoke"):
     digits_manual.get_config("svhn")
+
+
+def test_wrong_fields_of_distillation_are_named():
+  config = config_lib.Config()
+  config.train.task = config_lib.Task.DISTILL
+  config.validate()
+  config.train.unlabelled_ratio = 1
+  config.distill.temperature = 0.0
+  config.distill.hard_share = 1.5
+  config.distill.teacher_images = -1
+  with pytest.raises(errors.ConfigError) as caught:
+    config.validate()
+  for name in (
+    "train.unlabelled_ratio",
+    "distill.temperature",
+    "distill.hard_share",
+    "distill.teacher_images",
+  ):
+    assert f"--config.{name} " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "arguments", ["", "demo", "smoke,tight", "paper,mnist", "paper,tight", "usps"]
+)
+def test_arguments_of_the_client_config(arguments):
+  config = digits_client.get_config(arguments)
+  config.validate()
+  assert config.train.task is config_lib.Task.CLIENT
+  assert config.sampling.budget == 5000 or "paper" not in arguments
+
+
+def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
+  config = digits_client.get_config()
+  config.labelling.neighbours = 0
+  config.labelling.gamma = 1.5
+  config.labelling.sigma_vote = -1.0
+  config.labelling.max_epsilon = float("nan")
+  config.labelling.threshold = float("inf")
+  config.labelling.abstained_as_unlabelled = True
+  config.privacy.relation = config_lib.Relation.REPLACE_ONE
+  with pytest.raises(errors.ConfigError) as caught:
+    config.validate()
+  for name in (
+    "labelling.neighbours",
+    "labelling.gamma",
+    "labelling.sigma_vote",
+    "labelling.max_epsilon",
+    "labelling.threshold",
+    "labelling.abstained_as_unlabelled",
+    "privacy.relation",
+  ):
+    assert f"--config.{name} " in str(caught.value)

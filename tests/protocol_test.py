@@ -36,6 +36,8 @@ MESSAGES = (
     "ef" * 32,
     LABEL_TERMS,
     protocol.LABEL_MECHANISM,
+    2,
+    2,
     4.0,
     True,
   ),

@@ -23,11 +23,18 @@ from ecos_jax import protocol
 _MEMORY_BUDGET = 2**26
 
 
-def _rounded(rows: np.ndarray, bits: int) -> np.ndarray:
-  """Returns rows [n, d] as float64, each number a multiple of 2^e.
+def rounded(rows: np.ndarray) -> np.ndarray:
+  """Returns rows [n, d] as float64 whose products are exact.
 
-  Each row has an e of its own, such that the multiples are at most 2^bits.
+  Each number is a multiple of 2^e, at most 2^bits times it. Each row has an e
+  of its own; d products of two rows add up without error, in any order. A NaN
+  or an infinity counts as 0.
   """
+  # d products of at most 2^(2 bits) stay below 2^53.
+  bits = (53 - math.ceil(math.log2(rows.shape[1]))) // 2
+  with np.errstate(over="ignore"):
+    rows = rows.astype(np.float32)
+  rows = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
   rows = rows.astype(np.float64)
   _, exponents = np.frexp(np.abs(rows).max(axis=1, keepdims=True, initial=0))
   exponents -= bits
@@ -57,17 +64,13 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
       f"array of {features.ndim} axes with d = {features.shape[-1]}"
     )
   r, d = centroids.shape
-  # d products of at most 2^(2 bits) stay below 2^53.
-  bits = (53 - math.ceil(math.log2(d))) // 2
-  points = _rounded(centroids, bits)
+  points = rounded(centroids)
   # The nearest centroid has the largest x.c - |c|^2 / 2.
   half_norms = np.einsum("rd,rd->r", points, points) / 2
   votes = np.empty(len(features), np.int64)
   block = max(1, _MEMORY_BUDGET // (16 * (r + d)))
   for start in range(0, len(features), block):
-    with np.errstate(over="ignore"):
-      rows = features[start : start + block].astype(np.float32)
-    rows = _rounded(np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0), bits)
+    rows = rounded(features[start : start + block])
     votes[start : start + block] = np.argmax(
       rows @ points.T - half_norms, axis=1
     )

@@ -18,7 +18,6 @@ from collections.abc import Callable
 import dataclasses
 import datetime
 from pathlib import Path
-import sys
 
 from absl import flags
 import numpy as np
@@ -27,6 +26,7 @@ from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -34,23 +34,39 @@ from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 
-_FEATURES = "features:"
+# A constant, and not what the query proposes: its author may have seen earlier
+# answers, and terms that depend on those cost more (docs/privacy.md).
+_GAMMA = 0.8
 
 # What votes: images, or features [n, d] made with the query's encoder.
 Data = pools.Source | np.ndarray
 
 
-def _encoder(query: protocol.Query) -> registry.Encoder:
-  """Returns the query's encoder, if this installation has the very same."""
-  encoder = registry.get(query.encoder_name)
-  if encoder.digest != query.encoder_digest:
+def encoder_of(
+  message: protocol.Query | protocol.LabelRequest,
+) -> registry.Encoder:
+  """Returns the message's encoder, if this installation has the very same.
+
+  Raises:
+    EcosError: It has not, or the message's features are not that encoder's.
+  """
+  if message.encoder_name not in registry.names():
     raise protocol.ProtocolError(
-      f"encoder_digest: the query's encoder {query.encoder_name} differs from "
-      "the one installed here: cloud and client need the same ecos_jax"
+      f"encoder_name: unknown encoder {message.encoder_name}; the one of the "
+      f"cloud must be one of {', '.join(registry.names())}"
     )
-  if encoder.dimension != query.centroids.shape[1]:
+  encoder = registry.get(message.encoder_name)
+  if encoder.digest != message.encoder_digest:
     raise protocol.ProtocolError(
-      f"centroids have d = {query.centroids.shape[1]}, the encoder "
+      f"encoder_digest: the encoder {message.encoder_name} of the cloud "
+      "differs from the one installed here: cloud and client need the same "
+      "ecos_jax"
+    )
+  query = isinstance(message, protocol.Query)
+  d = (message.centroids if query else message.features).shape[1]
+  if encoder.dimension != d:
+    raise protocol.ProtocolError(
+      f"{'centroids' if query else 'features'} have d = {d}, the encoder "
       f"{encoder.name} has d = {encoder.dimension}"
     )
   return encoder
@@ -69,7 +85,7 @@ def vote(query: protocol.Query, data: Data, batch_size: int) -> np.ndarray:
   """
   if isinstance(data, np.ndarray):
     return coverage.nearest(data, query.centroids)
-  encoder = _encoder(query)
+  encoder = encoder_of(query)
   result = np.empty(len(data), np.int64)
   for start in range(0, len(data), batch_size):
     indices = np.arange(start, min(start + batch_size, len(data)))
@@ -148,7 +164,7 @@ def answer(
     ledger_path: The ledger of these data.
     tag: Name of the data.
     consent: Is told what will happen, and raises to stop it.
-    max_epsilon: Budget of the ledger, at the mechanism's delta and relation.
+    max_epsilon: Budget of the ledger, as `ledger.Ledger.epsilon` counts.
     batch_size: Images to read and encode at once.
 
   Raises:
@@ -161,17 +177,17 @@ def answer(
   with ledger.locked(ledger_path) as book:
     stored = book.find(query.digest, tag, fields)
     if stored is not None:
-      print("stored   this query was answered before, so it costs nothing now")
-      return stored
-    spent = book.cost.epsilon(terms.delta, terms.relation)
-    total = (book.cost + mechanism.cost).epsilon(terms.delta, terms.relation)
+      return stored_response(stored)
+    spent = book.epsilon(terms)
+    total = book.epsilon(terms, mechanism.cost)
     # Written so that a budget of NaN refuses.
     if max_epsilon is not None and not total <= max_epsilon:
       raise errors.EcosError(
         f"refused: {spent:g} of --max_epsilon={max_epsilon:g} is spent, and "
         f"with this answer it would be {total:g}; give a smaller --epsilon"
       )
-    consent(_describe(query, mechanism, spent, total, max_epsilon))
+    ledger_line = describe_ledger(book, terms, mechanism.cost, max_epsilon)
+    consent(_describe(query, mechanism, ledger_line))
     response = respond(
       query_bytes, open_data(), mechanism, batch_size=batch_size
     )
@@ -190,20 +206,40 @@ def answer(
   return response
 
 
-def _describe(
-  query: protocol.Query,
-  mechanism: mechanisms.Mechanism,
-  spent: float,
-  total: float,
+def stored_response(entry: ledger.Entry) -> bytes:
+  """Returns the response of an entry, and says that it is not new."""
+  print(
+    f"stored   this was answered at {entry.time}, so it costs nothing now; "
+    "it knows nothing of changes to the data since"
+  )
+  return entry.response
+
+
+def describe_ledger(
+  book: ledger.Ledger,
+  terms: protocol.Terms | protocol.LabelTerms,
+  cost: accounting.Cost,
   max_epsilon: float | None,
+) -> str:
+  """Returns what the ledger holds before and after an answer, and the rest."""
+  delta, relation = book.promise(terms)
+  total = book.epsilon(terms, cost)
+  budget = "no budget is set (--max_epsilon)"
+  if max_epsilon is not None:
+    budget = f"{max_epsilon - total:.6g} is left of {max_epsilon:g}"
+  return (
+    f"ledger   epsilon {book.epsilon(terms):.6g} spent before, {total:.6g} "
+    f"after, all answers together (delta {delta:g}, {relation}); {budget}"
+  )
+
+
+def _describe(
+  query: protocol.Query, mechanism: mechanisms.Mechanism, ledger_line: str
 ) -> str:
   """Returns who asks what, what leaves, what it costs and what is left."""
   r, d = query.centroids.shape
   terms, proposed = mechanism.terms, query.terms
   paper = accounting.paper_epsilon(terms.sigma, terms.gamma, terms.delta)
-  budget = "no budget is set (--max_epsilon)"
-  if max_epsilon is not None:
-    budget = f"{max_epsilon - total:.6g} is left of {max_epsilon:g}"
   return "\n".join(
     (
       f"query    {query.digest[:16]}: to which of {r} centroids (encoder "
@@ -215,8 +251,7 @@ def _describe(
       f"noise is {paper:.4g}",
       f"         the query proposes sigma {proposed.sigma:g}, gamma "
       f"{proposed.gamma:.4g}, delta {proposed.delta:g}, {proposed.relation}",
-      f"ledger   epsilon {spent:.6g} spent before, {total:.6g} after, all "
-      f"answers composed; {budget}",
+      ledger_line,
     )
   )
 
@@ -240,33 +275,12 @@ def _open_features(path: Path, query: protocol.Query) -> np.ndarray:
   return features
 
 
-def _tag(spec: str) -> str:
-  """Returns a name of the data that does not depend on the working folder."""
-  kind, colon, rest = spec.partition(":")
-  path = Path(rest if colon else spec)
-  if not path.exists():
-    return spec
-  return f"{kind if colon else 'path'}:{path.resolve()}"
-
-
 def _define_flags() -> None:
   flags.DEFINE_string("query", None, "The query file.", required=True)
-  flags.DEFINE_string(
-    "data",
-    None,
-    "The private data: folder:DIR, images:FILE.npy or .npz (uint8), "
-    "tfds:NAME:SPLIT, or features:FILE.npy (float [n, d], made with the "
-    "encoder of the query).",
-    required=True,
+  command.define_shared_flags(
+    "folder:DIR, images:FILE.npy or .npz (uint8), tfds:NAME:SPLIT, or "
+    "features:FILE.npy (float [n, d], made with the encoder of the query)."
   )
-  flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
-  flags.DEFINE_string(
-    "ledger",
-    None,
-    "The file with all answers about these data; made if need be.",
-    required=True,
-  )
-  flags.DEFINE_string("out", None, "Where to put the response.", required=True)
   flags.DEFINE_float(
     "epsilon",
     None,
@@ -282,17 +296,10 @@ def _define_flags() -> None:
   )
   flags.DEFINE_float(
     "gamma",
-    None,
-    "Share of the samples that vote, drawn at random; the query's without.",
+    _GAMMA,
+    "Share of the samples that vote, drawn at random.",
     lower_bound=protocol.MIN_GAMMA,
     upper_bound=1.0,
-  )
-  flags.DEFINE_float(
-    "delta",
-    1e-5,
-    "Of (epsilon, delta).",
-    lower_bound=protocol.MIN_DELTA,
-    upper_bound=protocol.MAX_DELTA,
   )
   flags.DEFINE_enum_class(
     "relation",
@@ -300,70 +307,44 @@ def _define_flags() -> None:
     config.Relation,
     "What epsilon hides: that a sample was added or removed, or replaced.",
   )
-  flags.DEFINE_float(
-    "max_epsilon",
-    None,
-    "The most that all answers of the ledger may cost together.",
-    lower_bound=0.0,
-  )
-  flags.DEFINE_bool("yes", False, "Answer without asking.")
-  flags.DEFINE_integer(
-    "batch_size", 1024, "Images to encode at once.", lower_bound=1
-  )
 
 
-def _consent(text: str) -> None:
-  print(text)
-  if flags.FLAGS.yes:
-    return
-  if not sys.stdin.isatty():
-    raise errors.EcosError("nobody is there to ask: give --yes to answer")
-  try:
-    reply = input("Answer? [y/N] ")
-  except EOFError:
-    reply = ""
-  if reply.strip().lower() not in ("y", "yes"):
-    raise errors.EcosError("not answered, and nothing spent")
-
-
-def _mechanism(query: protocol.Query) -> mechanisms.Mechanism:
+def _mechanism() -> mechanisms.Mechanism:
   f = flags.FLAGS
   if (f.epsilon is None) == (f.sigma is None):
     raise errors.ConfigError("give --epsilon or --sigma, and not both")
-  gamma = query.terms.gamma if f.gamma is None else f.gamma
   relation = f.relation.value
   if f.sigma is not None:
-    terms = protocol.Terms(f.sigma, gamma, f.delta, relation)
+    terms = protocol.Terms(f.sigma, f.gamma, f.delta, relation)
     return mechanisms.Mechanism(terms)
-  return mechanisms.Mechanism.calibrated(f.epsilon, gamma, f.delta, relation)
+  return mechanisms.Mechanism.calibrated(f.epsilon, f.gamma, f.delta, relation)
 
 
 def main(argv: list[str]) -> None:
   """Answers the query that the flags name."""
   del argv
   f = flags.FLAGS
-  out, ledger_path = Path(f.out), Path(f.ledger)
-  for name, path in (("out", out), ("ledger", ledger_path)):
-    if not path.parent.is_dir() or path.is_dir():
-      raise errors.EcosError(f"--{name}: {path} must be a file in a folder")
+  out, ledger_path = command.checked_paths("query")
   query_bytes = protocol.read_file(Path(f.query))
   query = protocol.Query.from_bytes(query_bytes)
-  features = f.data.startswith(_FEATURES)
-  if not features:
-    _encoder(query)
+  path = (
+    command.path_of(f.data) if f.data.startswith(command.FEATURES) else None
+  )
+  if path is None:
+    encoder_of(query)
 
   def open_data() -> Data:
-    if features:
-      return _open_features(Path(f.data.removeprefix(_FEATURES)), query)
+    if path is not None:
+      return _open_features(path, query)
     return pools.open_source(f.data, f.data_dir)
 
   response = answer(
     query_bytes,
     open_data,
-    _mechanism(query),
+    _mechanism(),
     ledger_path,
-    _tag(f.data),
-    consent=_consent,
+    command.tag_of(f.data, f.data_dir),
+    consent=command.consent,
     max_epsilon=f.max_epsilon,
     batch_size=f.batch_size,
   )

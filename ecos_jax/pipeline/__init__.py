@@ -5,7 +5,9 @@ from typing import Any
 
 from ecos_jax import config as config_lib
 from ecos_jax import workdir as workdir_lib
+from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import job as job_lib
+from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
@@ -32,7 +34,7 @@ def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
     if not resolved.exists():
       workdir_lib.write_atomically(resolved, config.to_json().encode())
     selection.pool(job)
-    if config.sampling.method in selection.NEEDS_BANK:
+    if config.sampling.method in selection.NEEDS_BANK or labelling.wanted(job):
       selection.bank(job)
     if config.sampling.method is config_lib.Method.ECOS:
       selection.codebook(job)
@@ -41,6 +43,14 @@ def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
         return None
     if config.sampling.method is not config_lib.Method.LOCAL:
       selection.proxy(job)
+    if labelling.wanted(job):
+      labelling.request(job)
+      if not labelling.labels(job):
+        return None
+    if config.train.task is config_lib.Task.DISTILL:
+      distillation.teacher(job)
+      if config.distill.logits is config_lib.Logits.CACHED:
+        distillation.logits(job)
     learning.model(job)
     summary = summary_lib.collect(job)
     workdir_lib.write_json(work.path / "summary.json", summary)

@@ -7,6 +7,7 @@ from typing import Any
 import zlib
 
 import jax
+import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import workdir
@@ -44,6 +45,22 @@ class Job:
   def feature_bank(self) -> bank.FeatureBank:
     """The finished bank."""
     return bank.FeatureBank.open(self.stages["bank"].path)
+
+  @functools.cached_property
+  def test(self) -> tuple[np.ndarray, np.ndarray] | None:
+    """The client's test images [n, s, s, 3] and labels [n]; None if remote."""
+    if self.config.client.remote:
+      return None
+    test = self.benchmark.test
+    every = np.arange(len(test))
+    return test.images(every, digits.SIZE), test.labels(every)
+
+  @functools.cached_property
+  def ledger(self) -> Path:
+    """The simulated client's ledger; a remote one has its own."""
+    folder = self.work.path / "client"
+    folder.mkdir(exist_ok=True)
+    return folder / "ledger"
 
   def key(self, stage: str) -> jax.Array:
     """Returns the random key of a stage."""

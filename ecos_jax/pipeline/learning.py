@@ -9,27 +9,23 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax.data import digits
 from ecos_jax.data import loader
-from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.models import size
+from ecos_jax.pipeline import distillation
+from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary
 from ecos_jax.pipeline.job import Job
+from ecos_jax.training import export
 from ecos_jax.training import loop
 from ecos_jax.training import tasks
 
 Method = config_lib.Method
-
-_CLASSES = 10
 
 
 def model(job: Job) -> None:
   """Trains on the proxy, and evaluates on the client's test images."""
 
   def work(path: Path) -> dict[str, Any]:
-    test = None
-    if not job.config.client.remote:
-      images = job.benchmark.test
-      every = np.arange(len(images))
-      test = images.images(every, digits.SIZE), images.labels(every)
     result = loop.train(
       _task(job),
       job.config.train.model,
@@ -37,11 +33,14 @@ def model(job: Job) -> None:
       seed=job.config.seed,
       directory=path,
       mesh=distributed.mesh(),
-      test=test,
+      test=job.test,
     )
+    export.write(path / export.FILE, result.model, digits.SIZE)
     return {
       "digest": "",
       "accuracy": result.accuracy,
+      "parameters": size.parameters(result.model),
+      "multiply_adds": size.multiply_adds(result.model, digits.SIZE),
       "input_wait_share": result.input_wait_share,
       "images_per_second": result.images_per_second,
       "count": None,
@@ -57,34 +56,32 @@ def model(job: Job) -> None:
     "train.learning_rate train.weight_decay train.unlabelled_ratio "
     "train.confidence seed"
   )
+  if job.config.train.task is config_lib.Task.DISTILL:
+    inputs += " teacher"
+    fields += " distill."
+  if labelling.wanted(job):
+    inputs += " labels"
+    fields += " labelling.abstained_as_unlabelled"
   job.stage("model", fields, inputs, work, resumable=True)
 
 
 def _task(job: Job) -> tasks.Task:
   train = job.config.train
-  if job.config.sampling.method is Method.LOCAL:
-    client = job.benchmark.client
-    every = np.arange(len(client))
-    labelled: loader.Source = loader.Arrays(
-      {
-        "image": client.images(every, digits.SIZE),
-        "label": client.labels(every),
-      }
-    )
-    chosen = np.zeros(0, np.int64)
-  else:
-    proxy = job.stages["proxy"].path
-    labelled = loader.proxy_source(
-      proxy_lib.open_proxy(proxy / selection.DATASET), digits.SIZE
-    )
-    chosen = np.load(proxy / selection.INDICES)
+  if labelling.wanted(job):
+    return labelling.task(job)
+  selected = selection.selected(job)
+  if train.task is config_lib.Task.DISTILL:
+    return distillation.task(job, selected)
   if not train.unlabelled_ratio:
-    return tasks.Supervised(_CLASSES, labelled)
+    return tasks.Supervised(digits.CLASSES, selected)
   pool = job.benchmark.pool
-  rest = np.setdiff1d(np.arange(len(pool)), chosen)
+  rest = np.arange(len(pool))
+  if job.config.sampling.method is not Method.LOCAL:
+    proxy = job.stages["proxy"].path
+    rest = np.setdiff1d(rest, np.load(proxy / selection.INDICES))
   return tasks.FixMatch(
-    _CLASSES,
-    labelled,
+    digits.CLASSES,
+    selected,
     loader.PoolPart(pool, rest, digits.SIZE),
     train.unlabelled_ratio,
     train.confidence,

@@ -23,6 +23,8 @@ from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import query as query_lib
 from ecos_jax.cloud import sampling
+from ecos_jax.data import digits
+from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import registry
 from ecos_jax.pipeline.job import Job
@@ -33,6 +35,8 @@ Method = config_lib.Method
 NEEDS_BANK = (Method.ECOS, Method.KCENTER, Method.MAK)
 DATASET = "dataset"
 INDICES = "indices.npy"
+# What the simulated client's ledger calls its data.
+CLIENT = "simulated"
 _QUERY = "query.safetensors"
 _RESPONSE = "response.safetensors"
 _INSTRUCTIONS = f"""
@@ -181,10 +185,13 @@ def _simulated(job: Job, query: bytes) -> bytes:
   mechanism = mechanisms.Mechanism(
     _terms(job), job.config.privacy.insecure_noise_seed
   )
-  return respond.respond(
+  return respond.answer(
     query,
-    job.benchmark.client,
+    lambda: job.benchmark.client,
     mechanism,
+    job.ledger,
+    CLIENT,
+    consent=lambda text: None,
     batch_size=job.config.encoder.batch_size,
   )
 
@@ -203,9 +210,10 @@ def proxy(job: Job) -> None:
     indices, clusters = _choose(job)
     pool = job.benchmark.pool
     np.save(path / INDICES, indices)
-    proxy_lib.write(
-      path / DATASET, pool, indices, clusters, pool.labels(indices)
-    )
+    labels = pool.labels(indices)
+    if job.config.train.task is config_lib.Task.CLIENT:
+      labels = np.full(len(indices), -1, np.int64)
+    proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
     client = job.benchmark.client_source
     share = (
       None
@@ -228,7 +236,7 @@ def proxy(job: Job) -> None:
     inputs += " bank"
   if job.config.sampling.method is Method.ECOS:
     inputs += " codebook response"
-  job.stage("proxy", "sampling. seed", inputs, work)
+  job.stage("proxy", "sampling. train.task seed", inputs, work)
 
 
 def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
@@ -273,3 +281,18 @@ def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     key,
   )
   return indices, book.assignment[indices]
+
+
+def selected(job: Job) -> loader.Source:
+  """Returns the samples to train on: the proxy, or the client's own."""
+  if job.config.sampling.method is Method.LOCAL:
+    client = job.benchmark.client
+    every = np.arange(len(client))
+    return loader.Arrays(
+      {
+        "image": client.images(every, digits.SIZE),
+        "label": client.labels(every),
+      }
+    )
+  dataset = proxy_lib.open_proxy(job.stages["proxy"].path / DATASET)
+  return loader.proxy_source(dataset, digits.SIZE)

@@ -5,17 +5,23 @@
 the sorted indices as little-endian int64); `proxy_client_share` and
 `pool_client_share`, the share that comes from the client's domain; `epsilon`,
 `delta`, `relation` of what the client released (0 where nothing, null where it
-is not private) and `paper_epsilon`, the paper's bound for the same noise;
-`bytes_down` and `bytes_up` between cloud and client; `seconds` a stage. What is
-not known is null.
+is not private) and `paper_epsilon`, the paper's bound for the same noise on
+the scores; `scores_epsilon` and `labels_epsilon`, what each of the two costs
+alone (null where it was not asked), and `labels_answered`, `labels_asked` and
+`labels_accuracy`, the share of the client's labels that are right;
+`bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
+and `teacher` (null without one), each with `name`, `accuracy`, `parameters` and
+`multiply_adds` of one image. What is not known is null.
 """
 
 from pathlib import Path
 from typing import Any
 
 from ecos_jax import config
+from ecos_jax import protocol
 from ecos_jax.pipeline.job import Job
 from ecos_jax.privacy import accounting
+from ecos_jax.training import export
 
 _RELATIONS = {
   "add_remove": "one sample more or less",
@@ -32,38 +38,88 @@ def collect(job: Job) -> dict[str, Any]:
   """Returns what the run came to; the fields are named above."""
   results = {name: stage.result for name, stage in job.stages.items()}
   method = job.config.sampling.method
-  proxy = results.get("proxy", {})
-  statement = results.get("response", {}).get("statement")
-  # Without an answer of the client, nothing of it is known.
-  epsilon, delta, relation, paper = 0.0, 0.0, None, None
-  if statement is not None:
-    epsilon = statement["epsilon"] if statement["private"] else None
-    delta, relation = statement["delta"], statement["relation"]
-    paper = accounting.paper_epsilon(
-      statement["sigma"], statement["gamma"], delta
-    )
-  elif method in (config.Method.MAK, config.Method.LOCAL):
-    epsilon = delta = None
+  proxy, labels = results.get("proxy", {}), results.get("labels", {})
   return {
     "method": method.value,
     "client": job.config.data.client,
     "budget": job.config.sampling.budget,
     "seed": job.config.seed,
     "accuracy": results["model"]["accuracy"],
+    "model": _network(job.config.train.model, results["model"]),
+    "teacher": _network(job.config.distill.teacher, results.get("teacher")),
     "proxy_size": proxy.get("size"),
     "proxy_digest": proxy.get("digest"),
     "proxy_client_share": proxy.get("client_share"),
     "pool_client_share": results["pool"]["client_share"],
-    "epsilon": epsilon,
-    "paper_epsilon": paper,
-    "delta": delta,
-    "relation": relation,
-    "bytes_down": results.get("query", {}).get("bytes", 0),
-    "bytes_up": results.get("response", {}).get("bytes", 0),
+    **_spent(results.get("response", {}).get("statement"), labels, job),
+    "labels_answered": labels.get("answered"),
+    "labels_asked": labels.get("requests"),
+    "labels_accuracy": labels.get("accuracy"),
+    "bytes_down": _bytes(results, "query", "request"),
+    "bytes_up": _bytes(results, "response", "labels"),
     "seconds": {
       name: round(stage.seconds, 3) for name, stage in job.stages.items()
     },
   }
+
+
+def _bytes(results: dict[str, dict[str, Any]], *stages: str) -> int:
+  return sum(results.get(stage, {}).get("bytes", 0) for stage in stages)
+
+
+def _spent(
+  scores: dict[str, Any] | None, labels: dict[str, Any], job: Job
+) -> dict[str, Any]:
+  """Returns what the client's answers cost, each alone and composed."""
+  method, budget = job.config.sampling.method, job.config.sampling.budget
+  costs, private = [], True
+  # Without an answer of the client, nothing of it is known.
+  delta, relation, paper = 0.0, None, None
+  if scores is not None:
+    sigma, gamma = scores["sigma"], scores["gamma"]
+    costs.append(accounting.Cost((accounting.Release(sigma, gamma),)))
+    private &= scores["private"]
+    delta, relation = scores["delta"], scores["relation"]
+    paper = accounting.paper_epsilon(sigma, gamma, delta)
+  if labels:
+    terms = protocol.LabelTerms(**labels["terms"])
+    costs.append(
+      accounting.labels(terms, labels["requests"], labels["answers"])
+    )
+    private &= labels["private"]
+    delta, relation = terms.delta, terms.relation
+  epsilon = 0.0
+  if relation and labels.get("requests", budget) == budget:
+    epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
+  elif relation:
+    # A proxy that came out smaller tells of the scores: the number of labels
+    # was not fixed beforehand.
+    epsilon = accounting.Cost.total(costs, delta, relation)
+  if method in (config.Method.MAK, config.Method.LOCAL):
+    private, delta = False, None
+  return {
+    "epsilon": epsilon if private else None,
+    "paper_epsilon": paper,
+    "scores_epsilon": scores["epsilon"] if scores else None,
+    "labels_epsilon": labels.get("epsilon"),
+    "delta": delta,
+    "relation": relation,
+  }
+
+
+def _network(name: str, result: dict[str, Any] | None) -> dict[str, Any] | None:
+  if result is None:
+    return None
+  fields = ("accuracy", "parameters", "multiply_adds")
+  return {"name": name} | {field: result[field] for field in fields}
+
+
+def _measured(network: dict[str, Any]) -> str:
+  return (
+    f"{percent(network['accuracy'])} by {network['name']}: "
+    f"{network['parameters']:,} weights, {network['multiply_adds']:,} "
+    "multiply-adds an image"
+  )
 
 
 def _privacy(summary: dict[str, Any]) -> str:
@@ -71,18 +127,30 @@ def _privacy(summary: dict[str, Any]) -> str:
     return "NOT PRIVATE: no guarantee holds for this run"
   if summary["relation"] is None:
     return "nothing was asked of the client"
+  scores, labels = summary["scores_epsilon"], summary["labels_epsilon"]
+  detail = (
+    f"the paper's bound: {summary['paper_epsilon']:.4g}" if scores else ""
+  )
+  if labels is not None:
+    detail = f"labels {labels:.4g}"
+    detail += f" and scores {scores:.4g}, composed" if scores else ""
   return (
     f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}, for "
-    f"{_RELATIONS[summary['relation']]} (the paper's bound: "
-    f"{summary['paper_epsilon']:.4g})"
+    f"{_RELATIONS[summary['relation']]} ({detail})"
+  )
+
+
+def _answers(summary: dict[str, Any]) -> str:
+  answered, asked = summary["labels_answered"], summary["labels_asked"]
+  return (
+    f"{answered:,} of {asked:,} by the client, "
+    f"{percent(1 - answered / asked)} abstained, "
+    f"{percent(summary['labels_accuracy'])} of the labels right"
   )
 
 
 def text(summary: dict[str, Any], workdir: Path) -> str:
   """Returns the summary for a person, a line a topic."""
-  accuracy = percent(summary["accuracy"])
-  if summary["accuracy"] is None:
-    accuracy += ": the test images are the client's"
   proxy = "none: trained on the client's own data"
   if summary["proxy_size"] is not None:
     proxy = (
@@ -91,15 +159,27 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
       f"(pool: {percent(summary['pool_client_share'])})"
     )
   seconds = summary["seconds"]
-  rows = {
-    "accuracy": accuracy,
+  rows = {"accuracy": _measured(summary["model"])}
+  if summary["teacher"] is not None:
+    rows["teacher"] = _measured(summary["teacher"])
+  if summary["accuracy"] is None:
+    rows["evaluate"] = (
+      "the client can measure it, on its own machine: python -m "
+      f"ecos_jax.client.evaluate --model={export.FILE} --data=DIR"
+    )
+  rows |= {
     "proxy": proxy,
+  }
+  if summary["labels_asked"] is not None:
+    rows["labels"] = _answers(summary)
+  rows |= {
     "privacy": _privacy(summary),
     "bytes": f"{summary['bytes_down']:,} down to the client, "
     f"{summary['bytes_up']:,} up from it",
     "seconds": f"{sum(seconds.values()):.1f} = "
     + " + ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
-    "files": f"{workdir}: summary.json, model/, metrics in model/metrics.jsonl"
+    "files": f"{workdir}: summary.json, model/{export.FILE}, metrics in "
+    "model/metrics.jsonl"
     + (", proxy/dataset (TFDS)" if summary["proxy_size"] else ""),
   }
   return "\n".join(f"{name:<9} {row}" for name, row in rows.items())

@@ -17,6 +17,7 @@ up to six decimals.
     True
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -126,7 +127,8 @@ def _worst(
   if replace and any(release.moved > 1 for release in releases):
     raise errors.EcosError(
       "no bound is proven for replace_one with k-nearest-neighbour votes: "
-      "account for them with --relation=add_remove"
+      "account for them with --relation=add_remove, and keep answers of the "
+      "two relations in ledgers (and data) of their own"
     )
   single = sum(release.times for release in releases) == 1
   steps = _LOSS_STEPS if single else _LOSS_STEPS_COMPOSED
@@ -143,6 +145,8 @@ def _worst(
 def _epsilon(
   releases: tuple[Release, ...], delta: float, relation: config.Relation
 ) -> float:
+  if delta <= 2 * _NUMERICAL_DELTA:
+    return math.inf
   exact = max(
     distribution.get_epsilon_for_delta(delta - _NUMERICAL_DELTA)
     for distribution in _worst(releases, relation)
@@ -157,7 +161,7 @@ class Cost:
   """What one or many releases cost together; `a + b` composes.
 
   Composition holds for queries that are chosen adaptively, if the terms of the
-  releases are not: see docs/privacy.md.
+  releases are not: see docs/privacy.md. Where they may be, see `total`.
 
   Attributes:
     releases: What was released.
@@ -181,9 +185,14 @@ class Cost:
     Raises:
       EcosError: A term is out of range, or no bound is proven.
     """
-    times: dict[Release, int] = {}
     for release in self.releases:
       protocol.Terms(release.sigma, release.gamma, delta, relation)
+    return self._epsilon(delta, relation)
+
+  def _epsilon(self, delta: float, relation: str) -> float:
+    """Returns `epsilon`, also for parts of a delta."""
+    times: dict[Release, int] = {}
+    for release in self.releases:
       once = dataclasses.replace(release, times=1)
       times[once] = times.get(once, 0) + release.times
     if not times:
@@ -195,9 +204,57 @@ class Cost:
       config.Relation(relation),
     )
 
+  @classmethod
+  def total(cls, costs: Sequence["Cost"], delta: float, relation: str) -> float:
+    """Returns the epsilon of answers whose terms may be chosen adaptively.
+
+    Whoever never lets it exceed a number fixed beforehand has that epsilon.
+    Answers of equal cost are composed; of unequal costs, the epsilons are
+    added, each at a share of delta that its place decides. docs/privacy.md has
+    the proof ("Terms that depend on earlier answers").
+
+    Args:
+      costs: Of all answers, in the order in which they were given.
+      delta: Of (epsilon, delta).
+      relation: `add_remove` or `replace_one`.
+
+    Raises:
+      EcosError: A term is out of range, or no bound is proven.
+    """
+    single = [cost.epsilon(delta, relation) for cost in costs]
+    if len(costs) < 2:
+      return sum(single)
+    # Half of delta for each of the two cases.
+    if len(set(costs)) == 1:
+      return sum(costs, cls())._epsilon(delta / 2, relation)
+    return math.fsum(
+      cost._epsilon(delta / (2 * place * (place + 1)), relation)
+      for place, cost in enumerate(costs, start=1)
+    )
+
+
+def labels(terms: protocol.LabelTerms, requests: int, answers: int) -> Cost:
+  """Returns the cost of Private-kNN labels.
+
+  Every request is screened, and that many are voted on, each on a subsample of
+  its own: see docs/privacy.md for why the number of answers must be fixed
+  before the first one.
+
+  Args:
+    terms: Of the labelling.
+    requests: How many are screened at most.
+    answers: How many are voted on at most.
+  """
+  return Cost(
+    (
+      Release(terms.sigma_screen, terms.gamma, times=requests),
+      Release(terms.sigma_vote, terms.gamma, moved=2, times=answers),
+    )
+  )
+
 
 def epsilon(sigma: float, gamma: float, delta: float, relation: str) -> float:
-  """Returns the epsilon of one answer, an upper bound tight to about 1e-5.
+  """Returns the epsilon of one answer, an upper bound tight to about 1e-4.
 
   Args:
     sigma: Scale of the discrete Gaussian, in votes.

@@ -2,6 +2,9 @@
 
     python -m ecos_jax.privacy.audit --sigma=1 --trials=100000
 
+It attacks at the gamma that is asked for, and at a small one, where a subsample
+that is not drawn shows.
+
 Accounting is a proof about a mechanism on paper; an audit runs the one in the
 code. It makes two neighbouring datasets that differ in one sample, the canary,
 which lies far from the rest and has a centroid to itself; draws the response
@@ -15,6 +18,9 @@ The event (a statistic, a threshold, a direction) is chosen on a fifth of the
 draws. On the others Clopper-Pearson intervals for its two probabilities give a
 lower bound on epsilon that holds with the stated confidence (Jagielski et al.,
 NeurIPS 2020).
+
+Before that it asks for some answers one at a time: noise that repeats itself is
+none, however good it looks within one call.
 
 An audit cannot show that a mechanism is private. It resolves no event rarer
 than about one in the number of trials, so the bound stays below the truth.
@@ -36,19 +42,26 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax.client import respond
+from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
 
 _REPETITIONS = 10_000
 _THRESHOLDS = 200
 # The canary is so far from everything else.
 _FAR = 1e3
+# The canary's bin is 1, then 0: a mechanism may be at fault in one bin alone.
+_SHIFTS = (0, 2)
+# True noise repeats itself with a probability below this.
+_REPEAT_RISK = 1e-12
+# Of the second audit that the command makes.
+_SMALL_GAMMA = 0.05
 
 
 class Event(NamedTuple):
   """What the attacker looks for in an answer.
 
   Attributes:
-    statistic: `votes` or `low bits`, see `_statistics`.
+    statistic: One of `_statistics`, or `repeated noise`.
     threshold: Of the statistic.
     above: Whether the event is to reach the threshold or to stay below it. An
       answer that reaches it speaks for the dataset with the canary.
@@ -63,7 +76,8 @@ class Result(NamedTuple):
   """What an audit found.
 
   Attributes:
-    bound: Lower bound on epsilon, at the confidence that was asked for.
+    bound: Lower bound on epsilon, at the confidence that was asked for;
+      infinite if the noise repeats itself.
     event: The event that gives it.
   """
 
@@ -71,14 +85,17 @@ class Result(NamedTuple):
   event: Event
 
 
-def neighbours(relation: str) -> tuple[protocol.Query, np.ndarray, np.ndarray]:
+def neighbours(
+  relation: str, shift: int = 0
+) -> tuple[protocol.Query, np.ndarray, np.ndarray]:
   """Returns a dishonest query and features without and with the canary.
 
-  Centroid 0 takes all other samples, centroid 1 the canary, and, where the
-  canary is replaced and not added, centroid 2 what stood in its place.
+  Centroid 0 takes all other samples, centroid 1 the canary. Where the canary
+  is replaced and not added, centroid 2 takes what stood in its place.
 
   Args:
     relation: `add_remove` or `replace_one`.
+    shift: Added to the numbers of the centroids, modulo 3.
 
   Returns:
     The query, and two [n, d] float32 arrays that are neighbours.
@@ -88,7 +105,7 @@ def neighbours(relation: str) -> tuple[protocol.Query, np.ndarray, np.ndarray]:
   rest = np.repeat(rest, 3, axis=0)
   replaced = config.Relation(relation) is config.Relation.REPLACE_ONE
   query = protocol.Query(
-    centroids=places if replaced else places[:2],
+    centroids=np.roll(places, shift, axis=0),
     encoder_name="audit",
     encoder_settings={},
     encoder_digest="0" * 64,
@@ -123,17 +140,24 @@ def _in_float32(numbers: np.ndarray) -> np.ndarray:
 
 
 def _statistics(answers: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns what an attacker can compute of answers [trials, R], by name.
+  """Returns what an attacker can compute of answers [trials, 3], by name.
 
-  `votes` is the canary's count, less the one of the sample that it replaces: it
-  orders answers by likelihood. `low bits` asks whether the noise would be a
-  32-bit float if the canary's count were 1, and if it were 0; floating-point
-  noise betrays the count so (Mironov 2012), integer noise never.
+  `votes` is the canary's count; less the one of the sample that it replaces it
+  orders answers by likelihood. Differences cancel noise that bins share, the
+  sum cancels noise that is made to add up to nothing. `low bits` asks whether
+  the noise would be a 32-bit float if the canary's count were 1, and if it were
+  0; floating-point noise betrays the count so (Mironov 2012), integer noise
+  never.
   """
-  canary = answers[:, 1]
-  votes = canary - answers[:, 2] if answers.shape[1] > 2 else canary
+  rest, canary, other = answers.T
   bits = 1.0 * _in_float32(canary - 1.0) - 1.0 * _in_float32(canary - 0.0)
-  return {"votes": votes, "low bits": bits}
+  return {
+    "votes": canary,
+    "votes less the rest's": canary - rest,
+    "votes less the other's": canary - other,
+    "all votes": answers.sum(1),
+    "low bits": bits,
+  }
 
 
 def _events(answers: np.ndarray) -> Iterator[Event]:
@@ -177,6 +201,20 @@ def lower_bound(
   return math.log((rate - delta) / alarm)
 
 
+def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
+  """Returns whether calls that should differ by their noise do not."""
+  query, _, data = neighbours(relation)
+  _, log_mass = accounting.log_noise(mechanism.terms.sigma)
+  # So many calls agree in a bin with a probability of at most the risk.
+  calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
+  votes = respond.vote(query, data, batch_size=1024)
+  first, *others = (
+    respond.release(votes, len(query.centroids), mechanism)[0]
+    for _ in range(calls)
+  )
+  return bool(np.all(np.stack(others) == first, axis=0).any())
+
+
 def audit(
   mechanism: mechanisms.Mechanism,
   delta: float,
@@ -190,16 +228,21 @@ def audit(
     mechanism: What is attacked; a subclass may be broken on purpose.
     delta: At which epsilon is claimed.
     relation: At which epsilon is claimed.
-    trials: Answers to draw about each of two neighbouring datasets.
+    trials: Answers to draw about each of two neighbouring datasets, for each of
+      two orders of the bins.
     confidence: Probability that the bound is below the true epsilon.
+
+  Raises:
+    EcosError: The mechanism says itself that it is not private.
   """
-  query, *datasets = neighbours(relation)
-  without, present = (
-    _draw(query, data, mechanism, trials) for data in datasets
-  )
+  if not mechanism.statement.private:
+    raise errors.EcosError(
+      "the mechanism draws from a seed and claims nothing: nothing to audit"
+    )
+  if _repeats(mechanism, relation):
+    return Result(math.inf, Event("repeated noise", 1.0, above=True))
   pilot = trials // 5
-  chosen_on = [_statistics(a[:pilot]) for a in (without, present)]
-  measured_on = [_statistics(a[pilot:]) for a in (without, present)]
+  chosen_on, measured_on, candidates = [], [], []
 
   def bound(event: Event, samples: list[dict[str, np.ndarray]]) -> float:
     size = len(samples[0]["votes"])
@@ -208,9 +251,18 @@ def audit(
       hits, false_alarms = false_alarms, hits
     return lower_bound(hits, false_alarms, size, delta, confidence)
 
-  answers = np.concatenate([without[:pilot], present[:pilot]])
-  event = max(_events(answers), key=lambda event: bound(event, chosen_on))
-  return Result(max(0.0, bound(event, measured_on)), event)
+  for layout, shift in enumerate(_SHIFTS):
+    query, *datasets = neighbours(relation, shift)
+    answers = [
+      np.roll(_draw(query, data, mechanism, trials), -shift, axis=1)
+      for data in datasets
+    ]
+    chosen_on.append([_statistics(a[:pilot]) for a in answers])
+    measured_on.append([_statistics(a[pilot:]) for a in answers])
+    for event in _events(np.concatenate([a[:pilot] for a in answers])):
+      candidates.append((bound(event, chosen_on[layout]), layout, event))
+  _, layout, event = max(candidates, key=lambda candidate: candidate[0])
+  return Result(max(0.0, bound(event, measured_on[layout])), event)
 
 
 def _define_flags() -> None:
@@ -224,7 +276,7 @@ def _define_flags() -> None:
     "Neighbours of the claim.",
   )
   flags.DEFINE_integer(
-    "trials", 100_000, "Answers about each dataset.", lower_bound=100
+    "trials", 100_000, "Answers about each dataset and order.", lower_bound=100
   )
   flags.DEFINE_float(
     "confidence",
@@ -236,10 +288,20 @@ def _define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Audits the mechanism that the flags describe."""
+  """Audits the mechanism that the flags describe, also at a small gamma."""
   del argv
   f = flags.FLAGS
-  terms = protocol.Terms(f.sigma, f.gamma, f.delta, f.relation.value)
+  for gamma in dict.fromkeys((f.gamma, _SMALL_GAMMA)):
+    _report(protocol.Terms(f.sigma, gamma, f.delta, f.relation.value))
+
+
+def _report(terms: protocol.Terms) -> None:
+  """Prints what an audit finds.
+
+  Raises:
+    EcosError: The claim is refuted.
+  """
+  f = flags.FLAGS
   mechanism = mechanisms.Mechanism(terms)
   claim = mechanism.statement.epsilon
   result = audit(mechanism, f.delta, terms.relation, f.trials, f.confidence)

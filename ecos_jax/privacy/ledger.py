@@ -15,7 +15,8 @@ that one instead of spending again.
 
 So a last line that is cut off belongs to an answer that never left: it is
 reported and removed. Any other line that does not match its checksum is damage,
-and refused, since a spend might be missing.
+and refused, since a spend might be missing. So is a file that is no ledger: it
+is left as it is.
 """
 
 import base64
@@ -27,18 +28,25 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 from typing import BinaryIO
 
 from absl import logging
 
+from ecos_jax import config
 from ecos_jax import errors
+from ecos_jax import protocol
 from ecos_jax.privacy import accounting
 
 VERSION = 1
+# How the start of a line that was cut off looks: checksum, then JSON.
+_CUT_OFF = re.compile(
+  rb"[0-9a-f]{1,64}|[0-9a-f]{64} (\{.*)?", re.DOTALL | re.ASCII
+)
 
 
 class LedgerError(errors.EcosError):
-  """The ledger is damaged, or of a newer version."""
+  """The file is no ledger, a damaged one, or of a newer version."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Ledger:
     """Reads the file, which must be locked, and removes a cut-off last line.
 
     Raises:
-      LedgerError: A line is damaged.
+      LedgerError: A line is damaged, or the file is no ledger.
     """
     self._file = file
     self.entries: list[Entry] = []
@@ -120,6 +128,8 @@ class Ledger:
       self.entries.append(whole)
       self._write(b"\n")
     elif tail:
+      if not _CUT_OFF.fullmatch(tail):
+        raise LedgerError(f"--ledger: {path} is no ledger: name another file")
       logging.warning(
         "%s: the last line was cut off before its answer left; removed", path
       )
@@ -131,17 +141,44 @@ class Ledger:
     self._file.flush()
     os.fsync(self._file.fileno())
 
-  @property
-  def cost(self) -> accounting.Cost:
-    """Returns the cost of all entries together, whatever data they tag."""
-    return sum((entry.cost for entry in self.entries), accounting.Cost())
+  def promise(
+    self, terms: protocol.Terms | protocol.LabelTerms
+  ) -> tuple[float, str]:
+    """Returns the strictest delta and relation of `terms` and all entries."""
+    deltas = [terms.delta, *(entry.terms["delta"] for entry in self.entries)]
+    relations = {terms.relation, *(e.terms["relation"] for e in self.entries)}
+    replace_one = config.Relation.REPLACE_ONE.value
+    relation = replace_one if replace_one in relations else terms.relation
+    return min(map(float, deltas)), relation
 
-  def find(self, query_digest: str, data: str, terms: dict) -> bytes | None:
-    """Returns the stored answer to this query on these data at these terms."""
+  def epsilon(
+    self,
+    terms: protocol.Terms | protocol.LabelTerms,
+    cost: accounting.Cost | None = None,
+  ) -> float:
+    """Returns the epsilon of all entries, whatever data, and of `cost`.
+
+    It is that of `promise`, so that a smaller delta or another relation later
+    takes nothing back.
+
+    Args:
+      terms: Of the answer that is thought of.
+      cost: Of that answer; what was spent before without.
+
+    Raises:
+      EcosError: No bound is proven for the relation.
+    """
+    costs = [entry.cost for entry in self.entries]
+    if cost is not None:
+      costs.append(cost)
+    return accounting.Cost.total(costs, *self.promise(terms))
+
+  def find(self, query_digest: str, data: str, terms: dict) -> Entry | None:
+    """Returns the entry of this query on these data at these terms."""
     asked = (query_digest, data, terms)
     for entry in self.entries:
       if (entry.query_digest, entry.data, entry.terms) == asked:
-        return entry.response
+        return entry
     return None
 
   def append(self, entry: Entry) -> None:
@@ -158,14 +195,19 @@ def locked(path: Path) -> Iterator[Ledger]:
   that holds it, however that ends.
 
   Raises:
-    LedgerError: A line is damaged.
+    LedgerError: A line is damaged, or the file is no ledger.
   """
-  new = not path.exists()
-  path.touch(mode=0o600)
-  if new:
+  if path.exists() and not path.is_file():
+    raise LedgerError(f"--ledger: {path} is no file")
+  descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+  with os.fdopen(descriptor, "a+b") as file:
+    # Also if another process made the file: it may not have got so far.
     _sync_folder(path.parent)
-  with path.open("a+b") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logging.warning("%s: waiting for another process that has it", path)
+      fcntl.flock(file, fcntl.LOCK_EX)
     yield Ledger(file, path)
 
 

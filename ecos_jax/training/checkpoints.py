@@ -5,6 +5,7 @@ record beside it. Orbax commits it by a rename, so a killed run leaves no half
 checkpoint; a digest of the arrays tells when the disk damaged one later.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,17 @@ class Restored(NamedTuple):
   record: dict[str, Any]
 
 
+@contextlib.contextmanager
+def _quiet():
+  """Keeps orbax's threads from logging what it raises as well."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
 def _digest(state: Any) -> str:
   sha = hashlib.sha256()
   for path, leaf in jax.tree.leaves_with_path(state):
@@ -40,14 +52,21 @@ def _digest(state: Any) -> str:
 class Checkpoints:
   """The checkpoints in one folder; the last two are kept."""
 
-  def __init__(self, directory: Path):
-    """Opens or makes the folder and clears what a killed run left half done."""
+  def __init__(self, directory: Path, *, read_only: bool = False):
+    """Opens or makes the folder and clears what a killed run left half done.
+
+    Args:
+      directory: The folder.
+      read_only: Whether to leave the folder, which must exist, as it is.
+    """
     self._directory = directory.absolute()
+    self._read_only = read_only
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.LatestN(_KEPT),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
         # The next step reuses the buffers of the state while it would be saved.
         enable_async_checkpointing=False,
       ),
@@ -69,19 +88,21 @@ class Checkpoints:
       state: Tree of arrays, replicated over the devices.
       record: JSON-able.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        record=ocp.args.JsonSave({"digest": _digest(state), "record": record}),
-      ),
-      force=True,
-    )
+    record = {"digest": _digest(state), "record": record}
+    with _quiet():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          record=ocp.args.JsonSave(record),
+        ),
+        force=True,
+      )
 
   def restore(self, like: Any) -> Restored | None:
     """Returns the last good checkpoint, or None if none was ever saved.
 
-    Damaged ones that are newer are deleted, with a warning.
+    Damaged ones that are newer are deleted (unless read only), with a warning.
 
     Args:
       like: Tree of arrays with the shapes, types and shardings to restore to.
@@ -95,18 +116,22 @@ class Checkpoints:
       try:
         restored = self._read(step, like)
       except Exception as error:
+        reason = str(error).partition("\n")[0]
         logging.warning(
-          "checkpoint %d in %s cannot be read: %s", step, self._directory, error
+          "%s/%d is unreadable: %s", self._directory, step, reason
         )
         damaged.append(step)
         continue
-      for newer in damaged:
+      for newer in () if self._read_only else damaged:
         self._manager.delete(newer)
       return restored
     if damaged:
+      advice = ": delete that folder to train from the start"
+      if self._read_only:
+        advice = ""
       raise errors.EcosError(
         f"none of the checkpoints in {self._directory} can be read, or they "
-        "are of another model: delete that folder to train from the start"
+        f"are of another model{advice}"
       )
     return None
 

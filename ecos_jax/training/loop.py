@@ -7,6 +7,7 @@ that is killed goes on from its last checkpoint and ends with the same numbers.
 
 from collections.abc import Callable
 import contextlib
+import functools
 from pathlib import Path
 import time
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from ecos_jax.training import tasks
 _WARMUP = 0.1  # share of the steps
 _AHEAD = 2  # steps handed to the devices before the loop waits for one
 _EVALUATION_BATCH = 512
-_SHOWN = ("loss", "accuracy")  # on the bar
+_SHOWN = ("loss", "accuracy", "agreement")  # on the bar
 
 State = dict[str, Any]
 Shardings = tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]
@@ -84,15 +85,24 @@ def _step(
 ) -> Callable[[State, tasks.Batches], tuple[State, tasks.Metrics]]:
   """Returns the jitted step: state and batches to state and metrics."""
   everywhere, split = shardings
+  # The arrays of a task that is a pytree are arguments: what a jitted function
+  # closes over would be compiled into it.
+  arrays, structure = [], None
+  if not jax.tree_util.all_leaves([task]):
+    arrays, structure = jax.tree.flatten(task)
+    arrays = jax.device_put(arrays, everywhere)
 
-  def step(state: State, batches: tasks.Batches) -> tuple[State, tasks.Metrics]:
+  def step(
+    arrays: list[jax.Array], state: State, batches: tasks.Batches
+  ) -> tuple[State, tasks.Metrics]:
+    own = task if structure is None else jax.tree.unflatten(structure, arrays)
     key = jax.random.fold_in(
       jax.random.wrap_key_data(state["key"]), state["step"]
     )
 
     def loss(params: Any) -> tuple[jax.Array, tuple[Any, tasks.Metrics]]:
       model = nnx.merge(graph, params, state["statistics"], copy=True)
-      value, metrics = task.loss(model, batches, key)
+      value, metrics = own.loss(model, batches, key)
       statistics = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
       return value, (statistics, metrics)
 
@@ -110,12 +120,45 @@ def _step(
     }
     return new, {"loss": value, **metrics}
 
-  return jax.jit(
+  jitted = jax.jit(
     step,
-    donate_argnums=0,
-    in_shardings=(everywhere, split),
+    donate_argnums=1,
+    in_shardings=(everywhere, everywhere, split),
     out_shardings=(everywhere, everywhere),
   )
+  return functools.partial(jitted, arrays)
+
+
+def logits(
+  model: nnx.Module, source: loader.Source, mesh: jax.sharding.Mesh
+) -> np.ndarray:
+  """Returns the logits [n, num_classes] float32 of every sample, in order.
+
+  Args:
+    model: Maps [b, s, s, 3] float32 to logits; used in evaluation mode.
+    source: At least one sample; its images are taken as they are.
+    mesh: Each batch is split over its axis `data`.
+  """
+  everywhere, split = _shardings(mesh)
+  model.eval()
+  graph, state = nnx.split(model)
+
+  @jax.jit
+  def predict(state: Any, batch: jax.Array) -> jax.Array:
+    result = nnx.merge(graph, state)(augment.normalise(batch))
+    return jax.lax.with_sharding_constraint(result, everywhere)
+
+  size = -(-_EVALUATION_BATCH // mesh.size) * mesh.size
+  rows = []
+  for start in tqdm.trange(
+    0, len(source), size, desc="evaluation", disable=None
+  ):
+    indices = np.arange(start, min(start + size, len(source)))
+    batch = source.batch(indices)["image"]
+    padding = [(0, size - len(batch))] + [(0, 0)] * 3
+    padded = jax.device_put(np.pad(batch, padding), split)
+    rows.append(np.asarray(predict(state, padded))[: len(batch)])
+  return np.concatenate(rows)
 
 
 def accuracy(
@@ -132,27 +175,8 @@ def accuracy(
     labels: [n] integers.
     mesh: Each batch is split over its axis `data`.
   """
-  everywhere, split = _shardings(mesh)
-  model.eval()
-  graph, state = nnx.split(model)
-
-  @jax.jit
-  def predict(state: Any, batch: jax.Array) -> jax.Array:
-    model = nnx.merge(graph, state)
-    classes = model(augment.normalise(batch)).argmax(-1)
-    return jax.lax.with_sharding_constraint(classes, everywhere)
-
-  size = -(-_EVALUATION_BATCH // mesh.size) * mesh.size
-  right = 0
-  for start in tqdm.trange(
-    0, len(images), size, desc="evaluation", disable=None
-  ):
-    batch = images[start : start + size]
-    padding = [(0, size - len(batch))] + [(0, 0)] * 3
-    padded = jax.device_put(np.pad(batch, padding), split)
-    classes = np.asarray(predict(state, padded))[: len(batch)]
-    right += int((classes == labels[start : start + size]).sum())
-  return right / len(images)
+  found = logits(model, loader.Arrays({"image": images}), mesh).argmax(-1)
+  return float((found == labels).mean())
 
 
 def _check(task: tasks.Task, config: config_lib.Train, devices: int) -> None:
@@ -212,6 +236,57 @@ def _next(
   }
 
 
+def _start(
+  model_name: str,
+  num_classes: int,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+) -> tuple[Any, State]:
+  """Returns the graph of the network and the state of a new run."""
+  model = registry.get(model_name, num_classes, nnx.Rngs(seed))
+  graph, params, statistics = nnx.split(model, nnx.Param, ...)
+  params = nnx.to_pure_dict(params)
+  return graph, {
+    "step": jnp.zeros((), jnp.int32),
+    "key": jax.random.key_data(jax.random.key(seed)),
+    "params": params,
+    "statistics": nnx.to_pure_dict(statistics),
+    "optimizer": optimizer.init(params),
+  }
+
+
+def load(
+  directory: Path, model_name: str, num_classes: int, mesh: jax.sharding.Mesh
+) -> nnx.Module:
+  """Returns the model of a finished `train`, in evaluation mode.
+
+  Args:
+    directory: Its `checkpoints/`, which is only read.
+    model_name: The model that was trained.
+    num_classes: Its number of logits.
+    mesh: The devices to load it to.
+
+  Raises:
+    EcosError: There is no checkpoint of that model.
+  """
+  optimizer = _optimizer(config_lib.Train())
+  graph, state = jax.eval_shape(
+    lambda: _start(model_name, num_classes, optimizer, seed=0)
+  )
+  everywhere, _ = _shardings(mesh)
+  state = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), state)
+  restored = None
+  if directory.is_dir():
+    with checkpoints.Checkpoints(directory, read_only=True) as saved:
+      restored = saved.restore(state)
+  if restored is None:
+    raise errors.EcosError(f"{directory} holds no checkpoint")
+  state = restored.state
+  model = nnx.merge(graph, state["params"], state["statistics"])
+  model.eval()
+  return model
+
+
 def train(
   task: tasks.Task,
   model_name: str,
@@ -241,23 +316,12 @@ def train(
   """
   started = time.monotonic()
   _check(task, config, mesh.size)
-  shardings = everywhere, split = _shardings(mesh)
+  shardings = _shardings(mesh)
 
   # The state of a new run: also the shapes of a checkpoint.
-  model = registry.get(model_name, task.num_classes, nnx.Rngs(seed))
-  graph, params, statistics = nnx.split(model, nnx.Param, ...)
-  params = nnx.to_pure_dict(params)
   optimizer = _optimizer(config)
-  state = jax.device_put(
-    {
-      "step": jnp.zeros((), jnp.int32),
-      "key": jax.random.key_data(jax.random.key(seed)),
-      "params": params,
-      "statistics": nnx.to_pure_dict(statistics),
-      "optimizer": optimizer.init(params),
-    },
-    everywhere,
-  )
+  graph, state = _start(model_name, task.num_classes, optimizer, seed)
+  state = jax.device_put(state, shardings[0])
   inputs = _inputs(task, config.batch_size, seed)
   step_fn = _step(task, graph, optimizer, shardings)
 
@@ -285,7 +349,7 @@ def train(
     compiled = time.monotonic()
     for step in range(first + 1, config.steps + 1):
       asked = time.monotonic()
-      batches = _next(inputs, split)
+      batches = _next(inputs, shardings[1])
       waited += time.monotonic() - asked
       state, metrics = step_fn(state, batches)
       pending.append(metrics)

@@ -3,10 +3,12 @@
 A task is one class with two things: `streams`, the sources whose batches go
 into a step, and `loss`, a pure function of model, batches and key, traced into
 the jitted step. Targets other than labels (logits of a teacher, say) are more
-arrays in the batches of a source.
+arrays in the batches of a source; arrays that training leaves alone (weights of
+a teacher, say) are fields of a task that is a pytree, such as `Distill`.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, Protocol
 
 from flax import nnx
@@ -143,3 +145,61 @@ class FixMatch:
     consistency = (losses * confident).mean()
     metrics |= {"consistency": consistency, "confident": confident.mean()}
     return loss + consistency, metrics
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["teacher"],
+  meta_fields=[
+    "num_classes",
+    "images",
+    "temperature",
+    "hard_share",
+    "augmented",
+  ],
+)
+@dataclasses.dataclass(frozen=True)
+class Distill:
+  """A teacher's beliefs are the targets; no label is read.
+
+  The loss is T^2 KL(teacher || student) of the logits divided by the
+  temperature T (Hinton et al., 2015), mixed with the cross-entropy against the
+  teacher's classes. Without a `teacher` its logits, made beforehand from the
+  images as they are, come with the batches as `logits` [b, num_classes];
+  with one it sees the very view that the student sees (Beyer et al., 2022).
+  """
+
+  num_classes: int
+  images: loader.Source
+  teacher: nnx.Module | None = None
+  temperature: float = 4.0
+  hard_share: float = 0.0
+  augmented: bool = True
+
+  @property
+  def streams(self) -> dict[str, Stream]:
+    """Returns the images."""
+    return {"proxy": Stream(self.images)}
+
+  def loss(
+    self, model: nnx.Module, batches: Batches, key: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns the mean loss, and how often student and teacher agree."""
+    batch = batches["proxy"]
+    if self.augmented:
+      views = augment.weak(batch["image"], key)
+    else:
+      views = augment.normalise(batch["image"])
+    if self.teacher is None:
+      targets = batch["logits"]
+    else:
+      targets = jax.lax.stop_gradient(self.teacher(views))
+    logits, t = model(views), self.temperature
+    soft = optax.losses.kl_divergence_with_log_targets(
+      jax.nn.log_softmax(logits / t), jax.nn.log_softmax(targets / t)
+    )
+    classes = targets.argmax(-1)
+    hard = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+    losses = (1.0 - self.hard_share) * t**2 * soft + self.hard_share * hard
+    agreement = (logits.argmax(-1) == classes).mean()
+    return losses.mean(), {"agreement": agreement}

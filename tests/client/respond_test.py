@@ -1,5 +1,5 @@
+import dataclasses
 import json
-from pathlib import Path
 import subprocess
 import sys
 
@@ -9,6 +9,7 @@ from scipy import stats
 
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.client import respond
 from ecos_jax.data import pools
@@ -149,7 +150,7 @@ def test_an_encoder_that_differs_is_refused(images):
   }
   for change, message in (
     ({"encoder_digest": "0" * 64}, "encoder_digest"),
-    ({"encoder_name": "unknown"}, "unknown encoder"),
+    ({"encoder_name": "unknown"}, "encoder_name: unknown encoder"),
     ({"centroids": np.zeros((2, 3), np.float32)}, "d = 3"),
   ):
     data = protocol.Query(**{**asked, **change}).to_bytes()
@@ -192,11 +193,19 @@ def test_the_budget_is_checked_before_the_data_are_opened(
   with pytest.raises(errors.EcosError, match="refused"):
     _answer(query, _unreachable, path, max_epsilon=float("nan"))
   _answer(query, lambda: features, path, max_epsilon=0.3)
-  # Another question: 0.28 is spent, and both together would be 0.40.
+  # Another question: 0.28 is spent, and both together would be 0.42.
   other = _query(features[:4])
   with pytest.raises(errors.EcosError, match=r"0\.276049 of"):
-    _answer(other, _unreachable, path, max_epsilon=0.39)
-  _answer(other, lambda: features, path, max_epsilon=0.41)
+    _answer(other, _unreachable, path, max_epsilon=0.40)
+  _answer(other, lambda: features, path, max_epsilon=0.43)
+  # Other terms could have been chosen in the light of those: all are added.
+  quiet = mechanisms.Mechanism(protocol.Terms(200, 0.8, 1e-5, "add_remove"))
+  with pytest.raises(errors.EcosError, match="refused"):
+    _answer(other, _unreachable, path, quiet, max_epsilon=0.6)
+  # A larger delta buys nothing back.
+  lax = mechanisms.Mechanism(protocol.Terms(10, 0.8, 1e-2, "add_remove"))
+  with pytest.raises(errors.EcosError, match="refused"):
+    _answer(_query(features[:3]), _unreachable, path, lax, max_epsilon=0.43)
 
 
 def test_who_does_not_agree_spends_nothing(query, tmp_path):
@@ -351,6 +360,22 @@ def test_killed_at_any_line_an_answer_is_spent_once(tmp_path):
 # The command.
 
 
+def test_data_have_one_tag_however_they_are_spelt(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  np.save("f.npy", np.zeros(3))
+  file, tag = tmp_path / "f.npy", command.tag_of
+  assert tag("f.npy", None) == tag(f"images:{file}", None) == f"images:{file}"
+  assert tag("features:f.npy", None) == f"features:{file}"
+  assert (
+    tag(".", None) == tag(f"folder:{tmp_path}", "x") == f"folder:{tmp_path}"
+  )
+  mnist = "tfds:mnist:train"
+  tags = {
+    tag(mnist, folder) for folder in (None, "a", "b", str(tmp_path / "a"))
+  }
+  assert len(tags) == 3
+
+
 def _run(tmp_path, *arguments):
   return subprocess.run(
     [
@@ -430,6 +455,20 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(tmp_path):
     (("--data=features:{}/query", "--sigma=9", "--yes"), "--data"),
     (("--data=features:{}/wide.npy", "--sigma=9", "--yes"), "--data"),
     (("--data=features:{}/f.npy", "--epsilon=1", "--out={}/no/o"), "--out"),
+    (("--data=features:{}/f.npy", "--out={}/ledger"), "--out and --ledger"),
+    (("--data=features:{}/f.npy", "--out={}/query"), "--out and --query"),
+    (("--data=features:{}/f.npy", "--out={}/link"), "--out and --data"),
+    (("--data=features:{}/f.npy", "--out={}/wide.npy"), "no response"),
+    (("--data=f.npy", "--ledger={}/query"), "--ledger and --query"),
+    (("--data={}/f.npy", "--ledger={}/link"), "--ledger and --data"),
+    (
+      ("--data=features:{}/f.npy", "--ledger={}/tail", "--sigma=9", "--yes"),
+      "no ledger",
+    ),
+    (
+      ("--data=features:{}/f.npy", "--sigma=9", "--gamma=.001", "--delta=.01"),
+      "delta must be below gamma",
+    ),
   ],
 )
 def test_mistakes_end_in_one_line_that_names_the_flag(
@@ -438,19 +477,24 @@ def test_mistakes_end_in_one_line_that_names_the_flag(
   protocol.write_file(tmp_path / "query", query.to_bytes())
   np.save(tmp_path / "f.npy", features)
   np.save(tmp_path / "wide.npy", np.zeros((2, 3)))
+  (tmp_path / "link").hardlink_to(tmp_path / "f.npy")
+  (tmp_path / "tail").write_bytes(b"my notes, without an end of line")
+  before = {path: path.read_bytes() for path in tmp_path.iterdir()}
   process = _run(tmp_path, *(a.format(tmp_path) for a in arguments))
   assert process.returncode == 1
   (line,) = process.stderr.splitlines()
   assert line.startswith("error: ")
   assert message in line
-  assert not (tmp_path / "out").exists()
-  ledger_path = tmp_path / "ledger"
-  assert not ledger_path.exists() or ledger_path.read_bytes() == b""
+  after = {path: path.read_bytes() for path in tmp_path.iterdir()}
+  assert after.pop(tmp_path / "ledger", b"") == b""
+  assert after == before
 
 
 def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
   tmp_path, features, query
 ):
+  terms = protocol.Terms(10.0, 1.0, 1e-5, "add_remove")
+  query = dataclasses.replace(query, terms=terms)
   protocol.write_file(tmp_path / "query", query.to_bytes())
   np.save(tmp_path / "f.npy", features)
   data = f"--data=features:{tmp_path}/f.npy"
@@ -462,8 +506,12 @@ def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
   assert 0.49 < statement.epsilon <= 0.5
   assert statement.relation == "replace_one"
   assert statement.private
-  Path(tmp_path / "out").unlink()
+  # The client's own, whatever the query proposes.
+  assert statement.gamma == 0.8
+  # A response may be replaced; changed data are still the same data.
+  np.save(tmp_path / "f.npy", features[1:])
   again = _run(tmp_path, *arguments, "--max_epsilon=0.5")
   assert again.returncode == 0, again.stderr
   assert "costs nothing" in again.stdout
+  assert "changes to the data" in again.stdout
   assert (tmp_path / "out").read_bytes() == out

@@ -106,15 +106,18 @@ class TestArraySource:
       np.zeros((2, 8, 8, 3)),
       np.zeros((2, 8), np.uint8),
       np.zeros((2, 8, 8, 4), np.uint8),
+      np.zeros((2, 0, 0, 3), np.uint8),
+      np.zeros((1237, 8, 8, 3)),
     ],
   )
-  def test_refuses_other_images(self, images):
-    with pytest.raises(errors.EcosError, match="a must be uint8"):
+  def test_refuses_other_images_and_tells_no_count(self, images):
+    with pytest.raises(errors.EcosError, match="a must be uint8") as error:
       pools.ArraySource("a", images)
+    assert "1237" not in str(error.value)
 
   @pytest.mark.parametrize("labels", [np.zeros(3), np.zeros(2, int)])
   def test_refuses_other_labels(self, labels):
-    with pytest.raises(errors.EcosError, match="a must be 3 integers"):
+    with pytest.raises(errors.EcosError, match=r"a must be \[n\] integers"):
       pools.ArraySource("a", random_images(3, 8, 8, 3), labels)
 
 

@@ -8,10 +8,13 @@ lower confidence is enough; the margins are several standard errors.
 """
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import audit
@@ -47,12 +50,40 @@ class FloatNoise(mechanisms.Mechanism):
     return coverage + (np.float32(self.terms.sigma) * noise).astype(np.float64)
 
 
+class SharedNoise(mechanisms.Mechanism):
+  def noised(self, coverage):
+    noise = super().noised(np.zeros((len(coverage), 1), np.int64))
+    return coverage + noise
+
+
+class ZeroSumNoise(mechanisms.Mechanism):
+  def noised(self, coverage):
+    noise = super().noised(np.zeros_like(coverage))
+    return coverage + noise - np.roll(noise, 1, axis=1)
+
+
+class CleanBin0(mechanisms.Mechanism):
+  def noised(self, coverage):
+    noised = super().noised(coverage)
+    noised[:, 0] = coverage[:, 0]
+    return noised
+
+
+class Seeded(mechanisms.Mechanism):
+  def noised(self, coverage):
+    return mechanisms.Mechanism(self.terms, 7).noised(coverage)
+
+
 @pytest.mark.parametrize(
   ("broken", "sigma", "gamma", "trials"),
   [
     (HalfTheNoise, 1.0, 0.8, 40_000),
     (NoSubsample, 1.0, 0.05, 20_000),
     (FloatNoise, 1.0, 0.8, 20_000),
+    (SharedNoise, 10.0, 0.8, 10_000),
+    (ZeroSumNoise, 10.0, 0.8, 10_000),
+    (CleanBin0, 10.0, 0.8, 10_000),
+    (Seeded, 10.0, 0.8, 1_000),
   ],
 )
 def test_a_broken_mechanism_is_caught(broken, sigma, gamma, trials):
@@ -85,9 +116,41 @@ def test_the_audit_shows_half_of_the_claim():
   assert claim / 2 <= bound <= claim
 
 
+def test_what_claims_nothing_is_not_audited():
+  terms = protocol.Terms(1.0, 0.8, DELTA, "add_remove")
+  with pytest.raises(errors.EcosError, match="seed"):
+    _bound(mechanisms.Mechanism(terms, insecure_noise_seed=1), 100)
+
+
+def test_little_noise_may_repeat_itself():
+  # Nearly always 0, and most of 12 answers equal: still not a defect.
+  assert _bound(_mechanism(0.4), 1000) < np.inf
+
+
+def test_the_command_also_audits_at_a_small_gamma():
+  process = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "ecos_jax.privacy.audit",
+      "--sigma=10",
+      "--trials=1000",
+    ],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert "gamma 0.8)" in process.stdout
+  assert "gamma 0.05)" in process.stdout
+
+
 def test_neighbours_differ_in_one_vote():
-  for relation, moved in (("add_remove", [0, 1]), ("replace_one", [0, 1, -1])):
-    query, without, present = audit.neighbours(relation)
+  for relation, shift, moved in (
+    ("add_remove", 0, [0, 1, 0]),
+    ("add_remove", 2, [1, 0, 0]),
+    ("replace_one", 0, [0, 1, -1]),
+  ):
+    query, without, present = audit.neighbours(relation, shift)
     counts = [
       np.bincount(
         audit.respond.vote(query, data, 8), minlength=len(query.centroids)

@@ -1,13 +1,22 @@
 import concurrent.futures
+import dataclasses
+import os
 import stat
 import threading
 
 import pytest
 
+from ecos_jax import errors
+from ecos_jax import protocol
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 
-TERMS = {"sigma": 10.0, "gamma": 0.8, "delta": 1e-5, "relation": "add_remove"}
+TERMS = protocol.Terms(10.0, 0.8, 1e-5, "add_remove")
+FIELDS = dataclasses.asdict(TERMS)
+
+
+def _cost(sigma):
+  return accounting.Cost((accounting.Release(sigma, 0.8),))
 
 
 def _entry(query="q1", data="mine", sigma=10.0, response=b"\0\1answer\xff"):
@@ -15,9 +24,9 @@ def _entry(query="q1", data="mine", sigma=10.0, response=b"\0\1answer\xff"):
     time="2026-01-02T03:04:05+00:00",
     data=data,
     query_digest=query,
-    terms={**TERMS, "sigma": sigma},
+    terms={**FIELDS, "sigma": sigma},
     epsilon=0.276049,
-    cost=accounting.Cost((accounting.Release(sigma, 0.8),)),
+    cost=_cost(sigma),
     response=response,
   )
 
@@ -46,30 +55,47 @@ def test_entries_come_back_as_they_went_in(path):
   assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_the_cost_is_composed_and_not_added(path):
-  _write(path, _entry(), _entry(query="q2", data="other", sigma=20.0))
+def test_answers_of_one_cost_are_composed_whatever_their_data(path):
+  _write(path, *(_entry(query=q, data=q) for q in ("q1", "q2", "q3")))
   with ledger.locked(path) as book:
-    total = book.cost.epsilon(1e-5, "add_remove")
-  releases = (accounting.Release(10.0, 0.8), accounting.Release(20.0, 0.8))
-  assert total == accounting.Cost(releases).epsilon(1e-5, "add_remove")
-  single = [accounting.Cost((r,)).epsilon(1e-5, "add_remove") for r in releases]
-  assert max(single) < total < sum(single)
+    total = book.epsilon(TERMS)
+    assert total == accounting.Cost.total(3 * [_cost(10.0)], 1e-5, "add_remove")
+    assert book.epsilon(TERMS, _cost(10.0)) > total
+  alone = _cost(10.0).epsilon(1e-5, "add_remove")
+  assert alone < total < 3 * alone
+
+
+def test_the_strictest_delta_and_relation_count_ever_after(path):
+  strict = _entry(query="q2")
+  strict.terms.update(delta=1e-7, relation="replace_one")
+  _write(path, _entry(), strict)
+  costs = [_cost(10.0), _cost(10.0)]
+  with ledger.locked(path) as book:
+    assert book.promise(TERMS) == (1e-7, "replace_one")
+    expected = accounting.Cost.total(costs, 1e-7, "replace_one")
+    assert book.epsilon(TERMS) == expected
+    other = protocol.Terms(5.0, 0.8, 1e-8, "add_remove")
+    assert book.promise(other) == (1e-8, "replace_one")
+    # Nothing is proven for labels there.
+    votes = accounting.Cost((accounting.Release(9.0, 0.1, moved=2),))
+    with pytest.raises(errors.EcosError, match="ledgers"):
+      book.epsilon(TERMS, votes)
 
 
 def test_only_the_very_same_question_finds_the_stored_answer(path):
   _write(path, _entry())
   with ledger.locked(path) as book:
-    assert book.find("q1", "mine", TERMS) == b"\0\1answer\xff"
-    assert book.find("q2", "mine", TERMS) is None
-    assert book.find("q1", "other", TERMS) is None
-    assert book.find("q1", "mine", {**TERMS, "sigma": 11.0}) is None
-    assert book.find("q1", "mine", {**TERMS, "relation": "replace_one"}) is None
+    assert book.find("q1", "mine", FIELDS) == _entry()
+    assert book.find("q2", "mine", FIELDS) is None
+    assert book.find("q1", "other", FIELDS) is None
+    for change in ({"sigma": 11.0}, {"relation": "replace_one"}):
+      assert book.find("q1", "mine", {**FIELDS, **change}) is None
 
 
 def test_an_empty_ledger_costs_nothing(path):
   with ledger.locked(path) as book:
     assert book.entries == []
-    assert book.cost.epsilon(1e-5, "replace_one") == 0.0
+    assert book.epsilon(TERMS) == 0.0
 
 
 def test_a_cut_off_last_line_is_reported_and_removed(path, caplog):
@@ -77,7 +103,8 @@ def test_a_cut_off_last_line_is_reported_and_removed(path, caplog):
   first = path.read_bytes()
   _write(path, _entry(query="q2"))
   whole = path.read_bytes()
-  for size in range(len(first) + 1, len(whole) - 1, 29):
+  sizes = [*range(1, 70), *range(70, len(whole) - len(first) - 1, 29)]
+  for size in (len(first) + size for size in sizes):
     path.write_bytes(whole[:size])
     caplog.clear()
     assert _read(path) == [_entry()]
@@ -109,6 +136,38 @@ def test_damage_is_refused(path, line):
   assert path.read_bytes() == damaged
 
 
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"private",
+    b"\x89PNG\r\n\x1a\n\0",
+    b"{}\n",
+    b"\0\0",
+    65 * b"a",
+    64 * b"a" + b" x",
+  ],
+)
+def test_a_file_that_is_no_ledger_is_left_as_it_is(path, content):
+  path.write_bytes(content)
+  with pytest.raises(ledger.LedgerError, match=r"no ledger|damaged"):
+    _read(path)
+  assert path.read_bytes() == content
+
+
+def test_a_pipe_is_refused(path):
+  os.mkfifo(path)
+  with pytest.raises(ledger.LedgerError, match="no file"):
+    _read(path)
+
+
+def test_the_folder_is_synced_by_whoever_comes_second(path, monkeypatch):
+  path.touch()
+  folders = []
+  monkeypatch.setattr(ledger, "_sync_folder", folders.append)
+  _read(path)
+  assert folders == [path.parent]
+
+
 def test_a_newer_version_is_refused(path, monkeypatch):
   monkeypatch.setattr(ledger, "VERSION", 2)
   _write(path, _entry())
@@ -117,7 +176,7 @@ def test_a_newer_version_is_refused(path, monkeypatch):
     _read(path)
 
 
-def test_a_second_reader_waits_for_the_first(path):
+def test_a_second_reader_waits_for_the_first_and_says_so(path, caplog):
   inside, entries = threading.Event(), []
 
   def second():
@@ -130,6 +189,7 @@ def test_a_second_reader_waits_for_the_first(path):
       inside.set()
       with pytest.raises(concurrent.futures.TimeoutError):
         waiting.result(timeout=0.3)
+      assert "waiting" in caplog.text
       book.append(_entry())
     waiting.result(timeout=10)
   assert entries == [_entry()]

@@ -202,6 +202,84 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path):
   assert not directory.exists()
 
 
+def _distil(directory, teacher, steps=10, source=None, **options):
+  arrays = {"image": _IMAGES}
+  if teacher is None:
+    arrays["logits"] = _TEACHER_LOGITS
+  task = tasks.Distill(
+    4, source or loader.Arrays(arrays), teacher, augmented=False, **options
+  )
+  with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+    return loop.train(
+      task,
+      "tiny",
+      _config(steps=steps),
+      seed=0,
+      directory=directory,
+      mesh=distributed.mesh(),
+    )
+
+
+def _teacher():
+  teacher = _Tiny(4, nnx.Rngs(5))
+  teacher.norm.mean[...] = jnp.array([0.3, -0.2, 0.1])
+  teacher.eval()
+  return teacher
+
+
+_TEACHER_LOGITS = np.asarray(
+  _teacher()(_IMAGES.astype(np.float32) / 127.5 - 1.0)
+)
+
+
+def test_logits_are_those_of_the_model_in_order():
+  source = loader.Arrays({"image": np.concatenate([_IMAGES] * 9)})
+  got = loop.logits(_teacher(), source, distributed.mesh())
+  np.testing.assert_allclose(
+    got, np.concatenate([_TEACHER_LOGITS] * 9), atol=1e-4
+  )
+
+
+def test_cached_and_fresh_logits_teach_the_same(tmp_path):
+  cached = _distil(tmp_path / "cached", None)
+  fresh = _distil(tmp_path / "fresh", _teacher())
+  for ours, theirs in zip(_weights(fresh), _weights(cached), strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+  rows = _rows(tmp_path / "fresh")
+  assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_resumed_student_ends_bitwise_the_same(tmp_path):
+  whole = _distil(tmp_path / "whole", _teacher(), steps=12)
+  with pytest.raises(RuntimeError, match="killed"):
+    _distil(tmp_path / "resumed", _teacher(), steps=12, source=_StopsAt(10))
+  resumed = _distil(tmp_path / "resumed", _teacher(), steps=12)
+  for ours, theirs in zip(_weights(resumed), _weights(whole), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_loaded_model_is_the_trained_one(tmp_path):
+  trained = _train(tmp_path, steps=4)
+  before = sorted(tmp_path.rglob("*"))
+  with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+    loaded = loop.load(tmp_path / "checkpoints", "tiny", 4, distributed.mesh())
+  images = _IMAGES.astype(np.float32)
+  np.testing.assert_array_equal(loaded(images), trained.model(images))
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_holds_no_such_model_is_refused_and_left_alone(tmp_path):
+  (tmp_path / "empty").mkdir()
+  for name in ("empty", "nowhere"):
+    with pytest.raises(errors.EcosError, match="holds no checkpoint"):
+      loop.load(tmp_path / name, "convnet", 10, distributed.mesh())
+  _train(tmp_path, steps=4)
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(errors.EcosError, match="another model"):
+    loop.load(tmp_path / "checkpoints", "convnet", 4, distributed.mesh())
+  assert sorted(tmp_path.rglob("*")) == before
+
+
 # The tests below train in other processes, which import this file.
 _CHILD = """
 import hashlib, json, sys

@@ -1,3 +1,4 @@
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +110,66 @@ def test_streams():
     "labelled": 1,
     "unlabelled": 5,
   }
+
+
+def _kl_by_hand(teacher, student, temperature):
+  p = np.exp(teacher / temperature)
+  p /= p.sum(-1, keepdims=True)
+  q = np.exp(student / temperature)
+  q /= q.sum(-1, keepdims=True)
+  return temperature**2 * np.mean((p * np.log(p / q)).sum(-1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_is_the_divergence_of_softened_logits(temperature):
+  images = _images(6)
+  logits = _RNG.normal(size=(6, 3)).astype(np.float32)
+  batches = {"proxy": {"image": images, "logits": jnp.asarray(logits)}}
+  task = tasks.Distill(3, _source(6), None, temperature)
+  loss, values = task.loss(_mean_colours, batches, _KEY)
+  student = np.float64(_mean_colours(augment.weak(images, _KEY)))
+  np.testing.assert_allclose(
+    loss, _kl_by_hand(np.float64(logits), student, temperature), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    values["agreement"], np.mean(logits.argmax(-1) == student.argmax(-1))
+  )
+
+
+def test_hard_pseudo_labels_mix_in():
+  images = _images(6)
+  logits = _RNG.normal(size=(6, 3)).astype(np.float32)
+  batches = {"proxy": {"image": images, "logits": jnp.asarray(logits)}}
+  student = np.float64(_mean_colours(augment.normalise(images)))
+  beliefs = np.exp(student) / np.exp(student).sum(-1, keepdims=True)
+  hard = metrics.log_loss(logits.argmax(-1), beliefs, labels=range(3))
+  soft = _kl_by_hand(np.float64(logits), student, 2.0)
+  for share in (0.0, 0.25, 1.0):
+    task = tasks.Distill(3, _source(6), None, 2.0, share, augmented=False)
+    loss, _ = task.loss(_mean_colours, batches, _KEY)
+    np.testing.assert_allclose(
+      loss, (1 - share) * soft + share * hard, rtol=1e-4
+    )
+
+
+def test_a_teacher_at_hand_sees_the_view_of_the_student():
+  images = _images(6)
+  task = tasks.Distill(3, _source(6), _mean_colours)
+  # The student has the teacher's weights: on the same views they agree.
+  loss, values = task.loss(_mean_colours, {"proxy": {"image": images}}, _KEY)
+  np.testing.assert_allclose(loss, 0.0, atol=1e-6)
+  assert values["agreement"] == 1
+
+  def of(weight):
+    moved = tasks.Distill(3, _source(6), lambda v: weight * _mean_colours(v))
+    return moved.loss(_mean_colours, {"proxy": {"image": images}}, _KEY)[0]
+
+  assert of(2.0) > 0.01
+  # Nothing flows back into the teacher.
+  assert jax.grad(of)(2.0) == 0
+
+
+def test_the_arrays_of_a_teacher_are_leaves_of_the_task():
+  teacher = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+  assert len(jax.tree.leaves(tasks.Distill(3, _source(6), teacher))) == 2
+  assert not jax.tree.leaves(tasks.Distill(3, _source(6)))

@@ -1,0 +1,133 @@
+"""What the commands of the client share: flags, names of data, files, consent.
+
+A command must destroy nothing by a slip of the hand: a ledger that is replaced
+by a response is a spend forgotten.
+"""
+
+import contextlib
+from pathlib import Path
+import re
+import sys
+
+from absl import flags
+
+from ecos_jax import errors
+from ecos_jax import protocol
+
+FEATURES = "features:"
+
+
+def path_of(spec: str) -> Path | None:
+  """Returns the file or folder that a --data flag names, None for TFDS."""
+  if spec.startswith("tfds:"):
+    return None
+  return Path(re.sub("^(folder|images|features):", "", spec)).expanduser()
+
+
+def tag_of(spec: str, data_dir: str | None) -> str:
+  """Returns a name of the data: one, however they are spelt, from anywhere."""
+  path = path_of(spec)
+  if path is None:
+    folder = Path(data_dir).expanduser().resolve() if data_dir else "default"
+    return f"{spec} in {folder}"
+  kind = "folder" if path.is_dir() else "images"
+  if spec.startswith(FEATURES):
+    kind = "features"
+  return f"{kind}:{path.resolve()}"
+
+
+def define_shared_flags(data: str) -> None:
+  """Defines the flags that both commands of the client have.
+
+  Args:
+    data: What --data can be.
+  """
+  flags.DEFINE_string("data", None, f"The private data: {data}", required=True)
+  flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
+  flags.DEFINE_string(
+    "ledger",
+    None,
+    "The file with all answers about these data; made if need be.",
+    required=True,
+  )
+  flags.DEFINE_string("out", None, "Where to put the response.", required=True)
+  flags.DEFINE_float(
+    "delta",
+    1e-5,
+    "Of (epsilon, delta).",
+    lower_bound=protocol.MIN_DELTA,
+    upper_bound=protocol.MAX_DELTA,
+  )
+  flags.DEFINE_float(
+    "max_epsilon",
+    None,
+    "The most that all answers of the ledger may cost together.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_bool("yes", False, "Answer without asking.")
+  flags.DEFINE_integer(
+    "batch_size", 1024, "Images to encode at once.", lower_bound=1
+  )
+
+
+def _same_file(a: Path, b: Path) -> bool:
+  both = a.exists() and b.exists()
+  return a.samefile(b) if both else a.resolve() == b.resolve()
+
+
+def _is_response(path: Path) -> bool:
+  data = protocol.read_file(path)
+  for message in (protocol.Response, protocol.LabelResponse):
+    with contextlib.suppress(protocol.ProtocolError):
+      message.from_bytes(data)
+      return True
+  return False
+
+
+def checked_paths(message: str) -> tuple[Path, Path]:
+  """Returns --out and --ledger, once writing them can destroy nothing.
+
+  Args:
+    message: The flag that names the cloud's message.
+
+  Raises:
+    EcosError: One of them cannot be a file, or is a file with another use.
+  """
+  f = flags.FLAGS
+  names = ("out", "ledger", message)
+  used = {name: Path(str(f[name].value)) for name in names}
+  data = path_of(f.data)
+  if data is not None:
+    used["data"] = data
+  for name in ("out", "ledger"):
+    path = used.pop(name)
+    if not path.parent.is_dir() or (path.exists() and not path.is_file()):
+      raise errors.EcosError(f"--{name}: {path} must be a file in a folder")
+    for other, taken in used.items():
+      if _same_file(path, taken):
+        raise errors.EcosError(f"--{name} and --{other} are one file: {path}")
+  out, ledger_path = Path(f.out), Path(f.ledger)
+  if out.exists() and not _is_response(out):
+    raise errors.EcosError(
+      f"--out: {out} exists and is no response: it is not replaced"
+    )
+  return out, ledger_path
+
+
+def consent(text: str) -> None:
+  """Shows the text, and asks unless --yes is given.
+
+  Raises:
+    EcosError: The answer is no, or nobody is there to ask.
+  """
+  print(text)
+  if flags.FLAGS.yes:
+    return
+  if not sys.stdin.isatty():
+    raise errors.EcosError("nobody is there to ask: give --yes to answer")
+  try:
+    reply = input("Answer? [y/N] ")
+  except EOFError:
+    reply = ""
+  if reply.strip().lower() not in ("y", "yes"):
+    raise errors.EcosError("not answered, and nothing spent")

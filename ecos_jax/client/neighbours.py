@@ -1,0 +1,134 @@
+"""The votes of Private-kNN: the classes of the k nearest in a subsample.
+
+The privacy of the labels rests on one fact: a sample that joins votes on a
+request itself, and displaces the vote of at most one other. For that the order
+of the others must not depend on it, so distances are exact as in `coverage`:
+features are rounded to so few bits that double precision adds their products
+without any error, and what follows are operations on single numbers. Equal
+distances go by the order of the data, which a sample that joins leaves alone.
+
+Requests and private samples meet block by block on the device; the k nearest so
+far go from one block to the next.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ecos_jax.client import coverage
+
+_MEMORY_BUDGET = 2**28
+# Bytes for one request and one sample: products, distances, keys, their order.
+_PAIR_BYTES = 32
+_SAMPLES = 2**14
+_REQUESTS = 2**9
+# Distances beyond are all the farthest; minus infinity is who does not vote.
+_FARTHEST = float(np.finfo(np.float32).max)
+
+_Nearest = tuple[jax.Array, jax.Array]
+
+
+@jax.jit
+def _merge(
+  nearest: _Nearest,
+  requests: jax.Array,
+  points: jax.Array,
+  labels: jax.Array,
+  taken: jax.Array,
+) -> _Nearest:
+  """Returns the k nearest of those so far and of a block: keys and labels.
+
+  Args:
+    nearest: Minus squared distances [b, k], descending, and labels [b, k].
+    requests: [b, d] float64, from `coverage.rounded`.
+    points: [n, d] float64, likewise.
+    labels: [n] of the points.
+    taken: [b, n] bool, which of the points are in each request's subsample.
+  """
+  keys, classes = nearest
+  k = keys.shape[1]
+  distances = (
+    jnp.sum(requests * requests, axis=1)[:, None]
+    - 2 * (requests @ points.T)
+    + jnp.sum(points * points, axis=1)
+  )
+  new = -jnp.minimum(distances, _FARTHEST).astype(jnp.float32)
+  new = jnp.where(taken, new, -jnp.inf)
+  # Equal keys stay in order: those so far come first.
+  keys, places = jax.lax.top_k(jnp.concatenate([keys, new], axis=1), k)
+  old = jnp.take_along_axis(classes, jnp.minimum(places, k - 1), axis=1)
+  return keys, jnp.where(places < k, old, labels[places - k])
+
+
+class Neighbours:
+  """Private samples that vote on requests.
+
+  Attributes:
+    rows: How many requests `votes` takes at most.
+  """
+
+  def __init__(
+    self,
+    features: np.ndarray,
+    labels: np.ndarray,
+    k: int,
+    classes: int,
+    memory_budget: int = _MEMORY_BUDGET,
+  ):
+    """Prepares the samples.
+
+    Args:
+      features: [n, d] float, n > 0; a NaN or an infinity counts as 0.
+      labels: [n] integers in [0, classes).
+      k: How many vote on a request; all of a subsample that is smaller.
+      classes: C.
+      memory_budget: Bytes for what has an entry for each pair of a request and
+        a sample.
+    """
+    n = len(features)
+    self._n = n
+    self._k = min(k, n)
+    self._classes = classes
+    self._samples = min(n, _SAMPLES)
+    # Every row also has one byte and one draw of 8 for each sample.
+    row_bytes = _PAIR_BYTES * (self._samples + self._k) + 9 * n
+    self.rows = int(np.clip(memory_budget // row_bytes, 1, _REQUESTS))
+    pad = -n % self._samples
+    self._points = np.pad(coverage.rounded(features), ((0, pad), (0, 0)))
+    self._labels = np.pad(labels.astype(np.int32), (0, pad))
+
+  def __len__(self) -> int:
+    """Returns the number of samples, n: private."""
+    return self._n
+
+  def votes(self, requests: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Returns the votes of the k nearest of each subsample, [b, C] int64.
+
+    Args:
+      requests: [b, d] float32, finite, b at most `rows`.
+      taken: [b, n] bool, which samples are in each request's subsample.
+    """
+    b = len(requests)
+    pad = (0, self.rows - b)
+    points = np.pad(coverage.rounded(requests), (pad, (0, 0)))
+    taken = np.pad(taken, (pad, (0, len(self._points) - self._n)))
+    with jax.enable_x64(True):
+      nearest: _Nearest = (
+        jnp.full((self.rows, self._k), -jnp.inf, jnp.float32),
+        jnp.zeros((self.rows, self._k), jnp.int32),
+      )
+      for start in range(0, len(self._points), self._samples):
+        block = slice(start, start + self._samples)
+        nearest = _merge(
+          nearest,
+          points,
+          self._points[block],
+          self._labels[block],
+          taken[:, block],
+        )
+      keys, labels = (np.asarray(array) for array in nearest)
+    cells = labels + self._classes * np.arange(self.rows)[:, None]
+    counts = np.bincount(
+      cells[keys > -np.inf], minlength=self.rows * self._classes
+    )
+    return counts.reshape(self.rows, self._classes)[:b]

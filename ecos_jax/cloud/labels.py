@@ -1,0 +1,58 @@
+"""The cloud's side of client labelling: the request, and its answer read."""
+
+import numpy as np
+
+from ecos_jax import protocol
+from ecos_jax.encoders import registry
+
+
+def request(
+  features: np.ndarray,
+  encoder: registry.Encoder,
+  terms: protocol.LabelTerms,
+) -> protocol.LabelRequest:
+  """Returns the request for the labels of some samples.
+
+  A client whose budget ends stops, so the samples that matter most come first,
+  or all come in random order.
+
+  Args:
+    features: [m, d], of public samples.
+    encoder: What made the features.
+    terms: What to propose to the client.
+
+  Raises:
+    ProtocolError: The features exceed the limits or are not finite.
+  """
+  return protocol.LabelRequest(
+    features=features.astype(np.float32, copy=False),
+    encoder_name=encoder.name,
+    encoder_settings=dict(encoder.settings),
+    encoder_digest=encoder.digest,
+    terms=terms,
+  )
+
+
+def read(data: bytes, request: protocol.LabelRequest) -> protocol.LabelResponse:
+  """Returns the labels in `data`, which a client may have forged.
+
+  Raises:
+    ProtocolError: It is no valid response, or one to another request.
+  """
+  response = protocol.LabelResponse.from_bytes(data)
+  if response.request_digest != request.digest:
+    raise protocol.ProtocolError(
+      f"the labels answer request {response.request_digest[:12]}, not "
+      f"{request.digest[:12]}: ask the client to label the request of this run"
+    )
+  if len(response.labels) != len(request.features):
+    raise protocol.ProtocolError(
+      f"there are {len(response.labels)} labels for {len(request.features)} "
+      "requests"
+    )
+  if response.terms.classes != request.terms.classes:
+    raise protocol.ProtocolError(
+      f"classes is {response.terms.classes} in the labels, "
+      f"{request.terms.classes} in the request"
+    )
+  return response

@@ -1,0 +1,253 @@
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from configs import digits_distill
+from ecos_jax import config as config_lib
+from ecos_jax import distributed
+from ecos_jax import errors
+from ecos_jax import pipeline
+from ecos_jax.client import evaluate
+from ecos_jax.data import digits
+from ecos_jax.data import pools
+from ecos_jax.data import proxy
+from ecos_jax.models import registry
+from ecos_jax.training import loop
+
+_ROOT = Path(__file__).parents[2]
+_IMAGES = np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), np.uint8)
+
+
+def _config() -> config_lib.Config:
+  """Returns the fastest run: random needs neither bank nor codebook."""
+  config = digits_distill.get_config("smoke")
+  config.sampling.method = config_lib.Method.RANDOM
+  config.sampling.budget = 32
+  config.distill.teacher_steps = 3
+  config.distill.teacher_images = 100
+  config.train.steps = 2
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  path = tmp_path_factory.mktemp("distill")
+  config = _config()
+  summary = pipeline.run(config, path)
+  assert summary is not None
+  return config, path, summary
+
+
+def _with_teacher(path: Path) -> config_lib.Config:
+  config = _config()
+  config.distill.teacher_checkpoint = str(path / "teacher" / "checkpoints")
+  return config
+
+
+def _logits(path: Path) -> np.ndarray:
+  model = evaluate.load(path / "model" / "model.jaxexport")
+  return np.asarray(model.call(_IMAGES))
+
+
+@pytest.mark.slow
+def test_teacher_and_student_side_by_side(finished, capsys):
+  config, path, summary = finished
+  teacher, student = summary["teacher"], summary["model"]
+  assert (teacher["name"], student["name"]) == ("convnet", "convnet_small")
+  for network in (teacher, student):
+    assert 0 <= network["accuracy"] <= 1
+  assert summary["accuracy"] == student["accuracy"]
+  for field in ("parameters", "multiply_adds"):
+    assert teacher[field] > 5 * student[field] > 0
+  assert json.loads((path / "summary.json").read_bytes()) == summary
+  # The same again does nothing, and prints the same.
+  assert pipeline.run(config, path) == summary
+  out = capsys.readouterr().out
+  assert "Nothing to do" in out
+  assert f"{teacher['parameters']:,} weights" in out
+
+
+@pytest.mark.slow
+def test_the_cached_logits_are_those_of_the_teacher_on_the_proxy(finished):
+  config, path, _ = finished
+  teacher = loop.load(
+    path / "teacher" / "checkpoints",
+    config.distill.teacher,
+    10,
+    distributed.mesh(),
+  )
+  dataset = proxy.open_proxy(path / "proxy" / "dataset")
+  images = np.stack([item["image"] for item in dataset])
+  np.testing.assert_allclose(
+    np.load(path / "logits" / "logits.npy"),
+    teacher(images.astype(np.float32) / 127.5 - 1.0),
+    atol=1e-4,
+  )
+
+
+@pytest.mark.slow
+def test_the_exported_model_has_the_accuracy_of_the_summary(finished):
+  config, path, summary = finished
+  model = evaluate.load(path / "model" / "model.jaxexport")
+  test = digits.load(config.data, config.seed).test
+  assert evaluate.accuracy(model, test, 64) == summary["accuracy"]
+
+
+@pytest.mark.slow
+def test_no_label_is_read_when_the_teacher_is_given(finished, tmp_path):
+  """Neither the pool's, nor the proxy's, nor the client's."""
+  _, path, _ = finished
+  load = digits.load
+
+  def without_labels(data, seed):
+    benchmark = load(data, seed)
+    names = benchmark.pool.source_names
+    pool = benchmark.pool
+    offsets = np.cumsum([0, *pool.sizes])
+    sources = [
+      pools.ArraySource(
+        name, pool.images(np.arange(*offsets[i : i + 2]), digits.SIZE)
+      )
+      for i, name in enumerate(names)
+    ]
+    return benchmark._replace(pool=pools.Pool(sources), client=None)
+
+  with mock.patch.object(digits, "load", without_labels):
+    summary = pipeline.run(_with_teacher(path), tmp_path)
+  assert summary is not None
+  labels = [i["label"] for i in proxy.open_proxy(tmp_path / "proxy/dataset")]
+  assert set(labels) == {-1}
+  np.testing.assert_array_equal(_logits(tmp_path), _logits(path))
+
+
+@pytest.mark.slow
+def test_a_pool_without_labels_needs_a_teacher(tmp_path):
+  load = digits.load
+
+  def without_labels(data, seed):
+    benchmark = load(data, seed)
+    images = benchmark.pool.images(np.arange(100), digits.SIZE)
+    pool = pools.Pool([pools.ArraySource("a", images)])
+    return benchmark._replace(pool=pool, client_source=None)
+
+  with (
+    mock.patch.object(digits, "load", without_labels),
+    pytest.raises(errors.EcosError, match=r"distill\.teacher_checkpoint"),
+  ):
+    pipeline.run(_config(), tmp_path)
+
+
+@pytest.mark.slow
+def test_on_the_fly_and_on_own_data(finished, tmp_path):
+  """With `local` the client's own images are distilled on."""
+  _, path, _ = finished
+  for method in ("random", "local"):
+    config = _with_teacher(path)
+    config.distill.logits = config_lib.Logits.ON_THE_FLY
+    config.sampling.method = config_lib.Method(method)
+    summary = pipeline.run(config, tmp_path / method)
+    assert summary is not None
+    assert "logits" not in summary["seconds"]
+
+
+@pytest.mark.slow
+def test_the_summary_of_a_remote_client_says_how_to_measure(
+  finished, tmp_path, capsys
+):
+  _, path, _ = finished
+  config = _with_teacher(path)
+  config.client.remote = True
+  summary = pipeline.run(config, tmp_path)
+  assert summary is not None
+  assert summary["accuracy"] is None
+  assert summary["teacher"]["accuracy"] is None
+  assert "python -m ecos_jax.client.evaluate" in capsys.readouterr().out
+
+
+def _runs_to_the_teacher(config, path, said):
+  with pytest.raises(errors.EcosError, match=said):
+    pipeline.run(config, path)
+  assert not (path / "teacher" / "manifest.json").exists()
+
+
+def test_wrong_teachers_are_refused(tmp_path):
+  config = _config()
+  config.distill.teacher = "vgg"
+  _runs_to_the_teacher(config, tmp_path, r"distill\.teacher=vgg.*convnet")
+  config.distill.teacher = "convnet"
+  config.distill.teacher_checkpoint = str(tmp_path / "none")
+  _runs_to_the_teacher(config, tmp_path, r"teacher_checkpoint.*none holds no")
+
+
+@pytest.mark.slow
+def test_the_teacher_of_another_network_is_refused(finished, tmp_path):
+  config = _with_teacher(finished[1])
+  config.distill.teacher = "convnet_large"
+  _runs_to_the_teacher(
+    config, tmp_path, r"teacher_checkpoint must be .* convnet_large"
+  )
+
+
+def test_the_configuration_names_registered_models():
+  for arguments in ("", "demo", "smoke", "mnist"):
+    config = digits_distill.get_config(arguments)
+    config.validate()
+    assert config.train.task is config_lib.Task.DISTILL
+    assert {config.train.model, config.distill.teacher} <= set(registry.names())
+  with pytest.raises(errors.ConfigError, match="fast"):
+    digits_distill.get_config("fast")
+
+
+def _start(path: Path) -> subprocess.Popen:
+  return subprocess.Popen(
+    [
+      sys.executable,
+      "-m",
+      "ecos_jax.train",
+      f"--config={_ROOT}/configs/digits_distill.py:smoke",
+      f"--workdir={path}",
+      "--config.sampling.method=random",
+      "--config.distill.logits=on_the_fly",
+      "--config.train.checkpoint_every=5",
+      "--config.train.steps=60",
+      "--config.distill.teacher_steps=60",
+    ],
+    # From elsewhere: the configuration finds what it shares by its own path.
+    cwd=path.parent,
+    env=os.environ | {"PYTHONPATH": str(_ROOT)},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.mark.slow
+def test_killed_in_both_stages_it_ends_as_uninterrupted(tmp_path):
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  _, err = (process := _start(whole)).communicate()
+  assert process.returncode == 0, err
+  for stage in ("teacher", "model"):
+    process = _start(killed)
+    while not (killed / stage / "checkpoints" / "10").exists():
+      assert process.poll() is None, process.communicate()[1]
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / stage / "manifest.json").exists()
+  _, err = (process := _start(killed)).communicate()
+  assert process.returncode == 0, err
+  np.testing.assert_array_equal(_logits(killed), _logits(whole))
+  summaries = [
+    json.loads((path / "summary.json").read_bytes()) for path in (whole, killed)
+  ]
+  for summary in summaries:
+    summary.pop("seconds")
+  assert summaries[0] == summaries[1]
