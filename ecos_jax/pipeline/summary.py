@@ -167,9 +167,7 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
       "the client can measure it, on its own machine: python -m "
       f"ecos_jax.client.evaluate --model={export.FILE} --data=DIR"
     )
-  rows |= {
-    "proxy": proxy,
-  }
+  rows["proxy"] = proxy
   if summary["labels_asked"] is not None:
     rows["labels"] = _answers(summary)
   rows |= {
