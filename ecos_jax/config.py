@@ -292,6 +292,8 @@ class Config:
       found.append(
         f"--config.privacy.delta must lie in (0, 1), got {self.privacy.delta}"
       )
+    if self.seed >= 2**32:
+      found.append(f"--config.seed must be below 2^32, got {self.seed}")
     noise_seed = self.privacy.insecure_noise_seed
     if noise_seed is not None and noise_seed < 0:
       found.append(

@@ -19,7 +19,9 @@ from pathlib import Path
 import shutil
 import socket
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from ecos_jax import errors
 
@@ -72,6 +74,20 @@ def digest(*parts: bytes | memoryview) -> str:
   for part in parts:
     sha.update(part)
   return sha.hexdigest()
+
+
+def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+  """Returns the array of an artefact.
+
+  Raises:
+    WorkdirError: It is damaged.
+  """
+  try:
+    return np.load(path, mmap_mode=mmap_mode)
+  except (ValueError, EOFError) as error:
+    raise WorkdirError(
+      f"{path} is damaged ({error}): delete the folder {path.parent} to redo it"
+    ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -158,7 +174,7 @@ class Workdir:
 
     Raises:
       WorkdirError: The folder holds this stage made from something else, or
-        the disk is full.
+        files that are not of a run, or the disk is full.
     """
     path = self.path / name
     identity = {"config": dict(config), "inputs": dict(inputs)}
@@ -170,8 +186,7 @@ class Workdir:
     if started is not None:
       self._compare(name, started, identity)
     else:
-      shutil.rmtree(path, ignore_errors=True)
-      path.mkdir()
+      self._clear(path)
       write_json(path / _STARTED, identity)
     begin = time.monotonic()
     with self._full_disk_named():
@@ -189,6 +204,17 @@ class Workdir:
         },
       )
     return Stage(path, result, seconds, skipped=False)
+
+  def _clear(self, path: Path) -> None:
+    """Makes an empty folder, of what an interrupted stage left if need be."""
+    if path.exists():
+      left = {entry.name for entry in path.iterdir()}
+      if left - {f".{_STARTED}.tmp"} and _STARTED not in left:
+        raise WorkdirError(
+          f"{path} holds files that are not of a run: take another --workdir"
+        )
+      shutil.rmtree(path)
+    path.mkdir()
 
   def _compare(self, name: str, old: dict[str, Any], new: dict[str, Any]):
     # Through JSON, since that is how the old one was stored.

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from ecos_jax import workdir as workdir_lib
@@ -138,3 +139,24 @@ def test_a_full_disk_is_named_however_a_library_reports_it(
     with pytest.raises(workdir_lib.WorkdirError, match="no space left"):
       work.stage("model", {}, {}, fails)
   assert not work.done("model")
+
+
+def test_files_that_are_not_of_a_run_are_left_alone(work):
+  thesis = work.path / "model" / "thesis.txt"
+  thesis.parent.mkdir()
+  thesis.write_text("mine")
+  with pytest.raises(workdir_lib.WorkdirError, match="not of a run"):
+    work.stage("model", {}, {}, _fill([]))
+  assert thesis.read_text() == "mine"
+
+
+def test_a_damaged_array_is_named(tmp_path):
+  path = tmp_path / "sizes.npy"
+  np.save(path, np.arange(100))
+  np.testing.assert_array_equal(workdir_lib.load_array(path), np.arange(100))
+  path.write_bytes(path.read_bytes()[:-8])
+  for mode in (None, "r"):
+    with pytest.raises(
+      workdir_lib.WorkdirError, match=r"sizes\.npy is damaged"
+    ):
+      workdir_lib.load_array(path, mode)

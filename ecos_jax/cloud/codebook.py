@@ -93,9 +93,13 @@ def build(
 
 
 def read(path: Path) -> Codebook:
-  """Returns the codebook that `build` wrote to `path`."""
+  """Returns the codebook that `build` wrote to `path`.
+
+  Raises:
+    WorkdirError: A file is damaged.
+  """
   return Codebook(
-    np.load(path / _CENTROIDS),
-    np.load(path / _SIZES),
-    np.load(path / _ASSIGNMENT, mmap_mode="r"),
+    workdir.load_array(path / _CENTROIDS),
+    workdir.load_array(path / _SIZES),
+    workdir.load_array(path / _ASSIGNMENT, mmap_mode="r"),
   )

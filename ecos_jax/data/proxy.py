@@ -139,7 +139,9 @@ def open_proxy(directory: Path) -> Any:
 
   try:
     builder: Any = tfds.builder_from_directory(str(directory.absolute()))
-    return builder.as_data_source(_SPLIT, decoders={"image": decode()})
+    source = builder.as_data_source(_SPLIT, decoders={"image": decode()})
+    source[0]
+    return source
   # TFDS and array_record have no common class for what can be wrong on disk.
   except Exception as error:
     first_line = str(error).strip().partition("\n")[0]

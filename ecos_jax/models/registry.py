@@ -21,6 +21,19 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(_MODELS))
 
 
+def check(name: str) -> None:
+  """Checks that there is a network of that name.
+
+  Raises:
+    EcosError: There is none.
+  """
+  if name not in _MODELS:
+    raise errors.EcosError(
+      f"--config.train.model={name} is not known: take one of "
+      f"{', '.join(names())}"
+    )
+
+
 def get(name: str, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
   """Returns a new network.
 
@@ -32,9 +45,5 @@ def get(name: str, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
   Raises:
     EcosError: The name is unknown.
   """
-  if name not in _MODELS:
-    raise errors.EcosError(
-      f"--config.train.model={name} is not known: take one of "
-      f"{', '.join(names())}"
-    )
+  check(name)
   return _MODELS[name](num_classes, rngs)

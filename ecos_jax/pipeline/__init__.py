@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ecos_jax import config as config_lib
+from ecos_jax import errors
+from ecos_jax import protocol
 from ecos_jax import workdir as workdir_lib
+from ecos_jax.encoders import registry as encoders
+from ecos_jax.models import registry as models
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import job as job_lib
 from ecos_jax.pipeline import labelling
@@ -28,8 +32,15 @@ def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
       another one.
   """
   config.validate()
+  # What the configuration names is there, before any work is done.
+  encoders.get(config.encoder.name)
+  models.check(config.train.model)
   with workdir_lib.Workdir(workdir) as work:
     job = job_lib.Job(config, work)
+    try:
+      selection.terms(job)
+    except protocol.ProtocolError as error:
+      raise errors.ConfigError(f"--config.privacy.{error}") from error
     resolved = work.path / "config.json"
     if not resolved.exists():
       workdir_lib.write_atomically(resolved, config.to_json().encode())

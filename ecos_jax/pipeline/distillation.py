@@ -163,7 +163,9 @@ def task(job: Job, source: loader.Source) -> tasks.Distill:
   """
   options = job.config.distill
   cached = options.logits is config_lib.Logits.CACHED
-  rows = np.load(job.stages["logits"].path / _LOGITS) if cached else None
+  rows = (
+    workdir.load_array(job.stages["logits"].path / _LOGITS) if cached else None
+  )
   checkpoints = job.stages["teacher"].path / _CHECKPOINTS
   return tasks.Distill(
     digits.CLASSES,

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ecos_jax import config as config_lib
+from ecos_jax import errors
 from ecos_jax import workdir
 from ecos_jax.cloud import bank
 from ecos_jax.data import digits
@@ -33,8 +34,29 @@ class Job:
 
   @functools.cached_property
   def benchmark(self) -> digits.Benchmark:
-    """The data, made or read when a stage first needs them."""
-    return digits.load(self.config.data, self.config.seed)
+    """The data, made or read when a stage first needs them.
+
+    Raises:
+      EcosError: They are not to be had, or others than the run began with.
+    """
+    benchmark = digits.load(self.config.data, self.config.seed)
+    pool = self.stages.get("pool")
+    if pool is not None and (
+      pool.result["digest"] != benchmark.pool.digest
+      or pool.result["simulation"] != self.simulation_digest(benchmark)
+    ):
+      raise errors.EcosError(
+        f"the images of --config.data.dir are others than when {pool.path} was "
+        "made: put the old ones back, or take another --workdir"
+      )
+    return benchmark
+
+  def simulation_digest(self, benchmark: digits.Benchmark) -> str | None:
+    """Returns what identifies the simulated client's images; None if remote."""
+    if self.config.client.remote:
+      return None
+    parts = (benchmark.client.digest, benchmark.test.digest)
+    return workdir.digest(*map(str.encode, parts))
 
   @functools.cached_property
   def encoder(self) -> registry.Encoder:

@@ -79,7 +79,7 @@ def request(job: Job) -> None:
   """Writes the features of the proxy, in random order, for the client."""
 
   def work(path: Path) -> dict[str, Any]:
-    indices = np.load(job.stages["proxy"].path / selection.INDICES)
+    indices = selection.chosen(job)
     # A client whose budget ends leaves a random part unlabelled, not clusters.
     order = np.asarray(jax.random.permutation(job.key("request"), len(indices)))
     message = labels_lib.request(
@@ -130,7 +130,7 @@ def labels(job: Job) -> bool:
     )
     workdir.write_atomically(path / _RESPONSE, data)
     labels = np.empty(len(response.labels), np.int64)
-    labels[np.load(asked / _ORDER)] = response.labels
+    labels[workdir.load_array(asked / _ORDER)] = response.labels
     np.save(path / LABELS, labels)
     accuracy = _write_dataset(job, path, labels)
     answered = int((labels >= 0).sum())
@@ -166,7 +166,7 @@ def _simulated(job: Job, request_data: bytes) -> bytes:
     lambda: job.benchmark.client,
     _terms(job),
     job.ledger,
-    selection.CLIENT,
+    selection.simulated_tag(job),
     consent=lambda text: None,
     epsilon=job.config.labelling.max_epsilon,
     batch_size=job.config.encoder.batch_size,
@@ -191,7 +191,7 @@ def _write_dataset(job: Job, path: Path, labels: np.ndarray) -> float | None:
       "--config.labelling.max_epsilon or --config.sampling.budget"
     )
   proxy = job.stages["proxy"].path
-  indices = np.load(proxy / selection.INDICES)[answered]
+  indices = selection.chosen(job)[answered]
   dataset = proxy_lib.open_proxy(proxy / selection.DATASET)
   clusters = np.array([dataset[int(row)]["cluster"] for row in answered])
   pool = job.benchmark.pool
@@ -209,8 +209,8 @@ def task(job: Job) -> tasks.Task:
   labelled = loader.proxy_source(
     proxy_lib.open_proxy(stage.path / selection.DATASET), digits.SIZE
   )
-  indices = np.load(job.stages["proxy"].path / selection.INDICES)
-  given = np.load(stage.path / LABELS) >= 0
+  indices = selection.chosen(job)
+  given = workdir.load_array(stage.path / LABELS) >= 0
   pool = job.benchmark.pool
   rest = np.setdiff1d(np.arange(len(pool)), indices[given])
   if job.config.labelling.abstained_as_unlabelled:

@@ -77,8 +77,7 @@ def _task(job: Job) -> tasks.Task:
   pool = job.benchmark.pool
   rest = np.arange(len(pool))
   if job.config.sampling.method is not Method.LOCAL:
-    proxy = job.stages["proxy"].path
-    rest = np.setdiff1d(rest, np.load(proxy / selection.INDICES))
+    rest = np.setdiff1d(rest, selection.chosen(job))
   return tasks.FixMatch(
     digits.CLASSES,
     selected,

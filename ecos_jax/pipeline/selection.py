@@ -15,6 +15,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax import workdir
 from ecos_jax.client import respond
@@ -34,9 +35,8 @@ Method = config_lib.Method
 
 NEEDS_BANK = (Method.ECOS, Method.KCENTER, Method.MAK)
 DATASET = "dataset"
-INDICES = "indices.npy"
+_INDICES = "indices.npy"
 # What the simulated client's ledger calls its data.
-CLIENT = "simulated"
 _QUERY = "query.safetensors"
 _RESPONSE = "response.safetensors"
 _INSTRUCTIONS = f"""
@@ -55,13 +55,14 @@ def pool(job: Job) -> None:
 
   def work(path: Path) -> dict[str, Any]:
     del path
-    pool = job.benchmark.pool
-    client = job.benchmark.client_source
+    benchmark = job.benchmark
+    pool, client = benchmark.pool, benchmark.client_source
     share = None
     if client is not None and not job.config.client.remote:
       share = pool.sizes[client] / len(pool)
     return {
       "digest": pool.digest,
+      "simulation": job.simulation_digest(benchmark),
       "size": len(pool),
       "sizes": dict(zip(pool.source_names, pool.sizes, strict=True)),
       "client_share": share,
@@ -125,7 +126,7 @@ def query(job: Job) -> None:
     query = query_lib.make(
       codebook_lib.read(job.stages["codebook"].path).centroids,
       job.encoder,
-      _terms(job),
+      terms(job),
     )
     data = query.to_bytes()
     workdir.write_atomically(path / _QUERY, data)
@@ -183,20 +184,35 @@ def response(job: Job) -> bool:
 def _simulated(job: Job, query: bytes) -> bytes:
   """Returns the response of a client that holds the benchmark's half."""
   mechanism = mechanisms.Mechanism(
-    _terms(job), job.config.privacy.insecure_noise_seed
+    terms(job), job.config.privacy.insecure_noise_seed
   )
   return respond.answer(
     query,
     lambda: job.benchmark.client,
     mechanism,
     job.ledger,
-    CLIENT,
+    simulated_tag(job),
     consent=lambda text: None,
     batch_size=job.config.encoder.batch_size,
   )
 
 
-def _terms(job: Job) -> protocol.Terms:
+def simulated_tag(job: Job) -> str:
+  """Returns the name of the simulated data in the ledger.
+
+  The ledger hands a stored answer out again; one whose noise came from a seed
+  must not stand for one with real noise, nor for that of another seed.
+  """
+  seed = job.config.privacy.insecure_noise_seed
+  return "simulated" if seed is None else f"simulated, noise of seed {seed}"
+
+
+def terms(job: Job) -> protocol.Terms:
+  """Returns the terms that the query proposes and the simulation takes.
+
+  Raises:
+    ProtocolError: One is out of range.
+  """
   privacy = job.config.privacy
   return protocol.Terms(
     privacy.sigma, privacy.gamma, privacy.delta, privacy.relation.value
@@ -209,7 +225,7 @@ def proxy(job: Job) -> None:
   def work(path: Path) -> dict[str, Any]:
     indices, clusters = _choose(job)
     pool = job.benchmark.pool
-    np.save(path / INDICES, indices)
+    np.save(path / _INDICES, indices)
     labels = pool.labels(indices)
     if job.config.train.task is config_lib.Task.CLIENT:
       labels = np.full(len(indices), -1, np.int64)
@@ -266,8 +282,14 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
 def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
   options = job.config.sampling
-  data = (job.stages["response"].path / _RESPONSE).read_bytes()
-  response = protocol.Response.from_bytes(data)
+  path = job.stages["response"].path / _RESPONSE
+  data = path.read_bytes()
+  try:
+    response = protocol.Response.from_bytes(data)
+  except protocol.ProtocolError as error:
+    raise errors.EcosError(
+      f"{path} is damaged ({error}): delete the folder {path.parent} to redo it"
+    ) from error
   book = codebook_lib.read(job.stages["codebook"].path)
   kept = sampling.keep(
     response.scores, response.statement.sigma, options.threshold
@@ -281,6 +303,11 @@ def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     key,
   )
   return indices, book.assignment[indices]
+
+
+def chosen(job: Job) -> np.ndarray:
+  """Returns the pool indices of the proxy, int64 [B]."""
+  return workdir.load_array(job.stages["proxy"].path / _INDICES)
 
 
 def selected(job: Job) -> loader.Source:

@@ -99,9 +99,9 @@ def _spent(
     private, delta = False, None
   return {
     "epsilon": epsilon if private else None,
-    "paper_epsilon": paper,
-    "scores_epsilon": scores["epsilon"] if scores else None,
-    "labels_epsilon": labels.get("epsilon"),
+    "paper_epsilon": paper if private else None,
+    "scores_epsilon": scores["epsilon"] if scores and private else None,
+    "labels_epsilon": labels.get("epsilon") if private else None,
     "delta": delta,
     "relation": relation,
   }

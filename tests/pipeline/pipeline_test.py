@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
 
@@ -262,3 +263,56 @@ def test_a_response_to_another_query_is_refused(remote, tmp_path):
   # The right one is still taken.
   (cloud / "response.safetensors").write_bytes(_respond(cloud, client))
   assert pipeline.run(config, cloud) is not None
+
+
+def test_terms_out_of_range_are_refused_before_any_work(tmp_path):
+  config = _config()
+  config.privacy.sigma = 100_000.0
+  with pytest.raises(errors.EcosError, match=r"--config\.privacy\.sigma"):
+    pipeline.run(config, tmp_path)
+  assert not (tmp_path / "pool").exists()
+
+
+def test_a_damaged_codebook_is_named(finished, tmp_path):
+  config, path, _ = finished
+  copy = tmp_path / "run"
+  shutil.copytree(path, copy)
+  shutil.rmtree(copy / "proxy")
+  assignment = copy / "codebook" / "assignment.npy"
+  assignment.write_bytes(assignment.read_bytes()[:500])
+  with pytest.raises(errors.EcosError, match=re.escape(str(assignment))):
+    pipeline.run(config, copy)
+
+
+def test_other_images_than_the_run_began_with_are_refused(
+  finished, tmp_path, monkeypatch
+):
+  config, path, _ = finished
+  copy = tmp_path / "run"
+  shutil.copytree(path, copy)
+  shutil.rmtree(copy / "proxy")
+  load = digits.load
+  monkeypatch.setattr(digits, "load", lambda data, seed: load(data, seed + 1))
+  with pytest.raises(errors.EcosError, match=r"--config\.data\.dir"):
+    pipeline.run(config, copy)
+
+
+def test_a_redone_response_has_the_noise_that_is_asked_for_now(
+  finished, tmp_path
+):
+  _, path, _ = finished
+  copy = tmp_path / "run"
+  shutil.copytree(path, copy)
+  other = _config()
+  other.privacy.insecure_noise_seed = 8
+  for stage in ("response", "proxy", "model"):
+    shutil.rmtree(copy / stage)
+  with workdir_lib.Workdir(copy) as work:
+    job = job_lib.Job(other, work)
+    selection.pool(job)
+    selection.bank(job)
+    selection.codebook(job)
+    selection.query(job)
+    selection.response(job)
+  name = Path("response", "response.safetensors")
+  assert (copy / name).read_bytes() != (path / name).read_bytes()
