@@ -15,9 +15,9 @@ Products are float32 at precision "highest", since the cloud and the client must
 agree on the nearest centroid. Equal scores go to the lowest index.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import functools
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +194,13 @@ def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
   return Assignment(labels, jnp.maximum(norms - 2 * scores, 0))
 
 
-def scan_blocks(body, carry, chunk: jax.Array, valid: jax.Array, block: int):
+def scan_blocks(
+  body: Callable[[Any, jax.Array, jax.Array, jax.Array], Any],
+  carry: Any,
+  chunk: jax.Array,
+  valid: jax.Array,
+  block: int,
+) -> Any:
   """Returns the carry after `body` has seen the valid rows of a local chunk.
 
   For use inside `shard_map` over 'data'. The last block overlaps the one before
