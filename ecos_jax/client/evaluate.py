@@ -22,9 +22,11 @@ import numpy as np
 
 from ecos_jax import cli
 from ecos_jax import errors
+from ecos_jax import workdir
 from ecos_jax.data import pools
 
 _MAX_BYTES = 1 << 31
+_CHECKSUM_BYTES = 64  # at the end of the file, sha256 in hex
 _MAX_SIZE = 4096  # height and width of the images
 # What JAX itself puts into a program whose batch is free; checked, never run.
 _OWN_CALLS = frozenset({"shape_assertion"})
@@ -67,7 +69,10 @@ def load(path: Path) -> export.Exported:
   try:
     if len(data) > _MAX_BYTES:
       raise ValueError(f"it exceeds {_MAX_BYTES} bytes")
-    model = export.deserialize(bytearray(data))
+    program, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if workdir.digest(program).encode() != checksum:
+      raise ValueError("its checksum is wrong")
+    model = export.deserialize(bytearray(program))
     _check_signature(model)
   except Exception as error:
     raise errors.EcosError(

@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 import subprocess
@@ -75,7 +76,8 @@ def test_labels_that_do_not_fit_are_refused(model_path, labels, said):
 
 def _exported(path, function, *shapes, **options):
   exported = jax_export.export(jax.jit(function), **options)(*shapes)
-  path.write_bytes(exported.serialize())
+  data = bytes(exported.serialize())
+  path.write_bytes(data + hashlib.sha256(data).hexdigest().encode())
   return path
 
 

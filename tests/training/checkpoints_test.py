@@ -87,6 +87,8 @@ def test_damage_to_any_file_gives_the_same_or_the_one_before(tmp_path, how):
   # The run does step 10 again, and can save it.
   _save(fallen_back[-1], [10])
   _assert_is(_restore(fallen_back[-1]), 10)
+  # What orbax left of the failed reads warns here, where it is expected.
+  gc.collect()
 
 
 def _largest(directory):
