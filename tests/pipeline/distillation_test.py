@@ -118,7 +118,11 @@ def test_no_label_is_read_when_the_teacher_is_given(finished, tmp_path):
       )
       for i, name in enumerate(names)
     ]
-    return benchmark._replace(pool=pools.Pool(sources), client=None)
+    client = benchmark.client
+    unlabelled = pools.ArraySource(
+      client.name, client.images(np.arange(len(client)), digits.SIZE)
+    )
+    return benchmark._replace(pool=pools.Pool(sources), client=unlabelled)
 
   with mock.patch.object(digits, "load", without_labels):
     summary = pipeline.run(_with_teacher(path), tmp_path)
