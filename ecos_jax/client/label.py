@@ -47,6 +47,10 @@ from ecos_jax.privacy import mechanisms
 _SCREEN, _VOTE = 0, 1
 
 
+class RefusedError(errors.EcosError):
+  """The budget does not allow one answer; nothing was spent."""
+
+
 class Samples(NamedTuple):
   """Who votes: features [n, d], made with the request's encoder, labels [n]."""
 
@@ -161,15 +165,18 @@ def plan(
     insecure_noise_seed: As in `Labeller`.
 
   Raises:
-    EcosError: Not one answer is affordable.
+    RefusedError: Not one answer is affordable.
   """
 
   def alone(cost: accounting.Cost) -> float:
     return cost.epsilon(terms.delta, terms.relation)
 
   answers = requests
-  for budget, total in ((epsilon, alone), (max_epsilon, composed)):
-    if budget is not None and total is not None and answers:
+  for flag, budget, total in (
+    ("--epsilon", epsilon, alone),
+    ("with all that was spent before --max_epsilon", max_epsilon, composed),
+  ):
+    if budget is not None and total is not None:
 
       def priced(
         answers: int, total: Callable[[accounting.Cost], float] = total
@@ -177,13 +184,12 @@ def plan(
         return total(accounting.labels(terms, requests, answers))
 
       answers = _affordable(priced, budget, terms, answers)
-  if not answers:
-    raise errors.EcosError(
-      f"refused: to screen {requests} requests and answer one exceeds "
-      f"--epsilon={epsilon}, or with all that was spent before "
-      f"--max_epsilon={max_epsilon}; nothing was spent now: send fewer "
-      "requests, or give more noise or a larger budget"
-    )
+      if not answers:
+        raise RefusedError(
+          f"refused: to screen {requests:,} requests and answer one exceeds "
+          f"{flag}={budget}; nothing was spent now: send fewer requests, or "
+          "give more noise or a larger budget"
+        )
   return Labeller(terms, requests, answers, insecure_noise_seed)
 
 

@@ -161,17 +161,26 @@ def labels(job: Job) -> bool:
 
 def _simulated(job: Job, request_data: bytes) -> bytes:
   """Returns the labels of a client that holds the benchmark's half."""
-  return label_lib.answer(
-    request_data,
-    lambda: job.benchmark.client,
-    _terms(job),
-    job.ledger,
-    selection.simulated_tag(job),
-    consent=lambda text: None,
-    epsilon=job.config.labelling.max_epsilon,
-    batch_size=job.config.encoder.batch_size,
-    insecure_noise_seed=job.config.privacy.insecure_noise_seed,
-  )
+  budget = job.config.labelling.max_epsilon
+  try:
+    return label_lib.answer(
+      request_data,
+      lambda: job.benchmark.client,
+      _terms(job),
+      job.ledger,
+      selection.simulated_tag(job),
+      consent=lambda text: None,
+      epsilon=budget,
+      batch_size=job.config.encoder.batch_size,
+      insecure_noise_seed=job.config.privacy.insecure_noise_seed,
+    )
+  except label_lib.RefusedError as error:
+    raise errors.EcosError(
+      f"the client gives no label for --config.labelling.max_epsilon={budget}: "
+      "raise it, raise --config.labelling.sigma_screen and .sigma_vote, or "
+      "take another --workdir with a smaller --config.sampling.budget; the "
+      "proxy is there all the same"
+    ) from error
 
 
 def _write_dataset(job: Job, path: Path, labels: np.ndarray) -> float | None:

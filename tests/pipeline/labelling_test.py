@@ -155,6 +155,18 @@ def test_nobody_answered_is_said_with_what_to_do(tmp_path):
     pipeline.run(config, tmp_path)
 
 
+def test_a_client_that_refuses_leaves_a_run_that_goes_on(tmp_path):
+  config = _config(method=config_lib.Method.RANDOM)
+  enough, config.labelling.max_epsilon = config.labelling.max_epsilon, 0.05
+  refusal = r"no label for --config\.labelling\.max_epsilon=0\.05"
+  with pytest.raises(errors.EcosError, match=refusal):
+    pipeline.run(config, tmp_path)
+  assert _recomputed(tmp_path / "client" / "ledger") == 0
+  config.labelling.max_epsilon = enough
+  summary = pipeline.run(config, tmp_path)
+  assert summary["labels_answered"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "kcenter", "mak", "local"])
 def test_every_method_ends_in_a_summary(method, tmp_path):
