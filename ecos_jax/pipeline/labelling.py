@@ -177,9 +177,9 @@ def _simulated(job: Job, request_data: bytes) -> bytes:
   except label_lib.RefusedError as error:
     raise errors.EcosError(
       f"the client gives no label for --config.labelling.max_epsilon={budget}: "
-      "raise it, raise --config.labelling.sigma_screen and .sigma_vote, or "
-      "take another --workdir with a smaller --config.sampling.budget; the "
-      "proxy is there all the same"
+      "raise it and run again, or take another --workdir with more noise "
+      "(--config.labelling.sigma_screen, .sigma_vote) or a smaller "
+      "--config.sampling.budget; the proxy is there all the same"
     ) from error
 
 
