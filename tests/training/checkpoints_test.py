@@ -9,7 +9,7 @@ import pytest
 from ecos_jax import errors
 from ecos_jax.training import checkpoints
 
-# Orbax leaves the coroutines of a failed read behind; `_restore` collects them.
+# Orbax leaves more than coroutines behind when a read fails (see pyproject).
 _FAILED_READS = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning"
 )
