@@ -8,6 +8,7 @@ from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import kmeans
+from ecos_jax.clustering import start as start_lib
 
 _CANDIDATES_PER_SAMPLE = 8
 _MIN_CANDIDATES = 65536
@@ -47,7 +48,7 @@ def random(n: int, budget: int, key: jax.Array) -> np.ndarray:
     EcosError: The budget does not lie in 1..n.
   """
   _check_budget(budget, n)
-  return kmeans.subsample(n, budget, key)
+  return start_lib.subsample(n, budget, key)
 
 
 def kcenter(
@@ -71,8 +72,8 @@ def kcenter(
   _check_budget(budget, n)
   limit = min(n, max(_CANDIDATES_PER_SAMPLE * budget, _MIN_CANDIDATES))
   sample_key, start_key = jax.random.split(key)
-  rows = kmeans.subsample(n, limit, sample_key)
-  start = int(kmeans.generator(start_key).integers(limit))
+  rows = start_lib.subsample(n, limit, sample_key)
+  start = int(start_lib.generator(start_key).integers(limit))
   nearest = np.full(limit, np.inf, np.float32)
   return rows[_k_center(bank.take(rows), nearest, start, budget)]
 

@@ -22,7 +22,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.clustering import assign
-from ecos_jax.clustering import kmeans
+from ecos_jax.clustering import start as start_lib
 
 _CANDIDATES_PER_SAMPLE = 8
 _MIN_CANDIDATES = 4096
@@ -167,7 +167,7 @@ def _candidates(
   # Ranks below this bound are enough: six standard deviations above the mean.
   bound = (limits + 6 * np.sqrt(limits) + 1) / np.maximum(sizes, 1)
   bound = np.where(limits == sizes, 2.0, bound) * (limits > 0)
-  random = kmeans.generator(key)
+  random = start_lib.generator(key)
   found = []
   for start in range(0, len(assignment), _SCAN_ROWS):
     labels = np.asarray(assignment[start : start + _SCAN_ROWS])

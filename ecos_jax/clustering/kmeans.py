@@ -4,11 +4,15 @@ Rows pass through the devices in chunks, each sharded over the mesh axis 'data'.
 Per chunk only the [k, d] sums and [k] counts leave the devices; they are added
 up in float64 on the host, the same numbers in every process, so that all
 processes decide alike. Chunks that fit the memory budget stay on the devices;
-others are read again for every pass, and the result is the same.
+others are read again for every pass.
+
+Few passes over everything are needed, for two reasons. The start is nested:
+Lloyd's iterations run on a small sample first, then on twice as many rows, and
+so on, so that the iterations on all rows begin near their end. And rows whose
+nearest centroid cannot have changed are not compared again (`lloyd.pruned`).
 """
 
 from collections.abc import Iterable
-import functools
 from typing import NamedTuple
 
 import jax
@@ -18,11 +22,16 @@ import tqdm
 
 from ecos_jax import errors
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import lloyd
+from ecos_jax.clustering import start as start_lib
 
 _MEMORY_BUDGET = 2 << 30
-# k-means++ reads its sample k times, and needs few points for a good start.
-_START_ROWS_PER_CENTROID = 32
-_MIN_START_ROWS = 16384
+# On samples the start need not be better than this share of its inertia.
+_NESTED_TOLERANCE = 1e-3
+# With fewer centroids the product is too cheap for pruning to pay.
+_MIN_PRUNED_CENTROIDS = 256
+# A pruned step costs more than a plain one if most rows are compared.
+_MAX_COMPARED = 0.8
 
 
 class KMeans(NamedTuple):
@@ -32,8 +41,8 @@ class KMeans(NamedTuple):
     centroids: float32 [k, d].
     sizes: int64 [k], how many of the rows fitted on are nearest to each.
     inertia: float64 [iterations + 1], the sum of squared distances before each
-      iteration; the last is that of `centroids`.
-    iterations: How often the centroids were moved.
+      iteration on all of these rows; the last is that of `centroids`.
+    iterations: How often the centroids were moved there.
     converged: Whether the inertia stopped falling.
     reseeded: How many empty clusters were moved to a far sample.
   """
@@ -46,110 +55,94 @@ class KMeans(NamedTuple):
   reseeded: int
 
 
-def generator(key: jax.Array) -> np.random.Generator:
-  """Returns the numpy generator that belongs to a JAX key."""
-  return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+class _Passes:
+  """Passes over the same rows, pruned where that pays.
 
-
-def subsample(n: int, size: int, key: jax.Array) -> np.ndarray:
-  """Returns `size` distinct rows out of n, uniform, int64 [size], sorted."""
-  rows = generator(key).choice(n, size, replace=False, shuffle=False)
-  return np.sort(rows)
-
-
-@functools.partial(jax.jit, static_argnames=("k",))
-def plus_plus(features: jax.Array, k: int, key: jax.Array) -> jax.Array:
-  """Returns k rows that are spread out, [k, d]: greedy k-means++.
-
-  Each new centroid is the best of 2 + log(k) candidates drawn with probability
-  proportional to the squared distance from those there are (Arthur and
-  Vassilvitskii 2007, section 2.2 and the greedy variant of its conclusions).
-
-  Args:
-    features: float32 [n, d].
-    k: Number of centroids.
-    key: Random key.
+  Bounds are kept with the chunks, so only chunks in memory are pruned.
   """
-  trials = 2 + int(np.log(k))
-  norms = jnp.sum(features * features, axis=1)
 
-  def distances(rows):
-    candidates = features[rows]
-    products = jnp.matmul(
-      features, candidates.T, precision=jax.lax.Precision.HIGHEST
+  def __init__(self, features, plan, mesh, *, resident: bool, prune: bool):
+    self._features = features
+    self._plan = plan
+    self._mesh = mesh
+    self._kept = (
+      list(assign.chunks(features, plan.chunk, mesh)) if resident else None
     )
-    return jnp.maximum(norms[:, None] - 2 * products + norms[rows], 0)
+    self._prune = prune and resident
+    self._bounds: list[lloyd.Bounds] | None = None
+    self._before = np.zeros(0)
+    # Plain passes before the next attempt, and after it if it fails.
+    self._wait = 0
+    self._patience = 1
 
-  def step(i, carry):
-    chosen, closest = carry
-    cumulative = jnp.cumsum(closest)
-    uniform = jax.random.uniform(jax.random.fold_in(key, i), (trials,))
-    rows = jnp.searchsorted(cumulative, uniform * cumulative[-1], side="right")
-    rows = jnp.minimum(rows, len(features) - 1)
-    closer = jnp.minimum(closest[:, None], distances(rows))
-    best = jnp.argmin(jnp.sum(closer, axis=0))
-    return chosen.at[i].set(rows[best].astype(jnp.int32)), closer[:, best]
-
-  first = jax.random.randint(jax.random.fold_in(key, 0), (1,), 0, len(features))
-  chosen = jnp.zeros(k, jnp.int32).at[0].set(first[0])
-  chosen, _ = jax.lax.fori_loop(1, k, step, (chosen, distances(first)[:, 0]))
-  return features[chosen]
-
-
-@functools.partial(jax.jit, static_argnames=("mesh", "block"))
-def _lloyd_chunk(chunk, valid, centroids, *, mesh, block):
-  """Returns the sums [k, d], counts [k] and inertia of a sharded chunk."""
-
-  def local(chunk, valid, centroids):
-    k = len(centroids)
-
-    def body(carry, start, features, fresh):
-      del start
-      sums, counts, inertia = carry
-      labels, distances = assign.nearest(features, centroids)
-      # Rows of label k are dropped.
-      labels = jnp.where(fresh, labels, k)
-      return (
-        sums.at[labels].add(features, mode="drop"),
-        counts.at[labels].add(1, mode="drop"),
-        inertia + jnp.sum(jnp.where(fresh, distances, 0)),
+  def _parts(self, centroids: np.ndarray) -> Iterable[lloyd.Sums]:
+    options = {"mesh": self._mesh, "block": self._plan.block}
+    device_centroids = jnp.asarray(centroids)
+    if not self._prune or self._wait:
+      self._wait = max(self._wait - 1, 0)
+      self._bounds = None
+      chunks = self._kept or assign.chunks(
+        self._features, self._plan.chunk, self._mesh
       )
+      for _, valid, chunk in chunks:
+        yield lloyd.plain(chunk, valid, device_centroids, **options)
+      return
+    assert self._kept is not None
+    first = self._bounds is None
+    bounds = self._bounds or [
+      lloyd.no_bounds(self._plan.chunk, self._mesh) for _ in self._kept
+    ]
+    moves = lloyd.moves(centroids if first else self._before, centroids)
+    self._bounds = []
+    compared = 0
+    for (_, valid, chunk), known in zip(self._kept, bounds, strict=True):
+      sums, known = lloyd.pruned(
+        chunk, valid, known, moves, device_centroids, **options
+      )
+      self._bounds.append(known)
+      compared += int(sums.compared)
+      yield sums
+    self._before = centroids.copy()
+    if not first and compared > _MAX_COMPARED * self._features.shape[0]:
+      self._wait = self._patience
+      self._patience *= 2
 
-    carry = (
-      jnp.zeros_like(centroids),
-      jnp.zeros(k, jnp.int32),
-      jnp.float32(0),
-    )
-    carry = assign.scan_blocks(body, carry, chunk, valid, block)
-    return jax.lax.psum(carry, "data")
+  def run(self, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Returns float64 [k, d] sums, int64 [k] counts, and the inertia."""
+    sums = np.zeros(centroids.shape)
+    counts = np.zeros(len(centroids), np.int64)
+    inertia = 0.0
+    for part in self._parts(centroids):
+      # Fetched before the next chunk is asked for: it may share memory.
+      sums += np.asarray(part.features)
+      counts += np.asarray(part.counts)
+      inertia += float(part.inertia)
+    if not np.isfinite(inertia):
+      raise errors.EcosError(
+        "k-means: the features hold NaN or infinite values"
+      )
+    return sums, counts, inertia
 
-  rows, everywhere = jax.P("data"), jax.P()
-  return jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(rows, everywhere, everywhere),
-    out_specs=everywhere,
-  )(chunk, valid, centroids)
+  def farthest(self, centroids: np.ndarray, count: int) -> np.ndarray:
+    """Returns up to `count` rows, float32 [m, d], the farthest first."""
+    distances = np.zeros(0, np.float32)
+    rows = np.zeros(0, np.int64)
+    for start, part in assign.stream(
+      self._features, centroids, mesh=self._mesh
+    ):
+      distances = np.concatenate([distances, part.distances])
+      rows = np.concatenate([rows, start + np.arange(len(part.labels))])
+      kept = np.argsort(-distances, kind="stable")[:count]
+      distances, rows = distances[kept], rows[kept]
+    far = _take(self._features, rows)
+    # What rounding makes of a sample on its centroid is no distance.
+    return far[distances > 1e-6 * np.sum(far * far, axis=1)]
 
 
 def _take(features: np.ndarray | assign.Rows, rows: np.ndarray) -> np.ndarray:
   if isinstance(features, np.ndarray):
     return features[rows].astype(np.float32)
   return features.take(rows)
-
-
-def _farthest(features, centroids, count, mesh) -> np.ndarray:
-  """Returns up to `count` rows, float32 [m, d], the farthest first."""
-  distances = np.zeros(0, np.float32)
-  rows = np.zeros(0, np.int64)
-  for start, part in assign.stream(features, centroids, mesh=mesh):
-    distances = np.concatenate([distances, part.distances])
-    rows = np.concatenate([rows, start + np.arange(len(part.labels))])
-    kept = np.argsort(-distances, kind="stable")[:count]
-    distances, rows = distances[kept], rows[kept]
-  far = _take(features, rows)
-  # What rounding makes of a sample on its centroid is no distance.
-  return far[distances > 1e-6 * np.sum(far * far, axis=1)]
 
 
 def _in_memory(features: assign.Rows, rows: int) -> np.ndarray:
@@ -159,19 +152,45 @@ def _in_memory(features: assign.Rows, rows: int) -> np.ndarray:
   return array
 
 
-def _pass(chunks: Iterable, centroids: np.ndarray, mesh, block: int):
-  """Returns float64 [k, d] sums, int64 [k] counts, and the inertia."""
-  sums = np.zeros(centroids.shape)
-  counts = np.zeros(len(centroids), np.int64)
-  inertia = 0.0
-  device_centroids = jnp.asarray(centroids)
-  for _, valid, chunk in chunks:
-    parts = _lloyd_chunk(chunk, valid, device_centroids, mesh=mesh, block=block)
-    chunk_sums, chunk_counts, chunk_inertia = map(np.asarray, parts)
-    sums += chunk_sums
-    counts += chunk_counts
-    inertia += float(chunk_inertia)
-  return sums, counts, inertia
+def _lloyd(
+  passes: _Passes,
+  centroids: np.ndarray,
+  iterations: int,
+  tolerance: float,
+  progress: tqdm.tqdm,
+) -> KMeans:
+  """Returns the clustering that Lloyd's iterations reach from `centroids`."""
+  centroids = centroids.copy()
+  inertias: list[float] = []
+  reseeded = 0
+  while True:
+    sums, counts, inertia = passes.run(centroids)
+    inertias.append(inertia)
+    progress.set_postfix(inertia=f"{inertia:.6g}")
+    empty = np.flatnonzero(counts == 0)
+    far = (
+      passes.farthest(centroids, len(empty)) if len(empty) else centroids[:0]
+    )
+    converged = (
+      not len(far)
+      and len(inertias) > 1
+      and inertias[-2] - inertia <= tolerance * inertias[-2]
+    )
+    if converged or len(inertias) > iterations:
+      break
+    occupied = counts > 0
+    centroids[occupied] = sums[occupied] / counts[occupied, None]
+    centroids[empty[: len(far)]] = far
+    reseeded += len(far)
+    progress.update()
+  return KMeans(
+    centroids,
+    counts,
+    np.asarray(inertias),
+    len(inertias) - 1,
+    bool(converged),
+    reseeded,
+  )
 
 
 def fit(
@@ -183,23 +202,30 @@ def fit(
   iterations: int = 50,
   tolerance: float = 1e-4,
   sample: int | None = None,
+  nested: bool = True,
+  prune: bool = True,
   mesh: jax.sharding.Mesh | None = None,
   memory_budget: int = _MEMORY_BUDGET,
 ) -> KMeans:
-  """Returns k centroids by Lloyd's algorithm (Lloyd 1982), from k-means++.
+  """Returns k centroids by Lloyd's algorithm (Lloyd 1982), from k-means||.
 
-  The same for a key, whatever the memory budget; on other numbers of devices to
-  rounding. An empty cluster moves to the sample farthest from its centroid.
+  The same for a key; on other numbers of devices, and streamed where it would
+  be pruned in memory, to rounding. An empty cluster moves to the sample
+  farthest from its centroid.
 
   Args:
     features: [n, d], an array or a feature bank; float16, bfloat16 or float32.
     k: Number of centroids.
     key: Random key.
-    init: The first centroids, [k, d]; None for greedy k-means++ on a sample.
-    iterations: Moves of the centroids at most.
+    init: The first centroids, [k, d]; None for k-means|| on a sample.
+    iterations: Moves of the centroids at most, on each nested sample.
     tolerance: Stops when the inertia falls by less than this share of it.
     sample: Rows to fit on, drawn at random, in memory; 256 k is ample. None or
       n and more: all of them.
+    nested: Whether to iterate on samples that double before all rows; not with
+      `init`.
+    prune: Whether to spare rows whose nearest centroid cannot have changed,
+      where that pays.
     mesh: Devices to share the rows; None for one.
     memory_budget: Bytes of features to keep on the devices; what is larger is
       read again in each pass.
@@ -219,59 +245,41 @@ def fit(
   sample_key, start_key = jax.random.split(key)
   if sample is not None and sample < n:
     n = max(sample, k)
-    features = _take(features, subsample(features.shape[0], n, sample_key))
+    rows = start_lib.subsample(features.shape[0], n, sample_key)
+    features = _take(features, rows)
   plan = assign.plan((n, d), k, mesh)
   resident = n * d * features.dtype.itemsize <= memory_budget
   if resident and not isinstance(features, np.ndarray):
     features = _in_memory(features, plan.chunk)
+  prune = prune and k >= _MIN_PRUNED_CENTROIDS
 
-  if init is None:
-    rows = min(n, max(_START_ROWS_PER_CENTROID * k, _MIN_START_ROWS))
-    start = _take(features, subsample(n, rows, start_key))
-    init = plus_plus(start, k, start_key)
-  centroids = np.array(init, np.float32)
-  if centroids.shape != (k, d):
-    raise ValueError(f"init must be [{k}, {d}], got {list(centroids.shape)}")
-
-  kept = list(assign.chunks(features, plan.chunk, mesh)) if resident else None
-  inertias: list[float] = []
-  reseeded = 0
-  progress = tqdm.tqdm(
-    total=iterations, desc="k-means", unit=" iterations", disable=None
-  )
-  with progress:
-    while True:
-      chunks = kept or assign.chunks(features, plan.chunk, mesh)
-      sums, counts, inertia = _pass(chunks, centroids, mesh, plan.block)
-      if not np.isfinite(inertia):
-        raise errors.EcosError(
-          "k-means: the features hold NaN or infinite values"
-        )
-      inertias.append(inertia)
-      progress.set_postfix(inertia=f"{inertia:.6g}")
-      empty = np.flatnonzero(counts == 0)
-      far = (
-        _farthest(features, centroids, len(empty), mesh)
-        if len(empty)
-        else np.zeros((0, d), np.float32)
-      )
-      converged = (
-        not len(far)
-        and len(inertias) > 1
-        and inertias[-2] - inertia <= tolerance * inertias[-2]
-      )
-      if converged or len(inertias) > iterations:
-        break
-      occupied = counts > 0
-      centroids[occupied] = sums[occupied] / counts[occupied, None]
-      centroids[empty[: len(far)]] = far
-      reseeded += len(far)
-      progress.update()
-  return KMeans(
-    centroids,
-    counts,
-    np.asarray(inertias),
-    len(inertias) - 1,
-    bool(converged),
-    reseeded,
-  )
+  with tqdm.tqdm(desc="k-means", unit=" iterations", disable=None) as progress:
+    if init is None:
+      rows = start_lib.subsample(n, start_lib.sample_rows(n, k), start_key)
+      centroids = start_lib.centroids(_take(features, rows), k, start_key, mesh)
+      # Whole chunks, so that all sizes share compiled code.
+      size = -(-len(rows) // plan.chunk) * plan.chunk
+      while nested and 2 * size <= n:
+        level_key = jax.random.fold_in(start_key, size)
+        part = _take(features, start_lib.subsample(n, size, level_key))
+        progress.set_description(f"k-means on {size:,} rows")
+        centroids = _lloyd(
+          _Passes(part, plan, mesh, resident=True, prune=prune),
+          centroids,
+          iterations,
+          max(tolerance, _NESTED_TOLERANCE),
+          progress,
+        ).centroids
+        size *= 2
+    else:
+      centroids = np.array(init, np.float32)
+    if centroids.shape != (k, d):
+      raise ValueError(f"init must be [{k}, {d}], got {list(centroids.shape)}")
+    progress.set_description(f"k-means on {n:,} rows")
+    return _lloyd(
+      _Passes(features, plan, mesh, resident=resident, prune=prune),
+      centroids,
+      iterations,
+      tolerance,
+      progress,
+    )

@@ -5,6 +5,7 @@ import pytest
 from ecos_jax import errors
 from ecos_jax.cloud import baselines
 from ecos_jax.clustering import kmeans
+from ecos_jax.clustering import start as start_lib
 
 KEY = jax.random.key(0)
 
@@ -80,7 +81,7 @@ def test_kcenter_of_a_large_pool_uses_a_sample(monkeypatch):
   features = pool(3000, 4)
   got = baselines.kcenter(Bank(features), 20, KEY)
   assert len(set(got.tolist())) == 20
-  sample = kmeans.subsample(3000, 160, jax.random.split(KEY)[0])
+  sample = start_lib.subsample(3000, 160, jax.random.split(KEY)[0])
   assert set(got.tolist()) <= set(sample.tolist())
 
 

@@ -2,8 +2,6 @@ import os
 import subprocess
 import sys
 
-import hypothesis
-from hypothesis import strategies
 import jax
 import numpy as np
 import pytest
@@ -85,30 +83,6 @@ def test_the_start_finds_separated_blobs():
   assert got.sizes.min() > 0
 
 
-def test_plus_plus_is_about_as_good_as_scikit_learn():
-  features = blobs(2000, 8, 40, spread=0.5)
-
-  def inertia(centers):
-    return float(assign.assign(features, centers).distances.sum())
-
-  ours = [
-    inertia(kmeans.plus_plus(features, 40, jax.random.key(seed)))
-    for seed in range(8)
-  ]
-  theirs = [
-    inertia(cluster.kmeans_plusplus(features, 40, random_state=seed)[0])
-    for seed in range(8)
-  ]
-  assert np.median(ours) < 1.5 * np.median(theirs)
-
-
-def test_plus_plus_takes_every_distinct_sample():
-  distinct = np.arange(12, dtype=np.float32).reshape(6, 2) ** 2
-  features = np.repeat(distinct, 7, axis=0)
-  chosen = np.asarray(kmeans.plus_plus(features, 6, KEY))
-  np.testing.assert_array_equal(np.unique(chosen, axis=0), distinct)
-
-
 def test_empty_clusters_move_to_the_farthest_samples():
   features = blobs(600, 2, 3, spread=0.1, seed=5)
   # All but one start far from everything, so they begin empty.
@@ -172,18 +146,6 @@ def test_fit_on_a_sample():
   assert got.sizes.sum() == 1000
   far = assign.assign(got.centroids, whole.centroids).distances
   assert far.max() < 0.01
-
-
-@hypothesis.settings(max_examples=25, deadline=None)
-@hypothesis.given(
-  strategies.integers(0, 200), strategies.data(), strategies.integers(0, 9)
-)
-def test_subsample(n, data, seed):
-  size = data.draw(strategies.integers(0, n))
-  rows = kmeans.subsample(n, size, jax.random.key(seed))
-  assert rows.dtype == np.int64 and len(rows) == size
-  assert np.all(np.diff(rows) > 0)
-  assert np.all((rows >= 0) & (rows < n))
 
 
 @pytest.mark.parametrize("k", [0, 11])
