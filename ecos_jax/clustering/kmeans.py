@@ -26,8 +26,6 @@ from ecos_jax.clustering import lloyd
 from ecos_jax.clustering import start as start_lib
 
 _MEMORY_BUDGET = 2 << 30
-# On samples the start need not be better than this share of its inertia.
-_NESTED_TOLERANCE = 1e-3
 # With fewer centroids the product is too cheap for pruning to pay.
 _MIN_PRUNED_CENTROIDS = 256
 # A pruned step costs more than a plain one if most rows are compared.
@@ -218,8 +216,10 @@ def fit(
     k: Number of centroids.
     key: Random key.
     init: The first centroids, [k, d]; None for k-means|| on a sample.
-    iterations: Moves of the centroids at most, on each nested sample.
-    tolerance: Stops when the inertia falls by less than this share of it.
+    iterations: Moves of the centroids at most; on a nested sample as many more
+      as it has fewer rows.
+    tolerance: Stops when the inertia falls by less than this share of it; on a
+      nested sample, by a share that is as much smaller.
     sample: Rows to fit on, drawn at random, in memory; 256 k is ample. None or
       n and more: all of them.
     nested: Whether to iterate on samples that double before all rows; not with
@@ -259,15 +259,17 @@ def fit(
       centroids = start_lib.centroids(_take(features, rows), k, start_key, mesh)
       # Whole chunks, so that all sizes share compiled code.
       size = -(-len(rows) // plan.chunk) * plan.chunk
-      while nested and 2 * size <= n:
+      while nested and size <= 0.7 * n:
         level_key = jax.random.fold_in(start_key, size)
         part = _take(features, start_lib.subsample(n, size, level_key))
+        # As much gain for the work as in the last iteration on all rows.
+        work = size / n
         progress.set_description(f"k-means on {size:,} rows")
         centroids = _lloyd(
           _Passes(part, plan, mesh, resident=True, prune=prune),
           centroids,
-          iterations,
-          max(tolerance, _NESTED_TOLERANCE),
+          int(iterations / work),
+          tolerance * work,
           progress,
         ).centroids
         size *= 2
