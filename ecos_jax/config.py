@@ -90,9 +90,14 @@ class Bank:
 
 @dataclasses.dataclass
 class Codebook:
-  """k-means on the bank, fitted on a sample; 0 samples a centroid for all."""
+  """k-means on the bank, fitted on a sample; 0 samples a centroid for all.
+
+  `coarse` clusters of centroids make very large codebooks affordable: about the
+  square root of `size`. 0: one level.
+  """
 
   size: int = 100
+  coarse: int = 0
   sample_per_centroid: int = 256
   iterations: int = 50
   tolerance: float = 1e-4
@@ -254,6 +259,7 @@ class Config:
     ]
     not_negative = [
       "seed",
+      "codebook.coarse",
       "codebook.tolerance",
       "codebook.sample_per_centroid",
       "sampling.threshold",
@@ -277,6 +283,11 @@ class Config:
       for name in ("privacy.gamma", "train.confidence", "labelling.gamma")
       if not 0 < fields[name] <= 1
     ]
+    if self.codebook.coarse > self.codebook.size:
+      found.append(
+        f"--config.codebook.coarse={self.codebook.coarse} is more than "
+        f"--config.codebook.size={self.codebook.size}"
+      )
     found += self._labelling_errors()
     if not 0 <= self.distill.hard_share <= 1:
       found.append(

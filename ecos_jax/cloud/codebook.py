@@ -6,7 +6,7 @@ does not grow with the pool.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import hierarchy
 from ecos_jax.clustering import kmeans
 
 _CENTROIDS = "centroids.npy"
@@ -62,17 +63,22 @@ def build(
     What k-means says of the rows that it was fitted on.
 
   Raises:
-    EcosError: R does not lie in 1..N.
+    EcosError: R does not lie in 1..N, or the features are not finite.
   """
-  fitted = kmeans.fit(
-    bank,
-    config.size,
-    key,
-    iterations=config.iterations,
-    tolerance=config.tolerance,
-    sample=config.sample_per_centroid * config.size or None,
-    mesh=mesh,
-  )
+  options: dict[str, Any] = {
+    "iterations": config.iterations,
+    "tolerance": config.tolerance,
+    "sample": config.sample_per_centroid * config.size or None,
+    "mesh": mesh,
+  }
+  if config.coarse:
+    tree, fitted = hierarchy.fit(
+      bank, config.size, key, coarse=config.coarse, **options
+    )
+    parts = hierarchy.stream(bank, tree, mesh=mesh)
+  else:
+    fitted = kmeans.fit(bank, config.size, key, **options)
+    parts = assign.stream(bank, fitted.centroids, mesh=mesh)
   rows = bank.shape[0]
   sizes = np.zeros(config.size, np.int64)
   progress = tqdm.tqdm(
@@ -83,7 +89,7 @@ def build(
     np.lib.format.write_array_header_1_0(
       file, {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
     )
-    for _, part in assign.stream(bank, fitted.centroids, mesh=mesh):
+    for _, part in parts:
       file.write(np.asarray(part.labels, "<i4").tobytes())
       sizes += np.bincount(part.labels, minlength=config.size)
       progress.update(len(part.labels))

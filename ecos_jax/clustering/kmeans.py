@@ -25,6 +25,8 @@ from ecos_jax.clustering import assign
 from ecos_jax.clustering import lloyd
 from ecos_jax.clustering import start as start_lib
 
+# Rows a centroid that are ample to fit on.
+SAMPLE_PER_CENTROID = 256
 _MEMORY_BUDGET = 2 << 30
 # With fewer centroids the product is too cheap for pruning to pay.
 _MIN_PRUNED_CENTROIDS = 256
@@ -107,19 +109,7 @@ class _Passes:
 
   def run(self, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Returns float64 [k, d] sums, int64 [k] counts, and the inertia."""
-    sums = np.zeros(centroids.shape)
-    counts = np.zeros(len(centroids), np.int64)
-    inertia = 0.0
-    for part in self._parts(centroids):
-      # Fetched before the next chunk is asked for: it may share memory.
-      sums += np.asarray(part.features)
-      counts += np.asarray(part.counts)
-      inertia += float(part.inertia)
-    if not np.isfinite(inertia):
-      raise errors.EcosError(
-        "k-means: the features hold NaN or infinite values"
-      )
-    return sums, counts, inertia
+    return total(self._parts(centroids))
 
   def farthest(self, centroids: np.ndarray, count: int) -> np.ndarray:
     """Returns up to `count` rows, float32 [m, d], the farthest first."""
@@ -132,15 +122,46 @@ class _Passes:
       rows = np.concatenate([rows, start + np.arange(len(part.labels))])
       kept = np.argsort(-distances, kind="stable")[:count]
       distances, rows = distances[kept], rows[kept]
-    far = _take(self._features, rows)
+    far = take(self._features, rows)
     # What rounding makes of a sample on its centroid is no distance.
     return far[distances > 1e-6 * np.sum(far * far, axis=1)]
 
 
-def _take(features: np.ndarray | assign.Rows, rows: np.ndarray) -> np.ndarray:
+def take(features: np.ndarray | assign.Rows, rows: np.ndarray) -> np.ndarray:
+  """Returns some rows of an array or a bank, float32 [m, d]."""
   if isinstance(features, np.ndarray):
     return features[rows].astype(np.float32)
   return features.take(rows)
+
+
+def check_size(k: int, n: int) -> None:
+  """Raises EcosError unless k, the number of centroids, lies in 1..n."""
+  if not 1 <= k <= n:
+    raise errors.EcosError(
+      f"--config.codebook.size={k}: it must lie between 1 and the number of "
+      f"samples, {n}"
+    )
+
+
+def total(parts: Iterable) -> tuple[np.ndarray, np.ndarray, float]:
+  """Returns float64 [k, d] sums, int64 [k] counts, and the inertia of chunks.
+
+  Args:
+    parts: Sums [k, d], counts [k] and inertia of each, first in a tuple; one is
+      fetched before the next is asked for, since chunks may share memory.
+
+  Raises:
+    EcosError: The inertia is not finite.
+  """
+  sums, counts = np.float64(0), np.int64(0)
+  inertia = 0.0
+  for part in parts:
+    sums = sums + np.asarray(part[0], np.float64)
+    counts = counts + np.asarray(part[1], np.int64)
+    inertia += float(part[2])
+  if not np.isfinite(inertia):
+    raise errors.EcosError("k-means: the features hold NaN or infinite values")
+  return np.asarray(sums), np.asarray(counts), inertia
 
 
 def _in_memory(features: assign.Rows, rows: int) -> np.ndarray:
@@ -236,17 +257,13 @@ def fit(
   if isinstance(features, jax.Array):
     features = np.asarray(features)
   n, d = features.shape
-  if not 1 <= k <= n:
-    raise errors.EcosError(
-      f"--config.codebook.size={k}: it must lie between 1 and the number of "
-      f"samples, {n}"
-    )
+  check_size(k, n)
   mesh = mesh or assign.single_device_mesh()
   sample_key, start_key = jax.random.split(key)
   if sample is not None and sample < n:
     n = max(sample, k)
     rows = start_lib.subsample(features.shape[0], n, sample_key)
-    features = _take(features, rows)
+    features = take(features, rows)
   plan = assign.plan((n, d), k, mesh)
   resident = n * d * features.dtype.itemsize <= memory_budget
   if resident and not isinstance(features, np.ndarray):
@@ -256,12 +273,12 @@ def fit(
   with tqdm.tqdm(desc="k-means", unit=" iterations", disable=None) as progress:
     if init is None:
       rows = start_lib.subsample(n, start_lib.sample_rows(n, k), start_key)
-      centroids = start_lib.centroids(_take(features, rows), k, start_key, mesh)
+      centroids = start_lib.centroids(take(features, rows), k, start_key, mesh)
       # Whole chunks, so that all sizes share compiled code.
       size = -(-len(rows) // plan.chunk) * plan.chunk
       while nested and size <= 0.7 * n:
         level_key = jax.random.fold_in(start_key, size)
-        part = _take(features, start_lib.subsample(n, size, level_key))
+        part = take(features, start_lib.subsample(n, size, level_key))
         # As much gain for the work as in the last iteration on all rows.
         work = size / n
         progress.set_description(f"k-means on {size:,} rows")

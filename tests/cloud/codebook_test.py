@@ -68,3 +68,19 @@ def test_the_digest_tells_two_codebooks_apart(tmp_path):
     )
     digests.append(codebook.read(out).digest)
   assert digests[0] == digests[1] != digests[2]
+
+
+def test_two_levels(tmp_path):
+  bank, features, _ = _bank(tmp_path / "bank")
+  out = tmp_path / "codebook"
+  out.mkdir()
+  options = config.Codebook(size=40, coarse=6, sample_per_centroid=0)
+  codebook.build(out, bank, options, jax.random.key(0), distributed.mesh())
+  book = codebook.read(out)
+  assert book.centroids.shape == (40, 8)
+  np.testing.assert_array_equal(
+    book.sizes, np.bincount(book.assignment, minlength=40)
+  )
+  gaps = np.sum((features[:, None] - book.centroids) ** 2, axis=2)
+  # Blobs far apart are the coarse clusters: no row lies near a border.
+  np.testing.assert_array_equal(book.assignment, gaps.argmin(axis=1))
