@@ -88,15 +88,24 @@ class Bank:
   shard_rows: int = 65536
 
 
+class Algorithm(enum.Enum):
+  """How k-means reads its rows: again and again, or once in small batches."""
+
+  LLOYD = "lloyd"
+  MINI_BATCH = "mini_batch"
+
+
 @dataclasses.dataclass
 class Codebook:
   """k-means on the bank, fitted on a sample; 0 samples a centroid for all.
 
+  `mini_batch` reads all of the bank, once, whatever the other fields say.
   `coarse` clusters of centroids make very large codebooks affordable: about the
   square root of `size`. 0: one level.
   """
 
   size: int = 100
+  algorithm: Algorithm = Algorithm.LLOYD
   coarse: int = 0
   sample_per_centroid: int = 256
   iterations: int = 50
@@ -287,6 +296,11 @@ class Config:
       found.append(
         f"--config.codebook.coarse={self.codebook.coarse} is more than "
         f"--config.codebook.size={self.codebook.size}"
+      )
+    if self.codebook.coarse and self.codebook.algorithm is not Algorithm.LLOYD:
+      found.append(
+        "--config.codebook.coarse needs --config.codebook.algorithm=lloyd, got "
+        f"{self.codebook.algorithm.value}"
       )
     found += self._labelling_errors()
     if not 0 <= self.distill.hard_share <= 1:

@@ -18,6 +18,7 @@ from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import hierarchy
 from ecos_jax.clustering import kmeans
+from ecos_jax.clustering import mini_batch
 
 _CENTROIDS = "centroids.npy"
 _SIZES = "sizes.npy"
@@ -77,7 +78,10 @@ def build(
     )
     parts = hierarchy.stream(bank, tree, mesh=mesh)
   else:
-    fitted = kmeans.fit(bank, config.size, key, **options)
+    if config.algorithm is config_lib.Algorithm.MINI_BATCH:
+      fitted = mini_batch.fit(bank, config.size, key, mesh=mesh)
+    else:
+      fitted = kmeans.fit(bank, config.size, key, **options)
     parts = assign.stream(bank, fitted.centroids, mesh=mesh)
   rows = bank.shape[0]
   sizes = np.zeros(config.size, np.int64)

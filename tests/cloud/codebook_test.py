@@ -70,6 +70,18 @@ def test_the_digest_tells_two_codebooks_apart(tmp_path):
   assert digests[0] == digests[1] != digests[2]
 
 
+def test_mini_batches(tmp_path):
+  bank, features, centers = _bank(tmp_path / "bank")
+  out = tmp_path / "codebook"
+  out.mkdir()
+  options = config.Codebook(size=6, algorithm=config.Algorithm.MINI_BATCH)
+  codebook.build(out, bank, options, jax.random.key(0), distributed.mesh())
+  book = codebook.read(out)
+  gaps = np.linalg.norm(book.centroids[:, None] - centers, axis=2)
+  assert gaps.min(axis=1).max() < 0.1
+  assert book.sizes.sum() == len(features)
+
+
 def test_two_levels(tmp_path):
   bank, features, _ = _bank(tmp_path / "bank")
   out = tmp_path / "codebook"

@@ -1,0 +1,86 @@
+"""k-means in one reading of a stream: mini-batches with a rate per centroid.
+
+For banks that are too large to be read for every iteration. Each batch moves
+its nearest centroids towards its own means, the less the more rows they have
+seen; so a centroid is the mean of all rows that were ever nearest to it
+(Sculley 2010, algorithm 1).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from ecos_jax.clustering import assign
+from ecos_jax.clustering import kmeans
+from ecos_jax.clustering import lloyd
+from ecos_jax.clustering import start as start_lib
+
+
+def fit(
+  features: np.ndarray | assign.Rows,
+  k: int,
+  key: jax.Array,
+  *,
+  init: jax.typing.ArrayLike | None = None,
+  epochs: int = 1,
+  batch: int = 8192,
+  mesh: jax.sharding.Mesh | None = None,
+) -> kmeans.KMeans:
+  """Returns k centroids after `epochs` readings, and one more that measures.
+
+  Rows come in their order, and later ones move a centroid less, so an order
+  that follows the content costs quality; the first centroids are drawn from all
+  rows. Memory does not grow with n.
+
+  Args:
+    features: [n, d], an array or a feature bank; float16, bfloat16 or float32.
+    k: Number of centroids.
+    key: Random key.
+    init: The first centroids, [k, d]; None for k-means|| on a sample.
+    epochs: Readings that move the centroids.
+    batch: Rows a move.
+    mesh: Devices to share the rows of a batch; None for one.
+
+  Returns:
+    A clustering whose `inertia` has one value, that of the last reading, and
+    whose `iterations` are batches.
+
+  Raises:
+    EcosError: k does not lie in 1..n, or features are not finite.
+  """
+  n, d = features.shape
+  kmeans.check_size(k, n)
+  mesh = mesh or assign.single_device_mesh()
+  if init is None:
+    rows = start_lib.subsample(n, start_lib.sample_rows(n, k), key)
+    init = start_lib.centroids(kmeans.take(features, rows), k, key, mesh)
+  centroids = np.array(init, np.float32)
+  plan = assign.plan((min(n, batch), d), k, mesh)
+  options = {"mesh": mesh, "block": plan.block}
+  seen = np.zeros(k, np.int64)
+  moves = 0
+  progress = tqdm.tqdm(
+    total=epochs * n, desc="mini-batch k-means", unit=" rows", disable=None
+  )
+  with progress:
+    for _ in range(epochs):
+      for _, valid, chunk in assign.chunks(features, plan.chunk, mesh):
+        part = lloyd.plain(chunk, valid, jnp.asarray(centroids), **options)
+        sums, counts, inertia = kmeans.total([part])
+        seen += counts
+        moved = counts > 0
+        rates = 1 / seen[moved, None]
+        means = sums[moved] - counts[moved, None] * centroids[moved]
+        centroids[moved] += rates * means
+        moves += 1
+        progress.set_postfix(inertia=f"{inertia / valid:.6g} a row")
+        progress.update(valid)
+  fixed = jnp.asarray(centroids)
+  _, sizes, inertia = kmeans.total(
+    lloyd.plain(chunk, valid, fixed, **options)
+    for _, valid, chunk in assign.chunks(features, plan.chunk, mesh)
+  )
+  return kmeans.KMeans(
+    centroids, sizes, np.array([inertia]), moves, converged=False, reseeded=0
+  )
