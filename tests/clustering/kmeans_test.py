@@ -148,6 +148,34 @@ def test_fit_on_a_sample():
   assert far.max() < 0.01
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+  # Samples are whole chunks: small ones, so that small data are nested.
+  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 1 << 18)
+
+
+def test_a_nested_start_is_as_good_as_plain_iterations(small_chunks):
+  features = blobs(60_000, 8, 60, spread=1.0)
+  # Local minima differ by 2 % between keys.
+  nested, plain = (
+    np.mean(
+      [
+        kmeans.fit(features, 50, jax.random.key(s), nested=nested).inertia[-1]
+        for s in range(10)
+      ]
+    )
+    for nested in (True, False)
+  )
+  assert nested < 1.001 * plain
+
+
+def test_a_nested_start_needs_few_iterations_on_all_rows(small_chunks):
+  features = blobs(60_000, 8, 60, spread=3.0)
+  nested = kmeans.fit(features, 50, KEY)
+  plain = kmeans.fit(features, 50, KEY, nested=False)
+  assert nested.iterations < plain.iterations / 2
+
+
 @pytest.mark.parametrize("k", [0, 11])
 def test_refuses_a_wrong_number_of_clusters(k):
   with pytest.raises(errors.EcosError, match=r"codebook\.size.* 10"):
@@ -176,10 +204,13 @@ from ecos_jax.clustering import assign, kmeans
 mesh = distributed.mesh()
 assert mesh.size == 8
 features = np.load(sys.argv[1])
+# Small data, and all that large data meet: pruning and several chunks.
+kmeans._MIN_PRUNED_CENTROIDS = 1
+assign._CPU_CHUNK_BYTES = 1 << 13
 fit = kmeans.fit(features, 12, jax.random.key(0), mesh=mesh)
 stream = kmeans.fit(
   features, 12, jax.random.key(0), mesh=mesh, memory_budget=0)
-assert np.array_equal(fit.centroids, stream.centroids)
+assert np.allclose(fit.centroids, stream.centroids, atol=1e-5)
 labels = assign.assign(features, fit.centroids, mesh=mesh).labels
 np.savez(sys.argv[2], labels=labels, **fit._asdict())
 """
