@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax.clustering import kernels
+
 _MEMORY_BUDGET = 256 << 20
 # Scores that stay in a CPU's cache between the product and the argmax.
 _CPU_SCORE_BYTES = 8 << 20
@@ -111,6 +113,8 @@ def plan(
   rows = -(-rows // pieces)
   step = max(_power_of_two(rows) // 8, 1)
   rows = -(-rows // step) * step
+  if kernels.hopper(mesh.abstract_mesh):
+    block = rows  # No scores in memory, and all processors have rows.
   return Plan(rows * mesh.size, min(block, rows))
 
 
@@ -173,23 +177,31 @@ def argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
-  """Returns the assignment of one block, with scores [n, k] in between.
+  """Returns the assignment of one block.
 
-  For use inside jitted code; `assign` cuts any number of rows into blocks.
+  On Hopper GPUs a kernel does it all; elsewhere scores [n, k] come in between,
+  which XLA fuses away on TPU. For use inside jitted code, under the mesh that
+  names the chip; `assign` cuts any number of rows into blocks.
 
   Args:
     features: [n, d] float32.
     centroids: [k, d] float32.
   """
-  products = jax.lax.dot_general(
-    features,
-    centroids,
-    (((1,), (1,)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  half_norms = jnp.sum(centroids * centroids, axis=1) / 2
-  # The score is used too: TPU compilers narrow it to bfloat16 otherwise.
-  scores, labels = argmax(products - half_norms)
+  if kernels.hopper(jax.sharding.get_abstract_mesh()):
+    # Imported for the chip alone: Pallas's interface is still moving.
+    from ecos_jax.clustering.kernels import gpu
+
+    scores, labels = gpu.nearest(features, centroids)
+  else:
+    products = jax.lax.dot_general(
+      features,
+      centroids,
+      (((1,), (1,)), ((), ())),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    half_norms = jnp.sum(centroids * centroids, axis=1) / 2
+    # The score is used too: TPU compilers narrow it to bfloat16 otherwise.
+    scores, labels = argmax(products - half_norms)
   norms = jnp.sum(features * features, axis=1)
   return Assignment(labels, jnp.maximum(norms - 2 * scores, 0))
 
