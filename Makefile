@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
-.PHONY: demo test slow aot lint format docs
+.PHONY: demo test slow aot compile lint format docs
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos

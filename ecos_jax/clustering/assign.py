@@ -30,6 +30,8 @@ _MEMORY_BUDGET = 256 << 20
 _CPU_SCORE_BYTES = 8 << 20
 # Chunks that the allocator recycles: fresh pages cost more than the copy.
 _CPU_CHUNK_BYTES = 16 << 20
+# A kernel keeps no scores, but wants 128 rows for each of 132 processors.
+_HOPPER_ROWS = 16384
 _DATA = jax.sharding.PartitionSpec("data")
 _REPLICATED = jax.sharding.PartitionSpec()
 
@@ -108,13 +110,13 @@ def plan(
     share = min(share, _CPU_CHUNK_BYTES)
     cached = _power_of_two(_CPU_SCORE_BYTES // (4 * k))
     block = min(block, max(cached, 1024), 8192)
+  elif kernels.hopper(mesh.abstract_mesh):
+    block = max(block, _HOPPER_ROWS)
   rows = max(-(-n // mesh.size), 1)
   pieces = -(-rows // _power_of_two(share // (4 * d)))
   rows = -(-rows // pieces)
   step = max(_power_of_two(rows) // 8, 1)
   rows = -(-rows // step) * step
-  if kernels.hopper(mesh.abstract_mesh):
-    block = rows  # No scores in memory, and all processors have rows.
   return Plan(rows * mesh.size, min(block, rows))
 
 
