@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
-.PHONY: demo test slow lint format docs
+.PHONY: demo test slow aot compile lint format docs
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos
@@ -18,6 +18,14 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu and not tpu"
+
+# In an environment of its own: the plugins look for their chips at every start.
+aot:
+	$(MAKE) VENV=.venv-aot compile
+
+compile: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,aot]'
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(BIN)/python -m pytest -m aot
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -24,11 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax.clustering import kernels
+
 _MEMORY_BUDGET = 256 << 20
 # Scores that stay in a CPU's cache between the product and the argmax.
 _CPU_SCORE_BYTES = 2 << 20
 # Chunks that the allocator recycles: fresh pages cost more than the copy.
 _CPU_CHUNK_BYTES = 16 << 20
+# A kernel keeps no scores, but wants 128 rows for each of 132 processors.
+_HOPPER_ROWS = 16384
 _DATA = jax.sharding.PartitionSpec("data")
 _REPLICATED = jax.sharding.PartitionSpec()
 
@@ -107,6 +111,8 @@ def plan(
     share = min(share, _CPU_CHUNK_BYTES)
     cached = _power_of_two(_CPU_SCORE_BYTES // (4 * k))
     block = min(block, max(cached, 256), 8192)
+  elif kernels.hopper(mesh.abstract_mesh):
+    block = max(block, _HOPPER_ROWS)
   rows = max(-(-n // mesh.size), 1)
   pieces = -(-rows // _power_of_two(share // (4 * d)))
   rows = -(-rows // pieces)
@@ -228,23 +234,31 @@ def argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
-  """Returns the assignment of one block, with scores [n, k] in between.
+  """Returns the assignment of one block.
 
-  For use inside jitted code; `assign` cuts any number of rows into blocks.
+  On Hopper GPUs a kernel does it all; elsewhere scores [n, k] come in between,
+  which XLA fuses away on TPU. For use inside jitted code, under the mesh that
+  names the chip; `assign` cuts any number of rows into blocks.
 
   Args:
     features: [n, d] float32.
     centroids: [k, d] float32.
   """
-  products = jax.lax.dot_general(
-    features,
-    centroids,
-    (((1,), (1,)), ((), ())),
-    precision=jax.lax.Precision.HIGHEST,
-  )
-  half_norms = jnp.sum(centroids * centroids, axis=1) / 2
-  # The score is used too: TPU compilers narrow it to bfloat16 otherwise.
-  scores, labels = argmax(products - half_norms)
+  if kernels.hopper(jax.sharding.get_abstract_mesh()):
+    # Imported for the chip alone: Pallas's interface is still moving.
+    from ecos_jax.clustering.kernels import gpu
+
+    scores, labels = gpu.nearest(features, centroids)
+  else:
+    products = jax.lax.dot_general(
+      features,
+      centroids,
+      (((1,), (1,)), ((), ())),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    half_norms = jnp.sum(centroids * centroids, axis=1) / 2
+    # The score is used too: TPU compilers narrow it to bfloat16 otherwise.
+    scores, labels = argmax(products - half_norms)
   norms = jnp.sum(features * features, axis=1)
   return Assignment(labels, jnp.maximum(norms - 2 * scores, 0))
 

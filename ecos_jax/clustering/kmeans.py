@@ -268,7 +268,9 @@ def fit(
   resident = n * d * features.dtype.itemsize <= memory_budget
   if resident and not isinstance(features, np.ndarray):
     features = _in_memory(features, plan.chunk)
-  prune = prune and k >= _MIN_PRUNED_CENTROIDS
+  # On GPU the plain step is one kernel, and the pruned one is not.
+  on_gpu = mesh.devices.flat[0].platform == "gpu"
+  prune = prune and k >= _MIN_PRUNED_CENTROIDS and not on_gpu
 
   with tqdm.tqdm(desc="k-means", unit=" iterations", disable=None) as progress:
     if init is None:
