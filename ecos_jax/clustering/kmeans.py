@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.clustering import assign
 
@@ -241,6 +242,7 @@ def fit(
   )
   with progress:
     while True:
+      distributed.stop_if_told(mesh)
       chunks = kept or assign.chunks(features, plan.chunk, mesh)
       sums, counts, inertia = _pass(chunks, centroids, mesh, plan.block)
       if not np.isfinite(inertia):
