@@ -29,9 +29,9 @@ MANIFEST = "bank.json"
 VERSION = 1
 _WINDOW_BYTES = 64 << 20
 _ALIGNMENT = 64
-# Blocks that are read ahead, and by how many threads.
-_AHEAD = 3
-_READERS = 2
+# Blocks read ahead, each by a thread of its own: that hides the latency of a
+# bucket, and some of a cold disk's.
+_AHEAD = 4
 
 
 class Shard(NamedTuple):
@@ -160,28 +160,27 @@ class FeatureBank:
     """
     n, d = self.shape
     begin, end, _ = part.indices(rows)
-    free = collections.deque(
+    buffers = [
       _aligned(min(end - begin, n), d, self.dtype) for _ in range(_AHEAD + 1)
-    )
-    reads = collections.deque[tuple[int, np.ndarray, futures.Future]]()
-    starts = iter(range(0, n, rows))
-    with futures.ThreadPoolExecutor(_READERS) as reader:
+    ]
 
-      def read_next() -> None:
-        if (start := next(starts, None)) is not None:
-          buffer = free.popleft()
-          block = buffer[: max(min(start + end, n) - start - begin, 0)]
-          read = reader.submit(self._read, start + begin, block)
-          reads.append((start, buffer, block, read))
+    def read(number: int) -> tuple[int, np.ndarray]:
+      start = number * rows
+      count = max(min(start + end, n) - start - begin, 0)
+      block = buffers[number % len(buffers)][:count]
+      self._read(start + begin, block)
+      return start, block
 
-      for _ in range(_AHEAD):
-        read_next()
-      while reads:
-        start, buffer, block, read = reads.popleft()
-        read.result()
-        read_next()
-        yield start, block
-        free.append(buffer)
+    count = -(-n // rows)
+    with futures.ThreadPoolExecutor(_AHEAD) as reader:
+      reads = collections.deque(
+        reader.submit(read, number) for number in range(min(_AHEAD, count))
+      )
+      for following in range(_AHEAD, count + _AHEAD):
+        block = reads.popleft().result()
+        if following < count:
+          reads.append(reader.submit(read, following))
+        yield block
 
   def _read(self, start: int, out: np.ndarray) -> None:
     """Fills `out` [m, d] with the rows from `start` on."""

@@ -1,0 +1,234 @@
+"""Real processes on this machine, which find one another through localhost."""
+
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecos_jax import config as config_lib
+from ecos_jax import distributed
+from ecos_jax.cloud import codebook
+from ecos_jax.cloud import encode
+from ecos_jax.data import pools
+from ecos_jax.encoders import registry
+
+_ROOT = Path(__file__).parents[1]
+_IMAGES = 1003
+_KEY = 5
+_CONFIG = config_lib.Codebook(size=12, sample_per_centroid=0, iterations=8)
+
+
+class _Slow(pools.Pool):
+  """Images that take their time, so that there is something to interrupt."""
+
+  def images(self, indices, size):
+    time.sleep(float(os.environ.get("SECONDS_A_BATCH", 0)))
+    return super().images(indices, size)
+
+
+def _pool():
+  # Twelve colours, with noise: well separated.
+  random = np.random.default_rng(0)
+  colours = random.integers(40, 216, (12, 1, 1, 3))
+  noise = random.integers(-8, 9, (_IMAGES, 4, 4, 3))
+  images = (colours[random.integers(0, 12, _IMAGES)] + noise).astype(np.uint8)
+  return _Slow([pools.ArraySource("colours", images, None)])
+
+
+def _encoder():
+  return registry.Encoder(
+    "colours",
+    4,
+    3,
+    {},
+    "e" * 64,
+    lambda images: jnp.mean(images.astype(jnp.float32), axis=(1, 2)),
+  )
+
+
+def make(folder):
+  """Makes a bank and a codebook in a folder: what all processes call."""
+  bank = encode.build(
+    folder / "bank", _pool(), _encoder(), shard_rows=64, batch_size=32
+  )
+  bank.verify()
+  (folder / "codebook").mkdir(exist_ok=True)
+  mesh = distributed.mesh()
+  return codebook.build(
+    folder / "codebook", bank, _CONFIG, jax.random.key(_KEY), mesh
+  )
+
+
+_PROCESS = """
+import pathlib, sys
+sys.path.insert(0, {folder!r})
+from absl import flags
+import distributed_test
+from ecos_jax import cli, distributed
+_OUT = flags.DEFINE_string("out", None, "Folder.")
+distributed.define_flags()
+def main(argv):
+  distributed.start()
+  distributed_test.make(pathlib.Path(_OUT.value))
+  distributed.finish()
+cli.run(main)
+"""
+
+
+def _port():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+def _start(command, count, *flags, seconds_a_batch=0.0):
+  port = _port()
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        *command,
+        *map(str, flags),
+        f"--coordinator=localhost:{port}",
+        f"--num_processes={count}",
+        f"--process_id={process}",
+        "--initialization_timeout=60",
+        "--heartbeat_timeout=5",
+      ],
+      cwd=_ROOT,
+      env=os.environ
+      | {
+        "PYTHONPATH": str(_ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "SECONDS_A_BATCH": str(seconds_a_batch),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for process in range(count)
+  ]
+
+
+def _worker(out, count, **options):
+  script = _PROCESS.format(folder=str(Path(__file__).parent))
+  return _start(["-c", script], count, f"--out={out}", **options)
+
+
+def _end(processes):
+  """Returns the exit code, stdout and stderr of each."""
+  try:
+    told = [process.communicate(timeout=120) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  return [
+    (process.returncode, out, err)
+    for process, (out, err) in zip(processes, told, strict=True)
+  ]
+
+
+def _succeed(processes):
+  results = _end(processes)
+  for code, _, err in results:
+    assert code == 0, err
+  return results
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+  """What one process, this one, makes."""
+  folder = tmp_path_factory.mktemp("one")
+  return folder, make(folder)
+
+
+def _same(folder, one):
+  expected, _ = one
+  names = sorted(path.name for path in (expected / "bank").iterdir())
+  assert names == sorted(path.name for path in (folder / "bank").iterdir())
+  for name in names:
+    assert (folder / "bank" / name).read_bytes() == (
+      expected / "bank" / name
+    ).read_bytes()
+  got, wanted = (codebook.read(f / "codebook") for f in (folder, expected))
+  np.testing.assert_allclose(got.centroids, wanted.centroids, atol=1e-4)
+  np.testing.assert_array_equal(got.sizes, wanted.sizes)
+  np.testing.assert_array_equal(got.assignment, wanted.assignment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_together_give_the_result_of_one(count, one, tmp_path):
+  results = _succeed(_worker(tmp_path, count))
+  for process, (_, out, _) in enumerate(results):
+    lines = [line for line in out.splitlines() if "Gloo" not in line]
+    assert lines == [
+      f"process {process} of {count} on {socket.gethostname()}: 1 of {count} "
+      f"devices (cpu), coordinator {lines[0].rpartition(' ')[2]}"
+    ]
+  _same(tmp_path, one)
+
+
+def _wait_for(found, processes):
+  deadline = time.monotonic() + 100
+  while not found():
+    if any(p.poll() is not None for p in processes) or (
+      time.monotonic() > deadline
+    ):
+      raise AssertionError(_end(processes))
+    time.sleep(0.01)
+
+
+def _shards(folder):
+  return len(list(folder.glob("bank/shard-*.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(victim, one, tmp_path):
+  processes = _worker(tmp_path, 2, seconds_a_batch=0.5)
+  _wait_for(lambda: _shards(tmp_path) >= 2, processes)
+  processes[victim].kill()
+  begin = time.monotonic()
+  code, _, err = _end(processes)[1 - victim]
+  # The heartbeat timeout, and what it takes to start and end.
+  assert time.monotonic() - begin < 5 + 10
+  if victim == 1:
+    assert code == 1
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "process 1 gave no sign of life" in line
+    assert "start all of them again" in line
+  else:
+    # Without process 0 there is nobody to ask, and jax may be first to tell.
+    assert code != 0
+    assert "process 0 was lost" in err or "another task died" in err
+  kept = _shards(tmp_path)
+  assert 2 <= kept < 16
+  _succeed(_worker(tmp_path, 2))
+  _same(tmp_path, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
+  processes = _worker(tmp_path, 2, seconds_a_batch=0.3)
+  _wait_for(lambda: _shards(tmp_path) >= 2, processes)
+  processes[told].send_signal(signal.SIGTERM)
+  for code, _, err in _end(processes):
+    assert code == 75
+    assert "stopped on SIGTERM" in err
+    assert "Traceback" not in err
+  assert not (tmp_path / "bank" / "bank.json").exists()
+  assert _shards(tmp_path) < 16
+  _succeed(_worker(tmp_path, 2))
+  _same(tmp_path, one)
