@@ -49,6 +49,7 @@ _BROKEN = "Gloo|NCCL|coordination service|Socket closed|Connection re"
 
 _told_to_stop = threading.Event()
 _ended = threading.Event()
+_leaving = threading.Lock()
 _count = itertools.count()
 _watcher = threading.Thread()
 
@@ -101,8 +102,7 @@ def start() -> None:
   From here on SIGTERM no longer kills: it asks to stop at the next safe point.
 
   Raises:
-    ConfigError: The flags do not fit together.
-    EcosError: The others did not come in time.
+    ConfigError: The flags do not fit together, or jax finds no cluster.
   """
   signal.signal(signal.SIGTERM, lambda signum, frame: _told_to_stop.set())
   values = flags.FLAGS
@@ -140,6 +140,10 @@ def _initialize(coordinator: str, values: flags.FlagValues) -> None:
       raise errors.ConfigError(
         f"--coordinator={coordinator} needs {' and '.join(missing)} as well"
       )
+    if not re.fullmatch(r".+:\d+", coordinator):
+      raise errors.ConfigError(
+        f"--coordinator={coordinator} must be HOST:PORT, or auto"
+      )
     if not 0 <= values.process_id < values.num_processes:
       raise errors.ConfigError(
         f"--process_id={values.process_id} must lie in 0.."
@@ -154,21 +158,31 @@ def _initialize(coordinator: str, values: flags.FlagValues) -> None:
     }
   # SIGTERM is noticed here, also while nothing trains.
   jax.config.update("jax_enable_preemption_service", False)
+  # Where jax runs out of time it aborts with a stack trace: be first.
+  late = threading.Timer(
+    values.initialization_timeout,
+    _exit,
+    (
+      EXIT_ERROR,
+      f"error: --coordinator={coordinator}: not all processes came in "
+      f"--initialization_timeout={values.initialization_timeout} seconds",
+    ),
+  )
+  late.start()
   try:
     jax.distributed.initialize(
       **given,
-      initialization_timeout=values.initialization_timeout,
-      # `_watch` is to be first, since jax ends a process without a word of us.
+      initialization_timeout=2 * values.initialization_timeout,
       heartbeat_timeout_seconds=2 * values.heartbeat_timeout,
       shutdown_timeout_seconds=values.heartbeat_timeout,
     )
     jax.devices()
   except (RuntimeError, ValueError) as error:
-    raise errors.EcosError(
-      f"--coordinator={coordinator}: the processes did not find one another "
-      f"in --initialization_timeout={values.initialization_timeout} seconds: "
-      f"{error}"
+    raise errors.ConfigError(
+      f"--coordinator={coordinator}: jax cannot start: {error}"
     ) from error
+  finally:
+    late.cancel()
 
 
 def _client() -> Any:
@@ -240,18 +254,14 @@ def _watch(timeout: float) -> None:
   for beat in itertools.count():
     if _ended.wait(_WATCH_SECONDS):
       return
-    try:
+    _follow()
+    with _process_0_needed():
       client.key_value_set(f"ecos/alive/{me}", str(beat), allow_overwrite=True)
       if told_to_stop():
         client.key_value_set(f"ecos/stop/{me}", "", allow_overwrite=True)
       if client.key_value_dir_get("ecos/stop"):
         _told_to_stop.set()
-      left = client.key_value_dir_get("ecos/left")
       alive = client.key_value_dir_get("ecos/alive")
-    except jax.errors.JaxRuntimeError:
-      _exit(EXIT_ERROR, f"error: process 0 was lost; {_ADVICE}")
-    for _, what in left:
-      _exit(**json.loads(what))
     now = time.monotonic()
     for process, value in alive:
       if beats.get(process) != value:
@@ -264,9 +274,31 @@ def _watch(timeout: float) -> None:
         )
 
 
+@contextlib.contextmanager
+def _process_0_needed():
+  """Ends this process if process 0, which holds the messages, is gone."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError:
+    _exit(EXIT_ERROR, f"error: process 0 was lost; {_ADVICE}")
+
+
+def _follow() -> None:
+  """Ends this process if another one has told that it left."""
+  with _process_0_needed():
+    left = _client().key_value_dir_get("ecos/left")
+  for _, what in left:
+    _exit(**json.loads(what))
+
+
 def _exit(code: int, text: str) -> NoReturn:
+  # Never released: one thread gets to tell why.
+  _leaving.acquire()
   print(text, file=sys.stderr, flush=True)
   sys.stdout.flush()
+  if jax_distributed.global_state.service is not None:
+    # Process 0 holds what the others have yet to read.
+    time.sleep(4 * _WATCH_SECONDS)
   # Not sys.exit: jax would wait for the others.
   os._exit(code)
 
@@ -283,13 +315,9 @@ def leave(code: int, text: str) -> NoReturn:
     sys.exit(code)
   me = f"process {jax.process_index()} on {socket.gethostname()}"
   what = json.dumps({"code": code, "text": f"{text} ({me})"})
-  with contextlib.suppress(jax.errors.JaxRuntimeError):
+  with _process_0_needed():
     _client().key_value_set(f"ecos/left/{jax.process_index()}", what)
-  print(text, file=sys.stderr, flush=True)
-  # The others read it from process 0, and would find their connections cut.
-  time.sleep(4 * _WATCH_SECONDS)
-  sys.stdout.flush()
-  os._exit(code)
+  _exit(code, text)
 
 
 def fail(error: Exception) -> NoReturn:
@@ -300,12 +328,14 @@ def fail(error: Exception) -> NoReturn:
   """
   if _client() is None:
     raise error
-  if not re.search(_BROKEN, str(error)):
-    traceback.print_exception(error)
-    leave(EXIT_ERROR, f"error: {type(error).__name__}: {error}")
-  # If the other one has told why it left, the watch says so.
-  time.sleep(4 * _WATCH_SECONDS)
   reason = " ".join(str(error).split())
+  if not re.search(_BROKEN, reason):
+    traceback.print_exception(error)
+    leave(EXIT_ERROR, f"error: {type(error).__name__}: {reason}")
+  # The other one may have told why it left, or be about to.
+  for _ in range(4):
+    _follow()
+    time.sleep(_WATCH_SECONDS)
   leave(EXIT_ERROR, f"error: another process was lost ({reason}); {_ADVICE}")
 
 

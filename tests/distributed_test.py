@@ -1,5 +1,6 @@
 """Real processes on this machine, which find one another through localhost."""
 
+import json
 import os
 from pathlib import Path
 import signal
@@ -89,7 +90,9 @@ def _port():
     return free.getsockname()[1]
 
 
-def _start(command, count, *flags, seconds_a_batch=0.0):
+def _start(
+  command, count, *flags, devices=1, own_flags=(), seconds_a_batch=0.0
+):
   port = _port()
   return [
     subprocess.Popen(
@@ -102,13 +105,14 @@ def _start(command, count, *flags, seconds_a_batch=0.0):
         f"--process_id={process}",
         "--initialization_timeout=60",
         "--heartbeat_timeout=5",
+        *(own_flags[process] if own_flags else ()),
       ],
       cwd=_ROOT,
       env=os.environ
       | {
         "PYTHONPATH": str(_ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "SECONDS_A_BATCH": str(seconds_a_batch),
       },
       stdout=subprocess.PIPE,
@@ -167,14 +171,17 @@ def _same(folder, one):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_processes_together_give_the_result_of_one(count, one, tmp_path):
-  results = _succeed(_worker(tmp_path, count))
+@pytest.mark.parametrize("count, devices", [(1, 8), (2, 1), (2, 3), (4, 1)])
+def test_processes_together_give_the_result_of_one(
+  count, devices, one, tmp_path
+):
+  results = _succeed(_worker(tmp_path, count, devices=devices))
   for process, (_, out, _) in enumerate(results):
     lines = [line for line in out.splitlines() if "Gloo" not in line]
     assert lines == [
-      f"process {process} of {count} on {socket.gethostname()}: 1 of {count} "
-      f"devices (cpu), coordinator {lines[0].rpartition(' ')[2]}"
+      f"process {process} of {count} on {socket.gethostname()}: {devices} of "
+      f"{count * devices} devices (cpu), coordinator "
+      f"{lines[0].rpartition(' ')[2]}"
     ]
   _same(tmp_path, one)
 
@@ -232,3 +239,75 @@ def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
   assert _shards(tmp_path) < 16
   _succeed(_worker(tmp_path, 2))
   _same(tmp_path, one)
+
+
+_TRAIN = ("-m", "ecos_jax.train", "--config=configs/digits_manual.py:smoke")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "own_flags, said",
+  [
+    ((["--config.seed=1"], ["--config.seed=2"]), "--config.seed=2 here, 1 on"),
+    ((["--workdir={}/a"], ["--workdir={}/b"]), "is not the folder that"),
+    ((["--config.sampling.budget=9999"],) * 2, "larger than the pool"),
+  ],
+)
+def test_an_error_of_one_ends_all_with_its_line(own_flags, said, tmp_path):
+  own_flags = [[f.format(tmp_path) for f in flags] for flags in own_flags]
+  processes = _start(_TRAIN, 2, f"--workdir={tmp_path}", own_flags=own_flags)
+  for code, _, err in _end(processes):
+    assert code == 1
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert "Traceback" not in err
+
+
+def test_those_who_do_not_come_are_named_after_the_timeout(tmp_path):
+  command = (*_TRAIN, "--initialization_timeout=1", f"--workdir={tmp_path}")
+  flags = (f"--coordinator=localhost:{_port()}", "--num_processes=2")
+  result = subprocess.run(
+    [sys.executable, *command, *flags, "--process_id=0"],
+    cwd=_ROOT,
+    env=os.environ | {"PYTHONPATH": str(_ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert result.returncode == 1
+  [line] = result.stderr.splitlines()
+  assert "--initialization_timeout=1" in line
+
+
+@pytest.mark.slow
+def test_the_whole_job_with_two_processes(tmp_path):
+  flags = (
+    "--config.privacy.insecure_noise_seed=3",
+    "--config.train.steps=60",
+  )
+  together, alone = tmp_path / "together", tmp_path / "alone"
+  processes = _start(_TRAIN, 2, *flags, f"--workdir={together}")
+  _wait_for((together / "model" / "checkpoints" / "10").exists, processes)
+  processes[1].kill()
+  code, _, err = _end(processes)[0]
+  assert code == 1
+  assert "error: another process was lost" in err
+  _succeed(_start(_TRAIN, 2, *flags, f"--workdir={together}"))
+  subprocess.run(
+    [sys.executable, *_TRAIN, *flags, f"--workdir={alone}"],
+    cwd=_ROOT,
+    env=os.environ | {"PYTHONPATH": str(_ROOT)},
+    check=True,
+  )
+  summaries = [
+    json.loads((folder / "summary.json").read_bytes())
+    for folder in (together, alone)
+  ]
+  for summary in summaries:
+    del summary["seconds"]
+  # The sum of gradients is rounded otherwise, so an image may fall otherwise.
+  accuracies = [summary.pop("accuracy") for summary in summaries]
+  assert abs(accuracies[0] - accuracies[1]) < 0.03
+  models = [summary.pop("model") for summary in summaries]
+  assert models[0]["parameters"] == models[1]["parameters"]
+  assert summaries[0] == summaries[1]
