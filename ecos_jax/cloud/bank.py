@@ -7,8 +7,8 @@ JSON fragment, written after it: a killed build goes on behind the shards that
 have one.
 
 Opening compares the size of every shard, which costs one listing; `verify`
-reads everything and compares checksums. A bank holds finite numbers only:
-others are refused when it is made.
+(`--verify` of the main job) reads everything and compares checksums. A bank
+holds finite numbers only: others are refused when it is made.
 """
 
 import collections

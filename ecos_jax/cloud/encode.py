@@ -11,6 +11,7 @@ import collections
 from collections.abc import Sequence
 from concurrent import futures
 import contextlib
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -276,20 +277,24 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
   rows, d = shape
   if size != offset + rows * d * dtype.itemsize:
     raise storage.BankError(f"{path} is truncated")
+  header = bytearray(offset)
+  folder.read_into(file, 0, memoryview(header))
+  sha = hashlib.sha256(header)
   count = max(_BLOCK_BYTES // max(d * dtype.itemsize, 1), 1)
   for first in range(0, rows, count):
     block = np.empty((min(count, rows - first), d), dtype)
     folder.read_into(
       file, offset + first * d * dtype.itemsize, storage.raw_bytes(block)
     )
+    sha.update(storage.raw_bytes(block))
     bad = _not_finite(block)
     if len(bad):
       raise storage.BankError(
         f"{path}: rows {', '.join(map(str, first + bad))} hold NaN or infinite "
         "values"
       )
-  sha256 = folder.sha256(file)
-  return bank_lib.Shard(file, start, rows, offset, size, sha256), d, dtype.name
+  shard = bank_lib.Shard(file, start, rows, offset, size, sha.hexdigest())
+  return shard, d, dtype.name
 
 
 def from_npy(
@@ -297,7 +302,8 @@ def from_npy(
 ) -> bank_lib.FeatureBank:
   """Returns the bank of existing `.npy` files, by a manifest beside them.
 
-  Nothing is copied; everything is read once, for checksums and finiteness.
+  Nothing is copied; process 0 reads everything once, for checksums and
+  finiteness.
 
   Args:
     path: Folder or URL with `.npy` files of [rows, d] float16 or float32, all
@@ -310,6 +316,11 @@ def from_npy(
       finite.
   """
   folder = storage.Folder(path)
+  distributed.first(lambda: _adopt_all(folder, encoder, pool))
+  return bank_lib.FeatureBank.open(path)
+
+
+def _adopt_all(folder: storage.Folder, encoder: str, pool: str) -> None:
   sizes = folder.sizes()
   files = sorted(file for file in sizes if file.endswith(".npy"))
   shards: list[bank_lib.Shard] = []
@@ -326,7 +337,7 @@ def from_npy(
     shards.append(shard)
     rows += shard.rows
   if kind is None or not rows:
-    raise storage.BankError(f"{path} holds no .npy files with rows")
+    raise storage.BankError(f"{folder.name} holds no .npy files with rows")
   identity = {
     "version": bank_lib.VERSION,
     "rows": rows,
@@ -336,4 +347,3 @@ def from_npy(
     "pool": pool,
   }
   _write_manifest(folder, identity, shards)
-  return bank_lib.FeatureBank.open(path)

@@ -199,14 +199,15 @@ def fit(
     init: The first centroids, [k, d]; None for greedy k-means++ on a sample.
     iterations: Moves of the centroids at most.
     tolerance: Stops when the inertia falls by less than this share of it.
-    sample: Rows to fit on, drawn at random, in memory; 256 k is ample. None or
-      n and more: all of them.
+    sample: Rows to fit on, drawn at random, in the memory of every process;
+      256 k is ample. None or n and more: all of them.
     mesh: Devices to share the rows; None for one.
     memory_budget: Bytes of features to keep on the devices; what is larger is
       read again in each pass.
 
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.
+    PreemptedError: The process was told to stop.
   """
   if isinstance(features, jax.Array):
     features = np.asarray(features)
