@@ -11,8 +11,9 @@ those of process 0, shared through the coordination service of
 
 All must be called in the same order everywhere; with one process they cost
 nothing. A process that leaves early tells the others, which leave with the same
-exit code; one that was killed is missed when a collective operation breaks, or
-at the latest after the heartbeat timeout. Nobody waits for it for ever.
+exit code. One that was killed is missed where a collective operation breaks, or
+else after the heartbeat timeout. If it was process 0, jax may end the others
+with a message and an exit code (134) of its own.
 """
 
 from collections.abc import Callable
@@ -41,8 +42,7 @@ T = TypeVar("T")
 EXIT_ERROR = 1
 _WATCH_SECONDS = 0.5
 _WAIT_MILLISECONDS = 1000
-_FLAGS = "coordinator", "num_processes", "process_id"
-
+_FLAGS = "num_processes", "process_id"
 _ADVICE = "start all of them again: they go on from here"
 # What XLA says when the process at the other end of a connection is gone.
 _BROKEN = "Gloo|NCCL|coordination service|Socket closed|Connection re"
@@ -108,7 +108,7 @@ def start() -> None:
   values = flags.FLAGS
   coordinator = values.coordinator
   if coordinator is None:
-    for name in ("num_processes", "process_id"):
+    for name in _FLAGS:
       if values[name].value is not None:
         raise errors.ConfigError(
           f"--{name} is for several processes: give --coordinator too"

@@ -28,7 +28,10 @@ class Job:
   """
 
   def __init__(
-    self, config: config_lib.Config, work: workdir.Workdir, verify: bool
+    self,
+    config: config_lib.Config,
+    work: workdir.Workdir,
+    verify: bool = False,
   ):
     """Prepares a run; nothing is read or computed yet."""
     self.config = config

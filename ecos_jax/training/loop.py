@@ -139,6 +139,9 @@ def logits(
     model: Maps [b, s, s, 3] float32 to logits; used in evaluation mode.
     source: At least one sample; its images are taken as they are.
     mesh: Each batch is split over its axis `data`.
+
+  Raises:
+    PreemptedError: The process was told to stop.
   """
   everywhere, split = _shardings(mesh)
   model.eval()
@@ -154,6 +157,7 @@ def logits(
   for start in tqdm.trange(
     0, len(source), size, desc="evaluation", disable=None
   ):
+    distributed.stop_if_told(mesh)
     indices = np.arange(start, min(start + size, len(source)))
     batch = source.batch(indices)["image"]
     padding = [(0, size - len(batch))] + [(0, 0)] * 3
