@@ -288,6 +288,7 @@ def test_an_error_of_one_ends_all_with_its_line(own_flags, said, tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_those_who_do_not_come_are_named_after_the_timeout(tmp_path):
   command = (*_TRAIN, "--initialization_timeout=1", f"--workdir={tmp_path}")
   flags = (f"--coordinator=localhost:{_port()}", "--num_processes=2")
