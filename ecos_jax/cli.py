@@ -15,7 +15,6 @@ from ecos_jax import config
 from ecos_jax import distributed
 from ecos_jax import errors
 
-EXIT_ERROR = 1
 # EX_TEMPFAIL of sysexits.h: try again.
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
@@ -23,7 +22,8 @@ _PREEMPTED = "stopped on SIGTERM: the same command goes on from here"
 
 
 def _fail(error: Exception) -> NoReturn:
-  distributed.leave(EXIT_ERROR, f"error: {' '.join(str(error).split())}")
+  text = " ".join(str(error).split())
+  distributed.leave(distributed.EXIT_ERROR, f"error: {text}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

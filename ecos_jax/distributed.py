@@ -45,7 +45,7 @@ _WAIT_MILLISECONDS = 1000
 _FLAGS = "num_processes", "process_id"
 _ADVICE = "start all of them again: they go on from here"
 # What XLA says when the process at the other end of a connection is gone.
-_BROKEN = "Gloo|NCCL|coordination service|Socket closed|Connection re"
+_BROKEN = "Gloo|NCCL|coordination.service|Socket closed|Connection re"
 
 _told_to_stop = threading.Event()
 _ended = threading.Event()
