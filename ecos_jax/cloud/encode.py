@@ -3,8 +3,8 @@
 Encoding overlaps reading, the device and writing, and an interrupted build goes
 on behind the shards that are complete. Several processes share the shards, and
 process 0 writes the manifest once all are there: the files are the same,
-whoever wrote them. Existing `.npy` embeddings become a bank by a manifest beside
-them. Features that are not finite are refused by row.
+whoever wrote them. Existing `.npy` embeddings become a bank by a manifest
+beside them. Features that are not finite are refused by row.
 """
 
 import collections
