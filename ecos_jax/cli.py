@@ -12,15 +12,18 @@ from absl import flags
 from absl import logging
 
 from ecos_jax import config
+from ecos_jax import distributed
 from ecos_jax import errors
 
-EXIT_ERROR = 1
+# EX_TEMPFAIL of sysexits.h: try again.
+EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
+_PREEMPTED = "stopped on SIGTERM: the same command goes on from here"
 
 
 def _fail(error: Exception) -> NoReturn:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(EXIT_ERROR)
+  text = " ".join(str(error).split())
+  distributed.leave(distributed.EXIT_ERROR, f"error: {text}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -52,9 +55,10 @@ def _leave(signum: int, frame: object) -> NoReturn:
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs `main` under absl, with one-line errors and documented exit codes.
 
-  Exit codes: 0 done; 1 an `EcosError`, a wrong flag, or an operating-system
-  error on a file, told in one line on stderr; 130 Ctrl-C. Any other exception
-  is a defect of the program and keeps its traceback.
+  Exit codes: 0 done; 1 an `EcosError`, a wrong flag, an operating-system error
+  on a file, or another process that was lost, told in one line on stderr; 75
+  stopped on SIGTERM at a safe point; 130 Ctrl-C. Any other exception is a
+  defect of the program and keeps its traceback. Several processes end together.
 
   Args:
     main: Takes argv[:1]: a command's options are all flags.
@@ -65,10 +69,12 @@ def run(main: Callable[[list[str]], None]) -> None:
       main(argv)
     except errors.EcosError as error:
       _fail(error)
-    except OSError as error:
-      if error.errno is None:
-        raise
-      _fail(error)
+    except errors.PreemptedError:
+      distributed.leave(EXIT_PREEMPTED, _PREEMPTED)
+    except Exception as error:
+      if isinstance(error, OSError) and error.errno is not None:
+        _fail(error)
+      distributed.fail(error)
 
   signal.signal(signal.SIGINT, _leave)
   logging.use_absl_handler()

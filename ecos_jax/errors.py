@@ -11,3 +11,7 @@ class EcosError(Exception):
 
 class ConfigError(EcosError):
   """A configuration that cannot run; the message names every flag to change."""
+
+
+class PreemptedError(Exception):
+  """The process was told to stop (SIGTERM), and stopped at a safe point."""

@@ -3,7 +3,10 @@
   python -m ecos_jax.train --config=configs/digits_manual.py --workdir=DIR
 
 The same command goes on after an interruption, and does nothing once all is
-done. Fields of the configuration are changed with --config.FIELD=VALUE.
+done. Fields of the configuration are changed with --config.FIELD=VALUE. Several
+processes share the work when each is started with --coordinator=HOST:PORT
+--num_processes=N --process_id=I and the same --workdir, on a file system that
+all see; --coordinator=auto where jax finds the others by itself.
 """
 
 from pathlib import Path
@@ -13,6 +16,7 @@ from ml_collections import config_flags
 
 from ecos_jax import cli
 from ecos_jax import config as config_lib
+from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import pipeline
 
@@ -22,6 +26,13 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of this run: every artefact goes there."
 )
+_VERIFY = flags.DEFINE_bool(
+  "verify",
+  False,
+  "Read all of a feature bank that is there and compare its checksums: after a "
+  "copy, for instance. Its files and their sizes are always checked.",
+)
+distributed.define_flags()
 
 
 def _resolved_config() -> config_lib.Config:
@@ -44,7 +55,9 @@ def main(argv: list[str]) -> None:
   config = _resolved_config()
   if not _WORKDIR.value:
     raise errors.ConfigError("--workdir is missing: name a folder for this run")
-  pipeline.run(config, Path(_WORKDIR.value))
+  distributed.start()
+  pipeline.run(config, Path(_WORKDIR.value), verify=_VERIFY.value)
+  distributed.finish()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ the configuration that matters, the digests of its inputs) and its result
 (counts, digests, seconds, versions). The next call skips a stage whose manifest
 has the same identity, refuses one that differs by naming the difference, and
 begins or resumes one that has no manifest.
+
+Several processes share one working directory on a file system that all of them
+see. Process 0 alone locks it, decides and writes manifests; the others follow.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,10 +26,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ecos_jax import distributed
 from ecos_jax import errors
 
 MANIFEST = "manifest.json"
 _STARTED = "started.json"
+_LOCK = ".lock"
 _FULL_DISK_BYTES = 1 << 20
 
 
@@ -43,16 +48,17 @@ class Stage(NamedTuple):
   skipped: bool
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-  """Writes `data` to `path`: after a crash, the old or the new, never a part.
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+  """Writes a file: after a crash, the old or the new, never a part of it.
 
   Args:
     path: The file.
-    data: Its whole content.
+    parts: Its whole content, in order.
   """
   temporary = path.with_name(f".{path.name}.tmp")
   with temporary.open("wb") as file:
-    file.write(data)
+    for part in parts:
+      file.write(part)
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
@@ -119,12 +125,26 @@ class Workdir:
       WorkdirError: It cannot be made or written to, or another job has it.
     """
     self.path = path.absolute()
+    self._lock = None
+    holder = distributed.first(self._acquire)
+    try:
+      shared = (self.path / _LOCK).read_text() == holder
+    except OSError:
+      shared = False
+    if not shared:
+      raise WorkdirError(
+        f"--workdir={path} on {socket.gethostname()} is not the folder that "
+        "process 0 has: it must lie on a file system that all processes see"
+      )
+
+  def _acquire(self) -> str:
+    """Locks the folder and returns who holds it now: this process."""
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self._lock = (self.path / ".lock").open("a+")
+      self._lock = (self.path / _LOCK).open("a+")
     except OSError as error:
       raise WorkdirError(
-        f"--workdir={path} cannot be written to: {error.strerror}"
+        f"--workdir={self.path} cannot be written to: {error.strerror}"
       ) from None
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,12 +153,14 @@ class Workdir:
         self._lock.seek(0)
         holder = self._lock.read().strip()
       raise WorkdirError(
-        f"--workdir={path} is in use by {holder}: wait for it, or take another "
-        "--workdir"
+        f"--workdir={self.path} is in use by {holder}: wait for it, or take "
+        "another --workdir"
       ) from None
+    holder = f"process {os.getpid()} on {socket.gethostname()}\n"
     self._lock.truncate(0)
-    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    self._lock.write(holder)
     self._lock.flush()
+    return holder
 
   def __enter__(self) -> "Workdir":
     """Returns itself: the lock is held until the block ends."""
@@ -146,7 +168,8 @@ class Workdir:
 
   def __exit__(self, *exception: object) -> None:
     """Releases the lock."""
-    self._lock.close()
+    if self._lock:
+      self._lock.close()
 
   def done(self, name: str) -> bool:
     """Returns whether the stage is finished."""
@@ -160,6 +183,7 @@ class Workdir:
     work: Callable[[Path], dict[str, Any]],
     *,
     resumable: bool = False,
+    together: bool = False,
   ) -> Stage:
     """Returns the finished stage, doing its work unless it is done already.
 
@@ -171,39 +195,67 @@ class Workdir:
       work: Fills the folder it is given and returns the result (JSON).
       resumable: Whether `work` goes on from what an interrupted call left;
         otherwise it finds an empty folder.
+      together: Whether all processes call `work`, and the result of process 0
+        counts; otherwise process 0 calls it alone.
 
     Raises:
       WorkdirError: The folder holds this stage made from something else, or
         files that are not of a run, or the disk is full.
+      PreemptedError: The process was told to stop before the work began.
     """
     path = self.path / name
     identity = {"config": dict(config), "inputs": dict(inputs)}
+    manifest = distributed.first(lambda: self._begin(path, identity, resumable))
+    if manifest is not None:
+      return Stage(path, manifest["result"], manifest["seconds"], skipped=True)
+    distributed.stop_if_told()
+    begin = time.monotonic()
+    with self._full_disk_named():
+      if together:
+        result = work(path)
+        manifest = distributed.first(
+          lambda: self._finish(path, identity, result, begin)
+        )
+      else:
+        manifest = distributed.first(
+          lambda: self._finish(path, identity, work(path), begin)
+        )
+    return Stage(path, manifest["result"], manifest["seconds"], skipped=False)
+
+  def _begin(
+    self, path: Path, identity: dict[str, Any], resumable: bool
+  ) -> dict[str, Any] | None:
+    """Returns the manifest of a finished stage; makes its folder otherwise."""
     manifest = _read_json(path / MANIFEST)
     if manifest is not None:
-      self._compare(name, manifest["identity"], identity)
-      return Stage(path, manifest["result"], manifest["seconds"], skipped=True)
+      self._compare(path, manifest["identity"], identity)
+      return manifest
     started = _read_json(path / _STARTED) if resumable else None
     if started is not None:
-      self._compare(name, started, identity)
+      self._compare(path, started, identity)
     else:
       self._clear(path)
       write_json(path / _STARTED, identity)
-    begin = time.monotonic()
-    with self._full_disk_named():
-      result = work(path)
-      seconds = time.monotonic() - begin
-      # What the manifest vouches for reaches the disk before it.
-      os.sync()
-      write_json(
-        path / MANIFEST,
-        {
-          "identity": identity,
-          "result": result,
-          "seconds": round(seconds, 3),
-          "versions": _versions(),
-        },
-      )
-    return Stage(path, result, seconds, skipped=False)
+    return None
+
+  def _finish(
+    self,
+    path: Path,
+    identity: dict[str, Any],
+    result: dict[str, Any],
+    begin: float,
+  ) -> dict[str, Any]:
+    """Writes and returns the manifest."""
+    manifest = {
+      "identity": identity,
+      "result": result,
+      "seconds": round(time.monotonic() - begin, 3),
+      "versions": _versions(),
+    }
+    # What the manifest vouches for reaches the disk before it.
+    os.sync()
+    write_json(path / MANIFEST, manifest)
+    return manifest
 
   def _clear(self, path: Path) -> None:
     """Makes an empty folder, of what an interrupted stage left if need be."""
@@ -216,7 +268,7 @@ class Workdir:
       shutil.rmtree(path)
     path.mkdir()
 
-  def _compare(self, name: str, old: dict[str, Any], new: dict[str, Any]):
+  def _compare(self, path: Path, old: dict[str, Any], new: dict[str, Any]):
     # Through JSON, since that is how the old one was stored.
     new = json.loads(json.dumps(new))
     if old == new:
@@ -232,8 +284,8 @@ class Workdir:
       if old["inputs"].get(key) != new["inputs"].get(key)
     ]
     raise WorkdirError(
-      f"{self.path / name} was made otherwise: {', '.join(differences)}; take "
-      f"another --workdir, or delete {self.path / name} to redo it"
+      f"{path} was made otherwise: {', '.join(differences)}; take another "
+      f"--workdir, or delete {path} to redo it"
     )
 
   @contextlib.contextmanager

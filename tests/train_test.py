@@ -51,6 +51,9 @@ def _error_line(*flags) -> str:
     ((_SMOKE, "--config.data.dir=nowhere"), "--config.data.dir"),
     ((_SMOKE, "--config.encoder.name=nope"), "hog"),
     ((_SMOKE, "steps=3"), "steps=3"),
+    ((_SMOKE, "--num_processes=2"), "--coordinator"),
+    ((_SMOKE, "--coordinator=host:1"), "--num_processes and --process_id"),
+    ((_SMOKE, "--coordinator=auto"), "--coordinator=auto"),
     (("--config=configs/nope.py",), "configs/nope.py"),
     ((), "--config"),
   ],
@@ -86,6 +89,21 @@ def test_ctrl_c_in_training_leaves_at_once_and_can_go_on(tmp_path):
   assert process.returncode == 130
   assert "Traceback" not in err
   assert "interrupted" in err
+  assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_stops_at_a_checkpoint_with_a_code_of_its_own(tmp_path):
+  flags = (_SMOKE, f"--workdir={tmp_path}")
+  checkpoints = tmp_path / "model" / "checkpoints"
+  with _start(*flags, "--config.train.steps=100000") as process:
+    _wait_for(checkpoints / "10", process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert err.splitlines()[-1].startswith("stopped on SIGTERM")
+  assert "Traceback" not in err
+  assert max(int(path.name) for path in checkpoints.iterdir()) % 5 == 0
   assert not (tmp_path / "summary.json").exists()
 
 

@@ -7,16 +7,18 @@ JSON fragment, written after it: a killed build goes on behind the shards that
 have one.
 
 Opening compares the size of every shard, which costs one listing; `verify`
-reads everything and compares checksums. A bank holds finite numbers only:
-others are refused when it is made.
+(`--verify` of the main job) reads everything and compares checksums. A bank
+holds finite numbers only: others are refused when it is made.
 """
 
+import collections
 from collections.abc import Iterator
 from concurrent import futures
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import tqdm
 
@@ -27,6 +29,9 @@ MANIFEST = "bank.json"
 VERSION = 1
 _WINDOW_BYTES = 64 << 20
 _ALIGNMENT = 64
+# Blocks read ahead, each by a thread of its own: that hides the latency of a
+# bucket, and some of a cold disk's.
+_AHEAD = 4
 
 
 class Shard(NamedTuple):
@@ -125,13 +130,14 @@ class FeatureBank:
     return bank
 
   def verify(self) -> None:
-    """Reads every shard and compares checksums.
+    """Reads every shard and compares checksums; processes share the work.
 
     Raises:
       BankError: A shard was altered.
     """
+    own = self._shards[jax.process_index() :: jax.process_count()]
     for shard in tqdm.tqdm(
-      self._shards, desc="checking the bank", unit=" shards", disable=None
+      own, desc="checking the bank", unit=" shards", disable=None
     ):
       if self._folder.sha256(shard.file) != shard.sha256:
         raise storage.BankError(
@@ -139,31 +145,42 @@ class FeatureBank:
           f"delete {self._folder.name}, and build the bank again"
         )
 
-  def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+  def blocks(
+    self, rows: int, part: slice = slice(None)
+  ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (first row, features [<= rows, d]) in order.
 
-    A thread reads the next block meanwhile. There are two buffers: a block is
-    valid until the next one is asked for.
+    Threads read the next blocks meanwhile, into a few buffers: a block is valid
+    until the next one is asked for.
 
     Args:
       rows: Rows of a block; the last may have fewer.
+      part: The rows of each block that are read and yielded, for a process that
+        needs no others; the first row stays that of the whole block.
     """
     n, d = self.shape
-    rows = min(rows, n)
-    buffers = [_aligned(rows, d, self.dtype) for _ in range(2)]
+    begin, end, _ = part.indices(rows)
+    buffers = [
+      _aligned(min(end - begin, n), d, self.dtype) for _ in range(_AHEAD + 1)
+    ]
 
-    def read(start: int) -> np.ndarray:
-      block = buffers[start // rows % 2][: n - start]
-      self._read(start, block)
-      return block
+    def read(number: int) -> tuple[int, np.ndarray]:
+      start = number * rows
+      count = max(min(start + end, n) - start - begin, 0)
+      block = buffers[number % len(buffers)][:count]
+      self._read(start + begin, block)
+      return start, block
 
-    with futures.ThreadPoolExecutor(1) as reader:
-      following = reader.submit(read, 0)
-      for start in range(0, n, rows):
-        block = following.result()
-        if start + rows < n:
-          following = reader.submit(read, start + rows)
-        yield start, block
+    count = -(-n // rows)
+    with futures.ThreadPoolExecutor(_AHEAD) as reader:
+      reads = collections.deque(
+        reader.submit(read, number) for number in range(min(_AHEAD, count))
+      )
+      for following in range(_AHEAD, count + _AHEAD):
+        block = reads.popleft().result()
+        if following < count:
+          reads.append(reader.submit(read, following))
+        yield block
 
   def _read(self, start: int, out: np.ndarray) -> None:
     """Fills `out` [m, d] with the rows from `start` on."""

@@ -5,6 +5,7 @@ rows then gives the assignment, which is written as it comes, so that memory
 does not grow with the pool.
 """
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import numpy as np
 import tqdm
 
 from ecos_jax import config as config_lib
+from ecos_jax import distributed
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.clustering import assign
@@ -53,8 +55,10 @@ def build(
 ) -> kmeans.KMeans:
   """Fits k-means, assigns every row, writes three .npy files.
 
+  All processes must call this alike; the files are there when it returns.
+
   Args:
-    path: An empty folder.
+    path: An empty folder, the same for all processes.
     bank: The features, [N, d].
     config: R, and how to fit.
     key: Random key.
@@ -65,6 +69,7 @@ def build(
 
   Raises:
     EcosError: R does not lie in 1..N, or the features are not finite.
+    PreemptedError: The process was told to stop.
   """
   options: dict[str, Any] = {
     "iterations": config.iterations,
@@ -88,8 +93,11 @@ def build(
   progress = tqdm.tqdm(
     total=rows, desc="assignment", unit=" rows", disable=None
   )
-  # Written in order rather than mapped: a full disk would kill a mapping.
-  with (path / _ASSIGNMENT).open("wb") as file, progress:
+  # All processes know all labels, and process 0 writes them: in order rather
+  # than mapped, since a full disk would kill a mapping.
+  writes = jax.process_index() == 0
+  target = path / _ASSIGNMENT if writes else Path(os.devnull)
+  with target.open("wb") as file, progress:
     np.lib.format.write_array_header_1_0(
       file, {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
     )
@@ -97,8 +105,10 @@ def build(
       file.write(np.asarray(part.labels, "<i4").tobytes())
       sizes += np.bincount(part.labels, minlength=config.size)
       progress.update(len(part.labels))
-  np.save(path / _CENTROIDS, fitted.centroids)
-  np.save(path / _SIZES, sizes)
+  if writes:
+    np.save(path / _CENTROIDS, fitted.centroids)
+    np.save(path / _SIZES, sizes)
+  distributed.barrier()
   return fitted
 
 

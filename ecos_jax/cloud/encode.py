@@ -1,21 +1,27 @@
 """How a feature bank comes to be: encoded from a pool, or from files there are.
 
 Encoding overlaps reading, the device and writing, and an interrupted build goes
-on behind the shards that are complete. Existing `.npy` embeddings become a bank
-by a manifest beside them. Features that are not finite are refused by row.
+on behind the shards that are complete. Several processes share the shards, and
+process 0 writes the manifest once all are there: the files are the same,
+whoever wrote them. Existing `.npy` embeddings become a bank by a manifest
+beside them. Features that are not finite are refused by row.
 """
 
+import collections
 from collections.abc import Sequence
 from concurrent import futures
 import contextlib
+import hashlib
 import io
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
+from ecos_jax import distributed
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
@@ -24,6 +30,8 @@ from ecos_jax.encoders import registry
 
 _DTYPES = ("float16", "float32")
 _BLOCK_BYTES = 16 << 20
+# Shards in memory that are being written: hides the latency of a bucket.
+_WRITES = 4
 
 
 def _not_finite(features: np.ndarray) -> np.ndarray:
@@ -43,10 +51,9 @@ def _write_manifest(
   folder: storage.Folder,
   identity: dict[str, Any],
   shards: Sequence[bank_lib.Shard],
-) -> bank_lib.FeatureBank:
+) -> None:
   manifest = identity | {"shards": [shard._asdict() for shard in shards]}
   folder.write(bank_lib.MANIFEST, json.dumps(manifest, indent=2).encode())
-  return bank_lib.FeatureBank.open(folder.name)
 
 
 def _check_identity(
@@ -74,28 +81,33 @@ def _write_shard(
       f"finite in {features.dtype}: look at these images, or set "
       "--config.bank.dtype=float32"
     )
-  file = io.BytesIO()
-  np.lib.format.write_array(file, features, allow_pickle=False)
-  data = file.getvalue()
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    header, np.lib.format.header_data_from_array_1_0(features)
+  )
+  parts = header.getvalue(), storage.raw_bytes(features)
   shard = bank_lib.Shard(
     _shard_file(number),
     start,
     len(features),
-    len(data) - features.nbytes,
-    len(data),
-    workdir.digest(data),
+    len(parts[0]),
+    len(parts[0]) + len(parts[1]),
+    workdir.digest(*parts),
   )
-  folder.write(shard.file, data)
+  folder.write(shard.file, *parts)
   fragment = {"identity": identity, "shard": shard._asdict()}
   folder.write(_fragment_file(number), json.dumps(fragment).encode())
 
 
-def _finished(
+def _unfinished(
   folder: storage.Folder, identity: dict[str, Any], ranges: Sequence[range]
-) -> list[bool]:
-  """Returns which shards an interrupted build left complete."""
+) -> list[int] | None:
+  """Returns the shards to make; None if there is a manifest already."""
   sizes = folder.sizes()
-  done = []
+  if bank_lib.MANIFEST in sizes:
+    _check_identity(folder, folder.read_json(bank_lib.MANIFEST), identity)
+    return None
+  todo = []
   for number, rows in enumerate(ranges):
     complete = False
     if _fragment_file(number) in sizes:
@@ -105,8 +117,9 @@ def _finished(
       complete = (shard.start, shard.rows) == (rows.start, len(rows)) and (
         sizes.get(shard.file) == shard.size
       )
-    done.append(complete)
-  return done
+    if not complete:
+      todo.append(number)
+  return todo
 
 
 def build(
@@ -120,8 +133,9 @@ def build(
 ) -> bank_lib.FeatureBank:
   """Returns the bank of a pool, encoding what is not there yet.
 
-  A thread reads the images of the next batch and another one writes the last
-  shard while the device encodes.
+  A thread reads the images of the next batch and others write up to four shards
+  while the device encodes. All processes must call this alike; each encodes and
+  writes its part of the shards.
 
   Args:
     path: A folder, or a URL that fsspec knows.
@@ -134,6 +148,7 @@ def build(
   Raises:
     BankError: The pool is empty, the folder holds another bank, or features
       are not finite.
+    PreemptedError: The process was told to stop; whole shards are kept.
   """
   if dtype not in _DTYPES:
     raise storage.BankError(
@@ -152,16 +167,32 @@ def build(
     "encoder": encoder.digest,
     "pool": pool.digest,
   }
-  if bank_lib.MANIFEST in folder.sizes():
-    _check_identity(folder, folder.read_json(bank_lib.MANIFEST), identity)
-    return bank_lib.FeatureBank.open(path)
-
   ranges = [range(i, min(i + shard_rows, n)) for i in range(0, n, shard_rows)]
-  done = _finished(folder, identity, ranges)
-  todo = [number for number, complete in enumerate(done) if not complete]
+  # Process 0 decides, since others may see its files a little later.
+  todo = distributed.first(lambda: _unfinished(folder, identity, ranges))
+  if todo is not None:
+    own = todo[jax.process_index() :: jax.process_count()]
+    _encode(folder, identity, pool, encoder, batch_size, ranges, own)
+    distributed.barrier()
+    distributed.stop_if_told()
+    distributed.first(lambda: _complete(folder, identity, len(ranges)))
+  return bank_lib.FeatureBank.open(path)
+
+
+def _encode(
+  folder: storage.Folder,
+  identity: dict[str, Any],
+  pool: pools.Pool,
+  encoder: registry.Encoder,
+  batch_size: int,
+  ranges: Sequence[range],
+  own: Sequence[int],
+) -> None:
+  """Encodes and writes the shards `own`; ends early when told to stop."""
+  dtype = identity["dtype"]
   batches = [
     (number, start, min(start + batch_size, ranges[number].stop))
-    for number in todo
+    for number in own
     for start in ranges[number][::batch_size]
   ]
 
@@ -169,24 +200,25 @@ def build(
     return pool.images(np.arange(batch[1], batch[2]), encoder.image_size)
 
   progress = tqdm.tqdm(
-    total=n,
-    initial=n - sum(len(ranges[number]) for number in todo),
+    total=sum(len(ranges[number]) for number in own),
     desc="encoding",
     unit=" images",
     disable=None,
   )
-  # Left last: a write under way ends before an error goes up.
+  writing = collections.deque[futures.Future]()
+  # Left last: writes under way end before an error goes up.
   with (
     progress,
     futures.ThreadPoolExecutor(1) as reader,
-    futures.ThreadPoolExecutor(1) as writer,
+    futures.ThreadPoolExecutor(_WRITES) as writer,
   ):
-    writing = writer.submit(lambda: None)
     following = reader.submit(read, batches[0]) if batches else None
     features = np.zeros((0, encoder.dimension), dtype)
     for i, (number, start, stop) in enumerate(batches):
       rows = ranges[number]
       if start == rows.start:
+        if len(writing) == _WRITES:
+          writing.popleft().result()
         features = np.empty((len(rows), encoder.dimension), dtype)
       assert following is not None
       images = following.result()
@@ -198,20 +230,28 @@ def build(
         features[start - rows.start : stop - rows.start] = encoded
       progress.update(stop - start)
       if stop == rows.stop:
-        writing.result()
-        writing = writer.submit(
-          _write_shard, folder, identity, number, rows.start, features
+        writing.append(
+          writer.submit(
+            _write_shard, folder, identity, number, rows.start, features
+          )
         )
-    writing.result()
+      if distributed.told_to_stop():
+        break
+    for write in writing:
+      write.result()
 
-  fragments = [_fragment_file(number) for number in range(len(ranges))]
+
+def _complete(
+  folder: storage.Folder, identity: dict[str, Any], count: int
+) -> None:
+  """Writes the manifest of a bank whose shards are all there."""
+  fragments = [_fragment_file(number) for number in range(count)]
   shards = [
     bank_lib.Shard(**folder.read_json(name)["shard"]) for name in fragments
   ]
-  bank = _write_manifest(folder, identity, shards)
+  _write_manifest(folder, identity, shards)
   with contextlib.suppress(OSError):
     folder.fs.rm([folder.path(name) for name in fragments])
-  return bank
 
 
 def _adopt(folder: storage.Folder, file: str, size: int, start: int):
@@ -237,20 +277,24 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
   rows, d = shape
   if size != offset + rows * d * dtype.itemsize:
     raise storage.BankError(f"{path} is truncated")
+  header = bytearray(offset)
+  folder.read_into(file, 0, memoryview(header))
+  sha = hashlib.sha256(header)
   count = max(_BLOCK_BYTES // max(d * dtype.itemsize, 1), 1)
   for first in range(0, rows, count):
     block = np.empty((min(count, rows - first), d), dtype)
     folder.read_into(
       file, offset + first * d * dtype.itemsize, storage.raw_bytes(block)
     )
+    sha.update(storage.raw_bytes(block))
     bad = _not_finite(block)
     if len(bad):
       raise storage.BankError(
         f"{path}: rows {', '.join(map(str, first + bad))} hold NaN or infinite "
         "values"
       )
-  sha256 = folder.sha256(file)
-  return bank_lib.Shard(file, start, rows, offset, size, sha256), d, dtype.name
+  shard = bank_lib.Shard(file, start, rows, offset, size, sha.hexdigest())
+  return shard, d, dtype.name
 
 
 def from_npy(
@@ -258,7 +302,8 @@ def from_npy(
 ) -> bank_lib.FeatureBank:
   """Returns the bank of existing `.npy` files, by a manifest beside them.
 
-  Nothing is copied; everything is read once, for checksums and finiteness.
+  Nothing is copied; process 0 reads everything once, for checksums and
+  finiteness.
 
   Args:
     path: Folder or URL with `.npy` files of [rows, d] float16 or float32, all
@@ -271,6 +316,11 @@ def from_npy(
       finite.
   """
   folder = storage.Folder(path)
+  distributed.first(lambda: _adopt_all(folder, encoder, pool))
+  return bank_lib.FeatureBank.open(path)
+
+
+def _adopt_all(folder: storage.Folder, encoder: str, pool: str) -> None:
   sizes = folder.sizes()
   files = sorted(file for file in sizes if file.endswith(".npy"))
   shards: list[bank_lib.Shard] = []
@@ -287,7 +337,7 @@ def from_npy(
     shards.append(shard)
     rows += shard.rows
   if kind is None or not rows:
-    raise storage.BankError(f"{path} holds no .npy files with rows")
+    raise storage.BankError(f"{folder.name} holds no .npy files with rows")
   identity = {
     "version": bank_lib.VERSION,
     "rows": rows,
@@ -296,4 +346,4 @@ def from_npy(
     "encoder": encoder,
     "pool": pool,
   }
-  return _write_manifest(folder, identity, shards)
+  _write_manifest(folder, identity, shards)

@@ -51,13 +51,13 @@ class Folder:
       entry["name"].rpartition("/")[2]: entry["size"] for entry in entries
     }
 
-  def write(self, file: str, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
+  def write(self, file: str, *parts: bytes | memoryview) -> None:
+    """Writes a file of these parts, whole or not at all."""
     if self.is_local:
-      workdir.write_atomically(Path(self.path(file)), data)
+      workdir.write_atomically(Path(self.path(file)), *parts)
     else:
       # Object stores show an object once it is complete.
-      self.fs.pipe_file(self.path(file), data)
+      self.fs.pipe_file(self.path(file), b"".join(parts))
 
   def read_json(self, file: str) -> dict[str, Any]:
     """Returns the content of a JSON file.
@@ -78,7 +78,15 @@ class Folder:
     Raises:
       BankError: The file is shorter.
     """
-    with self.fs.open(self.path(file), "rb") as stream:
+    if not self.is_local:
+      # One request: a file object of fsspec would read small pieces.
+      end = offset + len(view)
+      data = self.fs.cat_file(self.path(file), start=offset, end=end)
+      if len(data) < len(view):
+        raise BankError(f"{self.path(file)} is truncated")
+      view[:] = data
+      return
+    with Path(self.path(file)).open("rb", buffering=0) as stream:
       stream.seek(offset)
       done = 0
       while done < len(view):

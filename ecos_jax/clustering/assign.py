@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax import distributed
 from ecos_jax.clustering import kernels
 
 _MEMORY_BUDGET = 256 << 20
@@ -33,6 +34,8 @@ _CPU_SCORE_BYTES = 2 << 20
 _CPU_CHUNK_BYTES = 16 << 20
 # A kernel keeps no scores, but wants 128 rows for each of 132 processors.
 _HOPPER_ROWS = 16384
+# How often a pass asks whether to stop, which is a message between processes.
+_CHUNKS_A_POLL = 16
 _DATA = jax.sharding.PartitionSpec("data")
 _REPLICATED = jax.sharding.PartitionSpec()
 
@@ -64,8 +67,14 @@ class Rows(Protocol):
   def dtype(self) -> np.dtype:
     """The type of the numbers in `blocks`."""
 
-  def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first row, [<= rows, d]) in order."""
+  def blocks(
+    self, rows: int, part: slice = slice(None)
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (first row, [<= rows, d]) in order, of each block only a part.
+
+    The first row is that of the whole block; a part that lies behind the last
+    row is empty, and comes all the same.
+    """
 
   def take(self, indices: np.ndarray) -> np.ndarray:
     """Returns the rows at `indices`, float32 [m, d]."""
@@ -121,30 +130,64 @@ def plan(
   return Plan(rows * mesh.size, min(block, rows))
 
 
+def _own_rows(
+  sharding: jax.sharding.NamedSharding, shape: tuple[int, int]
+) -> slice:
+  """Returns which rows of a sharded array this process holds: contiguous."""
+  indices = sharding.addressable_devices_indices_map(shape).values()
+  spans = [index[0].indices(shape[0]) for index in indices if index]
+  return slice(min(s[0] for s in spans), max(s[1] for s in spans))
+
+
+def _sharded(
+  own: np.ndarray,
+  first: int,
+  rows: int,
+  sharding: jax.sharding.NamedSharding,
+) -> jax.Array:
+  """Returns the array of `rows` rows whose part from `first` on is `own`."""
+
+  def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None
+    start, stop, _ = index[0].indices(rows)
+    return own[start - first : stop - first]
+
+  shape = rows, own.shape[1]
+  return jax.make_array_from_callback(shape, sharding, piece)
+
+
 def chunks(
   features: np.ndarray | Rows, rows: int, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[int, int, jax.Array]]:
   """Yields (first row, valid rows, chunk [rows, d] sharded over 'data').
 
-  A chunk may share memory with the block it came from, so what is computed from
-  it must be ready before the next is asked for.
+  Each process reads no more than its own rows of a chunk. A chunk may share
+  memory with the block it came from, so what is computed from it must be ready
+  before the next is asked for.
+
+  Raises:
+    PreemptedError: The process was told to stop.
   """
+  n, d = features.shape
   sharding = jax.sharding.NamedSharding(mesh, _DATA)
+  own = _own_rows(sharding, (rows, d))
   if isinstance(features, np.ndarray):
-    starts = range(0, len(features), rows)
-    blocks = ((start, features[start : start + rows]) for start in starts)
+    blocks = (
+      (start, features[start + own.start : start + own.stop])
+      for start in range(0, n, rows)
+    )
   else:
-    blocks = features.blocks(rows)
-  for start, block in blocks:
-    valid = len(block)
-    if valid < rows:
-      padded = np.zeros((rows, block.shape[1]), block.dtype)
-      padded[:valid] = block
-      block = padded
+    blocks = features.blocks(rows, own)
+  for number, (start, block) in enumerate(blocks, 1):
+    if number % _CHUNKS_A_POLL == 0:
+      distributed.stop_if_told(mesh)
+    missing = own.stop - own.start - len(block)
+    if missing:
+      block = np.pad(block, ((0, missing), (0, 0)))
     yield (
       start,
-      valid,
-      jax.make_array_from_callback(block.shape, sharding, block.__getitem__),
+      min(rows, n - start),
+      _sharded(block, own.start, rows, sharding),
     )
 
 

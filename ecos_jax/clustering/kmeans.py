@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import lloyd
@@ -64,7 +65,7 @@ class _Passes:
   def __init__(self, features, plan, mesh, *, resident: bool, prune: bool):
     self._features = features
     self._plan = plan
-    self._mesh = mesh
+    self.mesh = mesh
     self._kept = (
       list(assign.chunks(features, plan.chunk, mesh)) if resident else None
     )
@@ -76,13 +77,13 @@ class _Passes:
     self._patience = 1
 
   def _parts(self, centroids: np.ndarray) -> Iterable[lloyd.Sums]:
-    options = {"mesh": self._mesh, "block": self._plan.block}
+    options = {"mesh": self.mesh, "block": self._plan.block}
     device_centroids = jnp.asarray(centroids)
     if not self._prune or self._wait:
       self._wait = max(self._wait - 1, 0)
       self._bounds = None
       chunks = self._kept or assign.chunks(
-        self._features, self._plan.chunk, self._mesh
+        self._features, self._plan.chunk, self.mesh
       )
       for _, valid, chunk in chunks:
         yield lloyd.plain(chunk, valid, device_centroids, **options)
@@ -90,7 +91,7 @@ class _Passes:
     assert self._kept is not None
     first = self._bounds is None
     bounds = self._bounds or [
-      lloyd.no_bounds(self._plan.chunk, self._mesh) for _ in self._kept
+      lloyd.no_bounds(self._plan.chunk, self.mesh) for _ in self._kept
     ]
     moves = lloyd.moves(centroids if first else self._before, centroids)
     self._bounds = []
@@ -115,9 +116,7 @@ class _Passes:
     """Returns up to `count` rows, float32 [m, d], the farthest first."""
     distances = np.zeros(0, np.float32)
     rows = np.zeros(0, np.int64)
-    for start, part in assign.stream(
-      self._features, centroids, mesh=self._mesh
-    ):
+    for start, part in assign.stream(self._features, centroids, mesh=self.mesh):
       distances = np.concatenate([distances, part.distances])
       rows = np.concatenate([rows, start + np.arange(len(part.labels))])
       kept = np.argsort(-distances, kind="stable")[:count]
@@ -183,6 +182,7 @@ def _lloyd(
   inertias: list[float] = []
   reseeded = 0
   while True:
+    distributed.stop_if_told(passes.mesh)
     sums, counts, inertia = passes.run(centroids)
     inertias.append(inertia)
     progress.set_postfix(inertia=f"{inertia:.6g}")
@@ -241,8 +241,8 @@ def fit(
       as it has fewer rows.
     tolerance: Stops when the inertia falls by less than this share of it; on a
       nested sample, by a share that is as much smaller.
-    sample: Rows to fit on, drawn at random, in memory; 256 k is ample. None or
-      n and more: all of them.
+    sample: Rows to fit on, drawn at random, in the memory of every process;
+      256 k is ample. None or n and more: all of them.
     nested: Whether to iterate on samples that double before all rows; not with
       `init`.
     prune: Whether to spare rows whose nearest centroid cannot have changed,
@@ -253,6 +253,7 @@ def fit(
 
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.
+    PreemptedError: The process was told to stop.
   """
   if isinstance(features, jax.Array):
     features = np.asarray(features)

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ecos_jax import config as config_lib
+from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax import workdir as workdir_lib
@@ -17,12 +20,18 @@ from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
 
 
-def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
+def run(
+  config: config_lib.Config, workdir: Path, *, verify: bool = False
+) -> dict[str, Any] | None:
   """Runs the stages that are missing and returns the summary.
+
+  All processes must call this alike.
 
   Args:
     config: What to run.
     workdir: Where every artefact goes, or is already.
+    verify: Whether to read all of a bank that was made before, and to compare
+      its checksums.
 
   Returns:
     The content of `summary.json`; None if the run waits for a remote client.
@@ -30,19 +39,31 @@ def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
   Raises:
     EcosError: The configuration cannot run, or the workdir was made with
       another one.
+    PreemptedError: The process was told to stop.
   """
   config.validate()
+  fields = config_lib.flatten(config)
+  theirs = distributed.first(lambda: fields)
+  different = [
+    f"--config.{name}={value} here, {theirs[name]} on process 0"
+    for name, value in fields.items()
+    if value != theirs[name]
+  ]
+  if different:
+    raise errors.ConfigError(
+      f"all processes need the same configuration: {'; '.join(different)}"
+    )
   # What the configuration names is there, before any work is done.
   encoders.get(config.encoder.name)
   models.check(config.train.model)
   with workdir_lib.Workdir(workdir) as work:
-    job = job_lib.Job(config, work)
+    job = job_lib.Job(config, work, verify)
     try:
       selection.terms(job)
     except protocol.ProtocolError as error:
       raise errors.ConfigError(f"--config.privacy.{error}") from error
     resolved = work.path / "config.json"
-    if not resolved.exists():
+    if jax.process_index() == 0 and not resolved.exists():
       workdir_lib.write_atomically(resolved, config.to_json().encode())
     selection.pool(job)
     if config.sampling.method in selection.NEEDS_BANK or labelling.wanted(job):
@@ -64,8 +85,9 @@ def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
         distillation.logits(job)
     learning.model(job)
     summary = summary_lib.collect(job)
-    workdir_lib.write_json(work.path / "summary.json", summary)
-    workdir_lib.write_atomically(resolved, config.to_json().encode())
+    if jax.process_index() == 0:
+      workdir_lib.write_json(work.path / "summary.json", summary)
+      workdir_lib.write_atomically(resolved, config.to_json().encode())
     if all(stage.skipped for stage in job.stages.values()):
       print("\nNothing to do: every stage was done before.")
     print("\n" + summary_lib.text(summary, work.path))

@@ -85,6 +85,7 @@ def teacher(job: Job) -> None:
     work,
     # A copy of a checkpoint is made anew.
     resumable=options.teacher_checkpoint is None,
+    together=True,
   )
 
 
@@ -122,7 +123,8 @@ def _copied(job: Job, source: Path, path: Path) -> nnx.Module:
       f"--config.distill.teacher_checkpoint must be the folder checkpoints/ of "
       f"a trained {job.config.distill.teacher}: {error}"
     ) from error
-  shutil.copytree(source, path / _CHECKPOINTS)
+  if jax.process_index() == 0:
+    shutil.copytree(source, path / _CHECKPOINTS)
   return model
 
 
@@ -142,7 +144,8 @@ def logits(job: Job) -> None:
     source = _Distilled(selection.selected(job))
     model = _load(job, job.stages["teacher"].path / _CHECKPOINTS)
     rows = loop.logits(model, source, distributed.mesh())
-    np.save(path / _LOGITS, rows)
+    if jax.process_index() == 0:
+      np.save(path / _LOGITS, rows)
     sure = float(np.mean(jax.nn.softmax(rows).max(-1)))
     return {
       "digest": workdir.digest(rows.tobytes()),
@@ -151,7 +154,8 @@ def logits(job: Job) -> None:
     }
 
   local = job.config.sampling.method is config_lib.Method.LOCAL
-  job.stage("logits", "", "teacher pool" if local else "teacher proxy", work)
+  inputs = "teacher pool" if local else "teacher proxy"
+  job.stage("logits", "", inputs, work, together=True)
 
 
 def task(job: Job, source: loader.Source) -> tasks.Distill:

@@ -23,13 +23,20 @@ class Job:
   Attributes:
     config: What to run.
     work: Where the artefacts are.
+    verify: Whether to compare checksums of a bank that was made before.
     stages: The stages that are finished, by name, in order.
   """
 
-  def __init__(self, config: config_lib.Config, work: workdir.Workdir):
+  def __init__(
+    self,
+    config: config_lib.Config,
+    work: workdir.Workdir,
+    verify: bool = False,
+  ):
     """Prepares a run; nothing is read or computed yet."""
     self.config = config
     self.work = work
+    self.verify = verify
     self.stages: dict[str, workdir.Stage] = {}
 
   @functools.cached_property
@@ -97,6 +104,7 @@ class Job:
     work: Callable[[Path], dict[str, Any]],
     *,
     resumable: bool = False,
+    together: bool = False,
   ) -> None:
     """Runs or skips a stage and prints its line.
 
@@ -108,6 +116,7 @@ class Job:
       work: As in `Workdir.stage`; its result has a `digest`, and for the line
         a `text` and a `count` (None where a rate makes no sense).
       resumable: As in `Workdir.stage`.
+      together: As in `Workdir.stage`.
     """
     wanted = tuple(fields.split())
     leaves = config_lib.flatten(self.config)
@@ -119,6 +128,7 @@ class Job:
       {i: self.stages[i].result["digest"] for i in inputs.split()},
       work,
       resumable=resumable,
+      together=together,
     )
     self.stages[name] = stage
     time = "done before" if stage.skipped else f"{stage.seconds:9.1f} s"

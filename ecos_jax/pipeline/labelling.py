@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ecos_jax import config as config_lib
+from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax import workdir
@@ -111,7 +112,9 @@ def labels(job: Job) -> bool:
   brought = job.work.path / _RESPONSE
   remote = job.config.client.remote
   asked = job.stages["request"].path
-  if remote and not (brought.exists() or job.work.done("labels")):
+  if remote and not distributed.first(
+    lambda: brought.exists() or job.work.done("labels")
+  ):
     text = _INSTRUCTIONS.format(
       request=asked / _REQUEST,
       epsilon=job.config.labelling.max_epsilon,

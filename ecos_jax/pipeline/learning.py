@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ecos_jax import config as config_lib
@@ -35,7 +36,8 @@ def model(job: Job) -> None:
       mesh=distributed.mesh(),
       test=job.test,
     )
-    export.write(path / export.FILE, result.model, digits.SIZE)
+    if jax.process_index() == 0:
+      export.write(path / export.FILE, result.model, digits.SIZE)
     return {
       "digest": "",
       "accuracy": result.accuracy,
@@ -62,7 +64,7 @@ def model(job: Job) -> None:
   if labelling.wanted(job):
     inputs += " labels"
     fields += " labelling.abstained_as_unlabelled"
-  job.stage("model", fields, inputs, work, resumable=True)
+  job.stage("model", fields, inputs, work, resumable=True, together=True)
 
 
 def _task(job: Job) -> tasks.Task:

@@ -93,7 +93,11 @@ def bank(job: Job) -> None:
       "text": f"{rows:,} x {dimension} features by {job.encoder.name}",
     }
 
-  job.stage("bank", "encoder.name bank.", "pool", work, resumable=True)
+  job.stage(
+    "bank", "encoder.name bank.", "pool", work, resumable=True, together=True
+  )
+  if job.verify and job.stages["bank"].skipped:
+    job.feature_bank.verify()
 
 
 def codebook(job: Job) -> None:
@@ -116,7 +120,7 @@ def codebook(job: Job) -> None:
       f"{fitted.iterations} iterations, {state}",
     }
 
-  job.stage("codebook", "codebook. seed", "bank", work)
+  job.stage("codebook", "codebook. seed", "bank", work, together=True)
 
 
 def query(job: Job) -> None:
@@ -153,7 +157,9 @@ def response(job: Job) -> bool:
   """
   brought = job.work.path / _RESPONSE
   remote = job.config.client.remote
-  if remote and not (brought.exists() or job.work.done("response")):
+  if remote and not distributed.first(
+    lambda: brought.exists() or job.work.done("response")
+  ):
     query = job.stages["query"].path / _QUERY
     print(_INSTRUCTIONS.format(query=query, brought=brought))
     return False

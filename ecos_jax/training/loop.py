@@ -20,6 +20,7 @@ import optax
 import tqdm
 
 from ecos_jax import config as config_lib
+from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.data import loader
 from ecos_jax.models import registry
@@ -138,6 +139,9 @@ def logits(
     model: Maps [b, s, s, 3] float32 to logits; used in evaluation mode.
     source: At least one sample; its images are taken as they are.
     mesh: Each batch is split over its axis `data`.
+
+  Raises:
+    PreemptedError: The process was told to stop.
   """
   everywhere, split = _shardings(mesh)
   model.eval()
@@ -153,6 +157,7 @@ def logits(
   for start in tqdm.trange(
     0, len(source), size, desc="evaluation", disable=None
   ):
+    distributed.stop_if_told(mesh)
     indices = np.arange(start, min(start + size, len(source)))
     batch = source.batch(indices)["image"]
     padding = [(0, size - len(batch))] + [(0, 0)] * 3
@@ -313,6 +318,7 @@ def train(
   Raises:
     EcosError: The batch does not divide over the devices, a stream is empty,
       the loss is not finite, or the checkpoints cannot be read.
+    PreemptedError: The process was told to stop; a checkpoint is saved.
   """
   started = time.monotonic()
   _check(task, config, mesh.size)
@@ -362,7 +368,10 @@ def train(
 
       last = step == config.steps
       save = last or step % config.checkpoint_every == 0
+      stop = False
       if save or step % config.log_every == 0:
+        # Here the processes wait anyway, and no row of metrics is cut in two.
+        stop = distributed.first(distributed.told_to_stop)
         means = _means(pending, step)
         pending = []
         bar.set_postfix(
@@ -370,9 +379,11 @@ def train(
         )
         if writer:
           writer.write(step, means)
-      if save:
+      if save or stop:
         positions = {name: it.get_state() for name, it in inputs.items()}
         saved.save(step, state, {"inputs": positions})
+      if stop and not last:
+        raise errors.PreemptedError
     # The first step compiles and is left out.
     seconds = time.monotonic() - compiled
     images = sum(stream.ratio for stream in task.streams.values())

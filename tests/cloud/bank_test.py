@@ -1,8 +1,11 @@
 import functools
+import itertools
 import json
 from pathlib import Path
 import subprocess
 import sys
+import threading
+import time
 import uuid
 
 import fsspec
@@ -11,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ecos_jax import distributed
+from ecos_jax import errors
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import storage
@@ -131,11 +136,83 @@ def test_shards_are_what_numpy_reads(tmp_path):
   assert names == {bank_lib.MANIFEST} | {f"shard-{i:06d}.npy" for i in range(6)}
 
 
-def test_blocks_reuse_two_aligned_buffers(tmp_path):
-  bank = build(tmp_path)
-  addresses = {block.ctypes.data for _, block in bank.blocks(8)}
-  assert len(addresses) == 2
+def test_blocks_reuse_a_few_aligned_buffers(tmp_path):
+  bank = build(tmp_path, dtype="float32")
+  addresses = [block.ctypes.data for _, block in bank.blocks(8)]
+  assert len(addresses) == 13 and len(set(addresses)) == 5
   assert all(address % 64 == 0 for address in addresses)
+
+
+@pytest.mark.parametrize("rows", [7, 40, 103, 200])
+def test_parts_of_blocks_make_up_the_blocks(place, rows):
+  bank = build(place)
+  cuts = [0, rows // 3, rows // 2, rows]
+  parts = [
+    [(start, block.copy()) for start, block in bank.blocks(rows, slice(a, b))]
+    for a, b in itertools.pairwise(cuts)
+  ]
+  for (start, block), *pieces in zip(bank.blocks(rows), *parts, strict=True):
+    assert all(first == start for first, _ in pieces)
+    np.testing.assert_array_equal(
+      np.concatenate([piece for _, piece in pieces]), block
+    )
+
+
+def test_reading_waits_for_no_single_block(tmp_path, monkeypatch):
+  bank = build(tmp_path)
+  started = threading.Semaphore(0)
+
+  def read_into(self, file, offset, view):
+    # Goes on once four reads are under way at the same time.
+    started.release()
+    deadline = time.monotonic() + 60
+    while started._value < 4 and time.monotonic() < deadline:
+      time.sleep(0.001)
+    return original(self, file, offset, view)
+
+  original = storage.Folder.read_into
+  monkeypatch.setattr(storage.Folder, "read_into", read_into)
+  begin = time.monotonic()
+  np.testing.assert_array_equal(read(bank, 20), features_of(POOL))
+  assert time.monotonic() - begin < 30
+
+
+def test_some_shards_are_written_at_the_same_time(tmp_path, monkeypatch):
+  # Two shards must meet; more than a few must not wait in memory.
+  barrier = threading.Barrier(2)
+  original = storage.Folder.write
+  writing, most = [], []
+
+  def write(self, file, *parts):
+    if file.endswith(".npy") and file < "shard-000002":
+      barrier.wait(timeout=60)
+    writing.append(file)
+    most.append(len(writing))
+    time.sleep(0.01)
+    original(self, file, *parts)
+    writing.remove(file)
+
+  monkeypatch.setattr(storage.Folder, "write", write)
+  np.testing.assert_array_equal(
+    read(build(tmp_path, shard_rows=8)), features_of(POOL)
+  )
+  assert max(most) <= 4
+
+
+def test_told_to_stop_a_build_keeps_whole_shards(tmp_path, monkeypatch):
+  pool = KilledPool(make_pool(), 1000)
+
+  def told():
+    return sum(map(len, pool.reads)) > 40
+
+  monkeypatch.setattr(distributed, "told_to_stop", told)
+  with pytest.raises(errors.PreemptedError):
+    build(tmp_path, pool)
+  kept = len(list(tmp_path.glob("*.npy")))
+  assert kept >= 1 and not (tmp_path / bank_lib.MANIFEST).exists()
+  monkeypatch.undo()
+  rest = KilledPool(make_pool(), 103 - 20 * kept)
+  np.testing.assert_array_equal(read(build(tmp_path, rest)), features_of(POOL))
 
 
 def test_reading_can_be_given_up(tmp_path):
@@ -424,6 +501,8 @@ import resource
 import sys
 import jax
 import numpy as np
+from ecos_jax import distributed
+from ecos_jax import errors
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import encode
 from ecos_jax.clustering import assign, kmeans

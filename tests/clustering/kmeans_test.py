@@ -24,13 +24,13 @@ class Stream:
     self.dtype = features.dtype
     self.passes = 0
 
-  def blocks(self, rows):
+  def blocks(self, rows, part=slice(None)):
     self.passes += 1
     buffer = np.empty((rows, self.shape[1]), self.dtype)
     for start in range(0, self.shape[0], rows):
-      part = self.features[start : start + rows]
-      buffer[: len(part)] = part
-      yield start, buffer[: len(part)]
+      block = self.features[start : start + rows]
+      buffer[: len(block)] = block
+      yield start, buffer[: len(block)][part]
       buffer[:] = np.nan
 
   def take(self, indices):

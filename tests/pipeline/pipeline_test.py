@@ -179,6 +179,20 @@ def test_budgets_and_codebooks_larger_than_the_pool_are_refused(tmp_path):
     pipeline.run(config, tmp_path)
 
 
+def test_an_altered_shard_is_found_when_asked(finished, tmp_path):
+  config, path, summary = finished
+  copy = shutil.copytree(path, tmp_path / "copy")
+  # Every stage was done before, so that the seconds are those of then.
+  assert pipeline.run(config, copy, verify=True) == summary
+  shard = copy / "bank" / "shard-000000.npy"
+  data = bytearray(shard.read_bytes())
+  data[-1] ^= 1
+  shard.write_bytes(data)
+  pipeline.run(config, copy)
+  with pytest.raises(errors.EcosError, match=r"shard-000000\.npy was altered"):
+    pipeline.run(config, copy, verify=True)
+
+
 def test_a_truncated_shard_is_named(tmp_path):
   config = _config()
   with workdir_lib.Workdir(tmp_path) as work:

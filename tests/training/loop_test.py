@@ -125,6 +125,22 @@ def test_a_resumed_run_ends_bitwise_the_same(tmp_path, ratio):
   assert _rows(tmp_path / "resumed") == _rows(tmp_path / "whole")
 
 
+def test_told_to_stop_it_saves_and_goes_on_bitwise_the_same(
+  tmp_path, monkeypatch
+):
+  whole = _train(tmp_path / "whole")
+  asked = iter([False, True])
+  monkeypatch.setattr(distributed, "told_to_stop", lambda: next(asked))
+  with pytest.raises(errors.PreemptedError):
+    _train(tmp_path / "stopped")
+  monkeypatch.undo()
+  assert 0 < len(_rows(tmp_path / "stopped")) < len(_rows(tmp_path / "whole"))
+  resumed = _train(tmp_path / "stopped")
+  for left, right in zip(_weights(whole), _weights(resumed), strict=True):
+    np.testing.assert_array_equal(left, right)
+  assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
+
+
 def test_a_finished_run_trains_no_more(tmp_path):
   first = _train(tmp_path, steps=4)
   again = _train(tmp_path, _StopsAt(0), steps=4)

@@ -1,0 +1,339 @@
+"""Real processes on this machine, which find one another through localhost."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecos_jax import config as config_lib
+from ecos_jax import distributed
+from ecos_jax import errors
+from ecos_jax import workdir
+from ecos_jax.cloud import codebook
+from ecos_jax.cloud import encode
+from ecos_jax.clustering import assign
+from ecos_jax.clustering import kmeans
+from ecos_jax.data import pools
+from ecos_jax.encoders import registry
+
+_ROOT = Path(__file__).parents[1]
+_IMAGES = 1003
+_KEY = 5
+_CONFIG = config_lib.Codebook(size=12, sample_per_centroid=0, iterations=8)
+
+
+class _Slow(pools.Pool):
+  """Images that take their time, so that there is something to interrupt."""
+
+  def images(self, indices, size):
+    time.sleep(float(os.environ.get("SECONDS_A_BATCH", 0)))
+    return super().images(indices, size)
+
+
+def _pool():
+  # Twelve colours, with noise: well separated.
+  random = np.random.default_rng(0)
+  colours = random.integers(40, 216, (12, 1, 1, 3))
+  noise = random.integers(-8, 9, (_IMAGES, 4, 4, 3))
+  images = (colours[random.integers(0, 12, _IMAGES)] + noise).astype(np.uint8)
+  return _Slow([pools.ArraySource("colours", images, None)])
+
+
+def _encoder():
+  return registry.Encoder(
+    "colours",
+    4,
+    3,
+    {},
+    "e" * 64,
+    lambda images: jnp.mean(images.astype(jnp.float32), axis=(1, 2)),
+  )
+
+
+def make(folder):
+  """Makes a bank and a codebook in a folder: what all processes call."""
+  bank = encode.build(
+    folder / "bank", _pool(), _encoder(), shard_rows=64, batch_size=32
+  )
+  bank.verify()
+  (folder / "codebook").mkdir(exist_ok=True)
+  mesh = distributed.mesh()
+  return codebook.build(
+    folder / "codebook", bank, _CONFIG, jax.random.key(_KEY), mesh
+  )
+
+
+_PROCESS = """
+import pathlib, sys
+sys.path.insert(0, {folder!r})
+from absl import flags
+import distributed_test
+from ecos_jax import cli, distributed
+_OUT = flags.DEFINE_string("out", None, "Folder.")
+distributed.define_flags()
+def main(argv):
+  distributed.start()
+  distributed_test.make(pathlib.Path(_OUT.value))
+  distributed.finish()
+cli.run(main)
+"""
+
+
+def _port():
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+def _start(
+  command, count, *flags, devices=1, own_flags=(), seconds_a_batch=0.0
+):
+  port = _port()
+  return [
+    subprocess.Popen(
+      [
+        sys.executable,
+        *command,
+        *map(str, flags),
+        f"--coordinator=localhost:{port}",
+        f"--num_processes={count}",
+        f"--process_id={process}",
+        "--initialization_timeout=60",
+        "--heartbeat_timeout=5",
+        *(own_flags[process] if own_flags else ()),
+      ],
+      cwd=_ROOT,
+      env=os.environ
+      | {
+        "PYTHONPATH": str(_ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "SECONDS_A_BATCH": str(seconds_a_batch),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for process in range(count)
+  ]
+
+
+def _worker(out, count, **options):
+  script = _PROCESS.format(folder=str(Path(__file__).parent))
+  return _start(["-c", script], count, f"--out={out}", **options)
+
+
+def _end(processes):
+  """Returns the exit code, stdout and stderr of each."""
+  try:
+    told = [process.communicate(timeout=120) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  return [
+    (process.returncode, out, err)
+    for process, (out, err) in zip(processes, told, strict=True)
+  ]
+
+
+def _succeed(processes):
+  results = _end(processes)
+  for code, _, err in results:
+    assert code == 0, err
+  return results
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+  """What one process, this one, makes."""
+  folder = tmp_path_factory.mktemp("one")
+  return folder, make(folder)
+
+
+def _same(folder, one):
+  expected, _ = one
+  names = sorted(path.name for path in (expected / "bank").iterdir())
+  assert names == sorted(path.name for path in (folder / "bank").iterdir())
+  for name in names:
+    assert (folder / "bank" / name).read_bytes() == (
+      expected / "bank" / name
+    ).read_bytes()
+  got, wanted = (codebook.read(f / "codebook") for f in (folder, expected))
+  np.testing.assert_allclose(got.centroids, wanted.centroids, atol=1e-4)
+  np.testing.assert_array_equal(got.sizes, wanted.sizes)
+  np.testing.assert_array_equal(got.assignment, wanted.assignment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, devices", [(1, 8), (2, 1), (2, 3), (4, 1)])
+def test_processes_together_give_the_result_of_one(
+  count, devices, one, tmp_path
+):
+  results = _succeed(_worker(tmp_path, count, devices=devices))
+  for process, (_, out, _) in enumerate(results):
+    lines = [line for line in out.splitlines() if "Gloo" not in line]
+    assert lines == [
+      f"process {process} of {count} on {socket.gethostname()}: {devices} of "
+      f"{count * devices} devices (cpu), coordinator "
+      f"{lines[0].rpartition(' ')[2]}"
+    ]
+  _same(tmp_path, one)
+
+
+def _wait_for(found, processes):
+  deadline = time.monotonic() + 100
+  while not found():
+    if any(p.poll() is not None for p in processes) or (
+      time.monotonic() > deadline
+    ):
+      raise AssertionError(_end(processes))
+    time.sleep(0.01)
+
+
+def _shards(folder):
+  return len(list(folder.glob("bank/shard-*.json")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(victim, one, tmp_path):
+  processes = _worker(tmp_path, 2, seconds_a_batch=0.5)
+  _wait_for(lambda: _shards(tmp_path) >= 2, processes)
+  processes[victim].kill()
+  begin = time.monotonic()
+  code, _, err = _end(processes)[1 - victim]
+  # The heartbeat timeout, and what it takes to start and end.
+  assert time.monotonic() - begin < 5 + 10
+  if victim == 1:
+    assert code == 1
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "process 1 gave no sign of life" in line
+    assert "start all of them again" in line
+  else:
+    # Without process 0 there is nobody to ask, and jax may be first to tell.
+    assert code != 0
+    assert "process 0 was lost" in err or "another task died" in err
+  kept = _shards(tmp_path)
+  assert 2 <= kept < 16
+  _succeed(_worker(tmp_path, 2))
+  _same(tmp_path, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
+  processes = _worker(tmp_path, 2, seconds_a_batch=0.3)
+  _wait_for(lambda: _shards(tmp_path) >= 2, processes)
+  processes[told].send_signal(signal.SIGTERM)
+  for code, _, err in _end(processes):
+    assert code == 75
+    assert "stopped on SIGTERM" in err
+    assert "Traceback" not in err
+  assert not (tmp_path / "bank" / "bank.json").exists()
+  assert _shards(tmp_path) < 16
+  _succeed(_worker(tmp_path, 2))
+  _same(tmp_path, one)
+
+
+def test_passes_over_rows_stop_when_told(monkeypatch):
+  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 64)
+  features = np.ones((1000, 4), np.float32)
+  kmeans.fit(features, 2, jax.random.key(0))
+  monkeypatch.setattr(distributed, "told_to_stop", lambda: True)
+  with pytest.raises(errors.PreemptedError):
+    assign.assign(features, features[:2])
+  with pytest.raises(errors.PreemptedError):
+    kmeans.fit(features, 2, jax.random.key(0))
+
+
+def test_no_stage_begins_when_told_to_stop(tmp_path, monkeypatch):
+  with workdir.Workdir(tmp_path) as work:
+    work.stage("a", {}, {}, lambda path: {"done": 1})
+    monkeypatch.setattr(distributed, "told_to_stop", lambda: True)
+    assert work.stage("a", {}, {}, lambda path: {}).result == {"done": 1}
+    with pytest.raises(errors.PreemptedError):
+      work.stage("b", {}, {}, lambda path: {})
+    assert not work.done("b")
+
+
+_TRAIN = ("-m", "ecos_jax.train", "--config=configs/digits_manual.py:smoke")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "own_flags, said",
+  [
+    ((["--config.seed=1"], ["--config.seed=2"]), "--config.seed=2 here, 1 on"),
+    ((["--workdir={}/a"], ["--workdir={}/b"]), "is not the folder that"),
+    ((["--config.sampling.budget=9999"],) * 2, "larger than the pool"),
+  ],
+)
+def test_an_error_of_one_ends_all_with_its_line(own_flags, said, tmp_path):
+  own_flags = [[f.format(tmp_path) for f in flags] for flags in own_flags]
+  processes = _start(_TRAIN, 2, f"--workdir={tmp_path}", own_flags=own_flags)
+  for code, _, err in _end(processes):
+    assert code == 1
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_those_who_do_not_come_are_named_after_the_timeout(tmp_path):
+  command = (*_TRAIN, "--initialization_timeout=1", f"--workdir={tmp_path}")
+  flags = (f"--coordinator=localhost:{_port()}", "--num_processes=2")
+  result = subprocess.run(
+    [sys.executable, *command, *flags, "--process_id=0"],
+    cwd=_ROOT,
+    env=os.environ | {"PYTHONPATH": str(_ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert result.returncode == 1
+  [line] = result.stderr.splitlines()
+  assert "--initialization_timeout=1" in line
+
+
+@pytest.mark.slow
+def test_the_whole_job_with_two_processes(tmp_path):
+  flags = (
+    "--config.privacy.insecure_noise_seed=3",
+    "--config.train.steps=60",
+  )
+  together, alone = tmp_path / "together", tmp_path / "alone"
+  processes = _start(_TRAIN, 2, *flags, f"--workdir={together}")
+  _wait_for((together / "model" / "checkpoints" / "10").exists, processes)
+  processes[1].kill()
+  code, _, err = _end(processes)[0]
+  assert code == 1
+  assert "error: another process was lost" in err
+  _succeed(_start(_TRAIN, 2, *flags, f"--workdir={together}"))
+  subprocess.run(
+    [sys.executable, *_TRAIN, *flags, f"--workdir={alone}"],
+    cwd=_ROOT,
+    env=os.environ | {"PYTHONPATH": str(_ROOT)},
+    check=True,
+  )
+  summaries = [
+    json.loads((folder / "summary.json").read_bytes())
+    for folder in (together, alone)
+  ]
+  for summary in summaries:
+    del summary["seconds"]
+  # The sum of gradients is rounded otherwise, so an image may fall otherwise.
+  accuracies = [summary.pop("accuracy") for summary in summaries]
+  assert abs(accuracies[0] - accuracies[1]) < 0.03
+  models = [summary.pop("model") for summary in summaries]
+  assert models[0]["parameters"] == models[1]["parameters"]
+  assert summaries[0] == summaries[1]
