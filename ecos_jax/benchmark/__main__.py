@@ -12,6 +12,7 @@ from ecos_jax import errors
 from ecos_jax.benchmark import cells
 from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import run as run_lib
+from ecos_jax.encoders import registry
 
 _PRESET = flags.DEFINE_enum(
   "preset", "quick", tuple(cells.PRESETS), "Shapes and rounds."
@@ -76,6 +77,11 @@ def main(argv: list[str]) -> None:
   scratch = _SCRATCH.value and _existing(_SCRATCH, Path(_SCRATCH.value))
   if _DATA_DIR.value and not (Path(_DATA_DIR.value) / "mnist.npz").is_file():
     raise errors.ConfigError(f"--data_dir={_DATA_DIR.value}: no mnist.npz")
+  if _ENCODER.value not in registry.names():
+    raise errors.ConfigError(
+      f"--encoder={_ENCODER.value}: it must be one of "
+      f"{', '.join(registry.names())}"
+    )
   # Children and data have to be cleared away: no leaving at once.
   signal.signal(signal.SIGINT, _interrupt)
   signal.signal(signal.SIGTERM, _interrupt)

@@ -73,7 +73,7 @@ class Cell(NamedTuple):
     return 2e-9 * math.prod(self.shape) * passes.get(self.stage, 1)
 
   @property
-  def count(self) -> int:
+  def counted(self) -> int:
     """What the rate counts: images, rows, or chosen samples."""
     return self.shape[-1 if self.stage == "sample" else 0]
 
@@ -177,6 +177,8 @@ def parse(stage: str, text: str) -> Cell:
     raise errors.ConfigError(
       f"--shapes={stage}:{text}: more centroids than rows"
     )
+  if stage == "sample" and axes[3] > axes[0]:
+    raise errors.ConfigError(f"--shapes={stage}:{text}: more samples than rows")
   return Cell(stage, axes, data)
 
 

@@ -87,10 +87,8 @@ class _Watched:
 
   def __init__(self, bank: bank_lib.FeatureBank):
     self._bank = bank
+    self.shape, self.dtype, self.take = bank.shape, bank.dtype, bank.take
     self.waited = 0.0
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self._bank, name)
 
   def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
     blocks = self._bank.blocks(rows)

@@ -17,7 +17,22 @@ import numpy as np
 from ecos_jax.benchmark import machine
 
 # Iterations to try until an inertia is reached: at most half too many.
-_LADDER = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200, 300)
+_LADDER: tuple[int, ...] = (
+  1,
+  2,
+  3,
+  5,
+  8,
+  12,
+  18,
+  27,
+  40,
+  60,
+  90,
+  135,
+  200,
+  300,
+)
 _MAX_ITERATIONS = 300
 
 
@@ -100,7 +115,7 @@ class ScikitLearn:
 class MiniBatch(ScikitLearn):
   """scikit-learn's MiniBatchKMeans with its defaults, one start."""
 
-  efforts = (100,)
+  efforts: tuple[int, ...] = (100,)
 
   def cluster(self, features, k, iterations):
     """See `Peer`; it also stops by itself."""

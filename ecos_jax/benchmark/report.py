@@ -51,7 +51,7 @@ def row(
     "implementation": name,
     "seconds": median,
     "spread": [min(seconds), max(seconds)],
-    "rate": per_second and cell.count * per_second,
+    "rate": per_second and cell.counted * per_second,
     "gemm_share": None,
     "rounds": seconds,
     "devices": devices,

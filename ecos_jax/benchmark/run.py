@@ -109,7 +109,7 @@ class Run:
       if self._only and name.partition(":")[0] not in self._only:
         continue
       if name in peers.NAMES and not peers.installed(name):
-        self._skip(cell, name, "not installed (pip install 'ecos_jax[bench]')")
+        self._skip(cell, name, "not installed: pip install ecos_jax[bench]")
       else:
         names.append(name)
     return names

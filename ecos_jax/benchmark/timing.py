@@ -1,6 +1,6 @@
 """Rounds over implementations in child processes, one awake at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -95,7 +95,7 @@ def once(job: Mapping[str, Any], environment: Mapping[str, str]) -> dict:
 
 
 def rounds(
-  jobs: list[Mapping[str, Any]],
+  jobs: Sequence[Mapping[str, Any]],
   environment: Mapping[str, str],
   count: int,
 ) -> Iterator[tuple[str, int, dict[str, Any] | WorkerError]]:
