@@ -1,0 +1,118 @@
+"""python -m ecos_jax.benchmark: see the package's docstring."""
+
+from pathlib import Path
+import signal
+import sys
+
+from absl import flags
+import tqdm
+
+from ecos_jax import cli
+from ecos_jax import errors
+from ecos_jax.benchmark import cells
+from ecos_jax.benchmark import machine
+from ecos_jax.benchmark import run as run_lib
+from ecos_jax.encoders import registry
+
+_PRESET = flags.DEFINE_enum(
+  "preset", "quick", tuple(cells.PRESETS), "Shapes and rounds."
+)
+_STAGES = flags.DEFINE_list(
+  "stages", [], f"Of {', '.join(cells.STAGES)}; all without."
+)
+_SHAPES = flags.DEFINE_list(
+  "shapes",
+  [],
+  "STAGE:SHAPE instead of the preset's, as in assign:1e6x128x1000; only these "
+  "stages run unless --stages names others.",
+)
+_IMPLEMENTATIONS = flags.DEFINE_list(
+  "implementations", [], "Run only these; all that are installed without."
+)
+_ROUNDS = flags.DEFINE_integer(
+  "rounds", None, "Instead of the preset's.", lower_bound=1
+)
+_MEMORY_BUDGET = flags.DEFINE_integer(
+  "memory_budget", None, "Bytes, of stream.", lower_bound=1 << 16
+)
+_DEVICES = flags.DEFINE_integer(
+  "devices",
+  None,
+  "Virtual JAX devices on CPU: one a core without.",
+  lower_bound=1,
+)
+_ENCODER = flags.DEFINE_string("encoder", "hog", "Of encode.")
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", None, "Folder with mnist.npz; embedded digits without."
+)
+_SCRATCH = flags.DEFINE_string(
+  "scratch", None, "Folder for data meanwhile; stream wants a disk."
+)
+_OUTPUT = flags.DEFINE_string("output", "benchmark.json", "The JSON file.")
+
+
+def _interrupt(signum: int, frame: object) -> None:
+  del signum, frame
+  raise KeyboardInterrupt
+
+
+def _existing(flag: flags.FlagHolder, path: Path) -> Path:
+  if not path.is_dir():
+    raise errors.ConfigError(f"--{flag.name}={flag.value}: no such folder")
+  return path
+
+
+def main(argv: list[str]) -> None:
+  """Runs the cells that the flags choose."""
+  del argv
+  preset = cells.PRESETS[_PRESET.value]
+  chosen = cells.chosen(preset, _STAGES.value, _SHAPES.value)
+  unknown = set(_IMPLEMENTATIONS.value) - {
+    name for stage in cells.STAGES for name in run_lib.implementations(stage)
+  }
+  if unknown:
+    raise errors.ConfigError(f"--implementations: no {', '.join(unknown)}")
+  output = Path(_OUTPUT.value).absolute()
+  _existing(_OUTPUT, output.parent)
+  scratch = _SCRATCH.value and _existing(_SCRATCH, Path(_SCRATCH.value))
+  if _DATA_DIR.value and not (Path(_DATA_DIR.value) / "mnist.npz").is_file():
+    raise errors.ConfigError(f"--data_dir={_DATA_DIR.value}: no mnist.npz")
+  if _ENCODER.value not in registry.names():
+    raise errors.ConfigError(
+      f"--encoder={_ENCODER.value}: it must be one of "
+      f"{', '.join(registry.names())}"
+    )
+  # Children and data have to be cleared away: no leaving at once.
+  signal.signal(signal.SIGINT, _interrupt)
+  signal.signal(signal.SIGTERM, _interrupt)
+  try:
+    run = run_lib.Run(
+      chosen,
+      cells.Options(
+        rounds=_ROUNDS.value or preset.rounds,
+        lengths=preset.lengths,
+        memory_budget=_MEMORY_BUDGET.value or preset.memory_budget,
+        encoder=_ENCODER.value,
+        data_dir=_DATA_DIR.value,
+        devices=_DEVICES.value or machine.cores(),
+      ),
+      only=_IMPLEMENTATIONS.value,
+      scratch=scratch or None,
+      output=output,
+      say=tqdm.tqdm.write,
+    )
+    device = run.device
+    print(
+      f"{device['kind']}: {device['platform']}, {device['devices']} devices, "
+      f"{device['cores']} cores; a square product runs at "
+      f"{device['gemm_gflops']:.0f} GFLOP/s"
+    )
+    run.all()
+  except KeyboardInterrupt:
+    print(f"\ninterrupted: the rows so far are in {output}", file=sys.stderr)
+    sys.exit(cli.EXIT_INTERRUPTED)
+  print(f"written to {output}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,144 @@
+"""The machine: what it is, its peak, its memory, and what children inherit."""
+
+from collections.abc import Iterable, Mapping
+import contextlib
+import importlib.metadata
+import os
+from pathlib import Path
+import platform
+import resource
+import sys
+import time
+
+# Dense bfloat16 FLOP/s, from the vendors' data sheets; the first match counts.
+_PEAKS = {
+  "H100 PCIe": 756e12,
+  "H100": 989e12,
+  "H200": 989e12,
+  "A100": 312e12,
+  "L4": 121e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v6 lite": 918e12,
+}
+_THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
+# A choice of BLAS kernels made for other programs of this machine.
+_BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+_PEAK_SIZE = 2048
+
+
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  if sys.platform == "linux":
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
+  """Returns the environment of a child: all cores, no overrides.
+
+  Args:
+    base: The environment of this process.
+    devices: Virtual JAX devices on CPU.
+  """
+  kept = {k: v for k, v in base.items() if k not in _BLAS_OVERRIDES}
+  flag = f"--xla_force_host_platform_device_count={devices}"
+  return kept | {
+    **{f"{name}_NUM_THREADS": str(cores()) for name in _THREADS},
+    "XLA_FLAGS": f"{base.get('XLA_FLAGS', '')} {flag}".strip(),
+    # Several children share an accelerator.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+  }
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Returns the dense bfloat16 FLOP/s of a chip; None where it is not known."""
+  for name, peak in _PEAKS.items():
+    if name in device_kind:
+      return peak
+  return None
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+  """Returns the versions of Python and of those packages that there are."""
+  found = {"python": platform.python_version()}
+  for name in packages:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _processor() -> str:
+  if sys.platform == "linux":
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+      if line.startswith("model name"):
+        return line.partition(":")[2].strip()
+  return platform.processor() or platform.machine()
+
+
+def describe() -> dict:
+  """Returns what is measured on; for a child, since it starts JAX.
+
+  `gemm_gflops` is the rate of a square float32 product, the best of many.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  devices = jax.devices()
+  product = jax.jit(
+    lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+  )
+  square = jnp.ones((_PEAK_SIZE, _PEAK_SIZE), jnp.float32)
+  product(square, square).block_until_ready()
+  best = float("inf")
+  deadline = time.perf_counter() + 2
+  while time.perf_counter() < deadline:
+    begin = time.perf_counter()
+    product(square, square).block_until_ready()
+    best = min(best, time.perf_counter() - begin)
+  on_cpu = devices[0].platform == "cpu"
+  return {
+    "platform": devices[0].platform,
+    "kind": _processor() if on_cpu else devices[0].device_kind,
+    "devices": len(devices),
+    "cores": cores(),
+    "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    "system": platform.platform(),
+    # Virtual devices share the cores; chips do not.
+    "gemm_gflops": 2e-9
+    * _PEAK_SIZE**3
+    / best
+    * (1 if on_cpu else len(devices)),
+    "peak_bf16_flops": peak_flops(devices[0].device_kind),
+  }
+
+
+def _status(field: str) -> int:
+  for line in Path("/proc/self/status").read_text().splitlines():
+    if line.startswith(field):
+      return int(line.split()[1]) << 10
+  raise OSError(f"/proc/self/status has no {field}")
+
+
+def resident_bytes() -> int:
+  """Returns the resident memory of this process, and forgets its peak."""
+  if sys.platform != "linux":
+    return peak_resident_bytes()
+  # Sandboxes may lack it; the peak is then that since the start.
+  with contextlib.suppress(OSError):
+    Path("/proc/self/clear_refs").write_text("5")
+  return _status("VmRSS")
+
+
+def peak_resident_bytes() -> int:
+  """Returns the highest resident memory since `resident_bytes`.
+
+  Since the start of the process where the system is not Linux.
+  """
+  if sys.platform == "linux":
+    return _status("VmHWM")
+  unit = 1 if sys.platform == "darwin" else 1 << 10
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
