@@ -90,8 +90,10 @@ class _Watched:
     self.shape, self.dtype, self.take = bank.shape, bank.dtype, bank.take
     self.waited = 0.0
 
-  def blocks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    blocks = self._bank.blocks(rows)
+  def blocks(
+    self, rows: int, part: slice = slice(None)
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    blocks = self._bank.blocks(rows, part)
     while True:
       seconds, block = calls.timed(lambda: next(blocks, None))
       self.waited += seconds
@@ -218,6 +220,8 @@ def our_call(
 
     return in_memory
   features, centroids = calls.load(folder)
+  # Aligned as JAX wants it, as the blocks of a bank are: no copies.
+  features = np.asarray(jnp.asarray(features))
   if cell.stage == "coverage":
     if name == "gemm":
       return _coverage_product(features, centroids)
