@@ -42,12 +42,8 @@ _NETWORKS = {
   "efficientnet_lite0": _Network(
     functools.partial(efficientnet.EfficientNetLite0, 1), efficientnet, 224, 16
   ),
-  "resnet18": _Network(
-    functools.partial(resnet.resnet18, 1), resnet, 224, 16
-  ),
-  "resnet50": _Network(
-    functools.partial(resnet.resnet50, 1), resnet, 224, 16
-  ),
+  "resnet18": _Network(functools.partial(resnet.resnet18, 1), resnet, 224, 16),
+  "resnet50": _Network(functools.partial(resnet.resnet50, 1), resnet, 224, 16),
   "vit_s16": _Network(
     functools.partial(vit.VisionTransformer, patch=16), vit, 224, 16
   ),

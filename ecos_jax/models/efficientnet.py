@@ -148,9 +148,7 @@ class EfficientNetLite0(nnx.Module):
       dtype: What to compute in.
     """
     options = {"rngs": rngs, "dtype": dtype}
-    self.stem = nnx.Conv(
-      3, _STEM, (3, 3), strides=2, use_bias=False, **options
-    )
+    self.stem = nnx.Conv(3, _STEM, (3, 3), strides=2, use_bias=False, **options)
     self.stem_norm = _norm(_STEM, **options)
     self.blocks = nnx.List()
     width = _STEM

@@ -116,9 +116,7 @@ class VisionTransformer(nnx.Module):
     options = {"rngs": rngs, "dtype": dtype}
     init = nnx.initializers.truncated_normal(0.02)
     self.cls_token = nnx.Param(init(rngs.params(), (1, 1, DIMENSION)))
-    self.pos_embed = nnx.Param(
-      init(rngs.params(), (1, 1 + grid**2, DIMENSION))
-    )
+    self.pos_embed = nnx.Param(init(rngs.params(), (1, 1 + grid**2, DIMENSION)))
     self.patch_embed = _Patches(patch, **options)
     self.blocks = nnx.List(
       [_Block(layer_scale, **options) for _ in range(_BLOCKS)]

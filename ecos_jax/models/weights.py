@@ -244,7 +244,8 @@ def assign(
       parts[name] = path, variable
   given = set(tensors)
   convention = max(
-    published.names, key=lambda names: len(given.intersection(map(names, parts)))
+    published.names,
+    key=lambda names: len(given.intersection(map(names, parts))),
   )
   wanted = {convention(name): name for name in parts}
   heads = f"{convention(published.head)}."

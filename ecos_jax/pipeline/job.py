@@ -17,6 +17,21 @@ from ecos_jax.data import digits
 from ecos_jax.encoders import registry
 
 
+def encoder(config: config_lib.Config) -> registry.Encoder:
+  """Returns the public feature extractor.
+
+  Raises:
+    EcosError: There is none of that name, or its weights cannot be had.
+  """
+  options = config.encoder
+  return registry.get(
+    options.name,
+    image_size=options.image_size,
+    weights=options.weights,
+    dtype=options.dtype.value,
+  )
+
+
 class Job:
   """One run: its configuration, its workdir and its finished stages.
 
@@ -61,7 +76,7 @@ class Job:
   @functools.cached_property
   def encoder(self) -> registry.Encoder:
     """The public feature extractor."""
-    return registry.get(self.config.encoder.name)
+    return encoder(self.config)
 
   @functools.cached_property
   def feature_bank(self) -> bank.FeatureBank:
@@ -75,7 +90,8 @@ class Job:
       return None
     test = self.benchmark.test
     every = np.arange(len(test))
-    return test.images(every, digits.SIZE), test.labels(every)
+    size = self.config.train.image_size
+    return test.images(every, size), test.labels(every)
 
   @functools.cached_property
   def ledger(self) -> Path:
@@ -97,6 +113,7 @@ class Job:
     work: Callable[[Path], dict[str, Any]],
     *,
     resumable: bool = False,
+    brought: dict[str, str] | None = None,
   ) -> None:
     """Runs or skips a stage and prints its line.
 
@@ -108,6 +125,7 @@ class Job:
       work: As in `Workdir.stage`; its result has a `digest`, and for the line
         a `text` and a `count` (None where a rate makes no sense).
       resumable: As in `Workdir.stage`.
+      brought: Digests of what it reads that no stage made, by name.
     """
     wanted = tuple(fields.split())
     leaves = config_lib.flatten(self.config)
@@ -116,7 +134,8 @@ class Job:
     stage = self.work.stage(
       name,
       {k: v for k, v in leaves.items() if k.startswith(wanted)},
-      {i: self.stages[i].result["digest"] for i in inputs.split()},
+      {i: self.stages[i].result["digest"] for i in inputs.split()}
+      | (brought or {}),
       work,
       resumable=resumable,
     )

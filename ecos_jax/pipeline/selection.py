@@ -24,7 +24,6 @@ from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import query as query_lib
 from ecos_jax.cloud import sampling
-from ecos_jax.data import digits
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import registry
@@ -93,7 +92,14 @@ def bank(job: Job) -> None:
       "text": f"{rows:,} x {dimension} features by {job.encoder.name}",
     }
 
-  job.stage("bank", "encoder.name bank.", "pool", work, resumable=True)
+  job.stage(
+    "bank",
+    "encoder.name encoder.image_size encoder.dtype bank.",
+    "pool",
+    work,
+    resumable=True,
+    brought={"encoder": job.encoder.digest},
+  )
 
 
 def codebook(job: Job) -> None:
@@ -193,6 +199,7 @@ def _simulated(job: Job, query: bytes) -> bytes:
     job.ledger,
     simulated_tag(job),
     consent=lambda text: None,
+    encoder=job.encoder,
     batch_size=job.config.encoder.batch_size,
   )
 
@@ -312,14 +319,15 @@ def chosen(job: Job) -> np.ndarray:
 
 def selected(job: Job) -> loader.Source:
   """Returns the samples to train on: the proxy, or the client's own."""
+  size = job.config.train.image_size
   if job.config.sampling.method is Method.LOCAL:
     client = job.benchmark.client
     every = np.arange(len(client))
     return loader.Arrays(
       {
-        "image": client.images(every, digits.SIZE),
+        "image": client.images(every, size),
         "label": client.labels(every),
       }
     )
   dataset = proxy_lib.open_proxy(job.stages["proxy"].path / DATASET)
-  return loader.proxy_source(dataset, digits.SIZE)
+  return loader.proxy_source(dataset, size)
