@@ -12,7 +12,7 @@ import functools
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -82,7 +82,7 @@ def build(
   source = weights or published.source
   path = weights_lib.find(source, flags.weights)
   tensors = weights_lib.read(path, flags.weights)
-  options = {}
+  options: dict[str, int | bool] = {}
   if network.module is vit:
     options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
     if "pos_embed" in tensors:
@@ -97,19 +97,20 @@ def build(
   )
   model.eval()
   graph, state = nnx.split(model)
+  chunk = 1 << max((_CPU_PIXELS // size**2).bit_length() - 1, 0)
 
   def features(state: nnx.State, images: jax.Array) -> jax.Array:
+    merged: Any = nnx.merge(graph, state)
+
     def forward(images: jax.Array) -> jax.Array:
-      scaled = images.astype(jnp.float32) / 127.5 - 1.0
-      return nnx.merge(graph, state).features(scaled)
+      return merged.features(images.astype(jnp.float32) / 127.5 - 1.0)
 
     with jax.default_matmul_precision("highest"):
       if jax.default_backend() != "cpu":
         return forward(images)
-      # A power of two, so that it divides most batches.
-      chunk = 1 << max((_CPU_PIXELS // size**2).bit_length() - 1, 0)
-      chunk = math.gcd(len(images), chunk)
-      chunks = images.reshape(-1, chunk, *images.shape[1:])
+      # A power of two divides most batches.
+      rows = math.gcd(len(images), chunk)
+      chunks = images.reshape(-1, rows, *images.shape[1:])
       return jax.lax.map(forward, chunks).reshape(len(images), -1)
 
   settings: dict[str, int | float | str] = {

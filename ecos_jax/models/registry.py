@@ -24,7 +24,6 @@ _MODELS = {
   "convnet_small": functools.partial(convnet.ConvNet, layers=convnet.SMALL),
   "efficientnet_lite0": efficientnet.EfficientNetLite0,
   "resnet18": resnet.resnet18,
-  "resnet50": resnet.resnet50,
 }
 _FLAG = "--config.train.weights"
 

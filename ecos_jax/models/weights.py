@@ -149,7 +149,7 @@ def find(source: str, flag: str) -> Path:
     return Path(spec.origin).parents[1] / _LITE0_FILE
   if source.startswith(_HUB):
     try:
-      import huggingface_hub
+      import huggingface_hub  # pyrefly: ignore[missing-import]
     except ImportError:
       raise errors.EcosError(
         f"{flag}={source}: pip install huggingface_hub to fetch weights, or "
@@ -261,7 +261,7 @@ def assign(
   state = []
   for theirs, name in sorted(wanted.items(), key=lambda item: item[1]):
     path, variable = parts[name]
-    tensor, shape = tensors[theirs], _shape(path[-1], variable.shape)
+    tensor, shape = tensors[theirs], _shape(str(path[-1]), variable.shape)
     # A 1x1 convolution is a linear layer here.
     if tensor.shape != shape and tensor.shape != (*shape, 1, 1):
       raise errors.EcosError(

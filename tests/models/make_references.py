@@ -1,4 +1,6 @@
-"""Makes references.npz: what PyTorch's networks say with random weights.
+"""Makes references.npz, what PyTorch's networks say with random weights.
+
+And state_*.pth, a small state dict in both of PyTorch's formats.
 
     pip install torch torchvision timm
     python tests/models/make_references.py
@@ -7,6 +9,7 @@ The weights are functions of their names, so the file holds only their shapes
 and the features, computed in float64 by timm 1.0.31 on PyTorch 2.13.0.
 """
 
+import collections
 import json
 from pathlib import Path
 import zlib
@@ -52,11 +55,29 @@ def tensor(name, shape):
   return values.astype(np.float32)
 
 
+def _write_state_dicts(torch):
+  numbers = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+  state = collections.OrderedDict(
+    whole=numbers,
+    transposed=numbers.T,
+    part=numbers[1:, 2:],
+    half=torch.arange(3, dtype=torch.float16),
+    count=torch.tensor(7),
+  )
+  for kind in ("legacy", "zip"):
+    torch.save(
+      state,
+      FILE.with_name(f"state_{kind}.pth"),
+      _use_new_zipfile_serialization=kind == "zip",
+    )
+
+
 def main():
-  """Writes the file."""
+  """Writes the files."""
   import timm
   import torch
 
+  _write_state_dicts(torch)
   arrays = {}
   for case, (name, options, size) in CASES.items():
     model = timm.create_model(name, num_classes=0, **options).double().eval()
