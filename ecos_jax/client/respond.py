@@ -116,9 +116,9 @@ def _difference(
   wanted, here = (s.get("weights") for s in (settings, encoder.settings))
   if wanted != here:
     return (
-      f"encoder_digest: the cloud encodes with {name} with the weights "
-      f"{wanted}, here ({encoder.source}) they are {here}: give the same as "
-      "--weights"
+      f"encoder_digest: the cloud encodes by {name} with the weights {wanted} "
+      f"({settings.get('source')}), those of {encoder.source} are {here}: give "
+      "the same as --weights"
     )
   return (
     f"encoder_digest: the encoder {name} of the cloud differs from the one "

@@ -69,6 +69,11 @@ class Encoder:
   source: str = ""
   licence: str = ""
 
+  @property
+  def message_settings(self) -> Settings:
+    """Returns what a query tells of the encoder: the settings, the source."""
+    return self.settings | ({"source": self.source} if self.source else {})
+
 
 class Flags(NamedTuple):
   """What the settings of an encoder are called on a command line."""

@@ -184,7 +184,7 @@ def _asks(encoder, **changes):
   fields = {
     "centroids": np.zeros((2, encoder.dimension), np.float32),
     "encoder_name": encoder.name,
-    "encoder_settings": encoder.settings,
+    "encoder_settings": encoder.message_settings,
     "encoder_digest": encoder.digest,
     "terms": TERMS,
   }
@@ -205,7 +205,10 @@ def test_other_weights_are_refused_and_the_wanted_ones_named(files):
   )
   wanted, here = (e.settings["weights"] for e in (theirs, own))
   assert wanted != here
-  message = rf"encoder_digest: .*{wanted}.*2\.safetensors.*{here}.*--weights"
+  message = (
+    rf"encoder_digest: .*{wanted} \(1\.safetensors\).*2\.safetensors.*{here}"
+    ".*--weights"
+  )
   with pytest.raises(protocol.ProtocolError, match=message):
     respond.encoder_of(_asks(theirs), weights=files[1])
   # Those of the simulation too.

@@ -1,4 +1,6 @@
 import dataclasses
+from pathlib import Path
+import re
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +94,19 @@ def test_settings_of_pretrained_encoders_are_refused_for_others():
 
 
 # A user's own encoder.
+
+
+def test_the_example_in_the_readme_is_an_encoder(tmp_path, monkeypatch):
+  readme = (Path(__file__).parents[2] / "README.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+  [block] = [block for block in blocks if "registry.Encoder" in block]
+  name = re.search(r"encoder\.name=(\w+):colours", block)[1]
+  (tmp_path / f"{name}.py").write_text(block)
+  monkeypatch.syspath_prepend(tmp_path)
+  encoder = registry.get(f"{name}:colours")
+  images = np.full((5, 32, 32, 3), 51, np.uint8)
+  np.testing.assert_allclose(registry.encode(encoder, images), 0.2, atol=1e-6)
+  assert len(encoder.digest) == 64
 
 
 def mine():
