@@ -56,7 +56,7 @@ def encoder_of(
   """Returns the message's encoder, if this installation has the very same.
 
   Of the message only a name that is known here, a size and a type are followed:
-  it cannot make the client load code or a file.
+  it cannot make the client run code, open a file or fetch one.
 
   Args:
     message: From the cloud; not trusted.
@@ -101,6 +101,11 @@ def _built(
     if dtype not in (known := [member.value for member in config.ComputeType]):
       raise protocol.ProtocolError(
         f"encoder_settings.dtype must be one of {', '.join(known)}"
+      )
+    if weights is None and name not in registry.INSTALLED:
+      raise protocol.ProtocolError(
+        f"the cloud encodes by {name} with the weights "
+        f"{settings.get('source')}: give them as --weights"
       )
     options = {"image_size": size, "dtype": dtype}
   return registry.get(name, weights=weights, flags=_FLAGS, **options)

@@ -39,7 +39,8 @@ PRETRAINED = (
   "vit_s14",
   "vit_s16",
 )
-_WEIGHTS = "weights"
+# Of these the weights are a package: nothing is fetched when one is asked for.
+INSTALLED = ("efficientnet_lite0",)
 
 Settings = dict[str, int | float | str]
 
@@ -81,6 +82,7 @@ class Flags(NamedTuple):
   name: str = "--config.encoder.name"
   image_size: str = "--config.encoder.image_size"
   weights: str = "--config.encoder.weights"
+  dtype: str = "--config.encoder.dtype"
 
 
 def digest(name: str, settings: Settings) -> str:
@@ -142,7 +144,7 @@ def _own(name: str, flags: Flags) -> Encoder:
     for array in arrays:
       sha.update(f"{array.dtype.str} {array.shape}".encode())
       sha.update(np.ascontiguousarray(array).data)
-    settings[_WEIGHTS] = sha.hexdigest()
+    settings["weights"] = sha.hexdigest()
   return dataclasses.replace(
     encoder, name=name, settings=settings, digest=digest(name, settings)
   )
@@ -183,10 +185,14 @@ def get(
     return pretrained.build(
       name, image_size=image_size, weights=weights, dtype=dtype, flags=flags
     )
-  for flag, value in ((flags.image_size, image_size), (flags.weights, weights)):
-    if value is not None:
+  for flag, value, default in (
+    (flags.image_size, image_size, None),
+    (flags.weights, weights, None),
+    (flags.dtype, dtype, "float32"),
+  ):
+    if value != default:
       raise errors.EcosError(
-        f"{flag}={value} is for {', '.join(PRETRAINED)}; {name} has none"
+        f"{flag}={value} is for {', '.join(PRETRAINED)}, not for {name}"
       )
   if name == "hog":
     return _hog()

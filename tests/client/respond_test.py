@@ -236,6 +236,8 @@ def test_a_query_makes_the_client_load_neither_code_nor_files(
     query = _asks(encoder, **changes)
     with pytest.raises(errors.EcosError, match=message):
       respond.encoder_of(query, weights=files[0])
+  with pytest.raises(errors.EcosError, match=r"1\.safetensors: .*--weights"):
+    respond.encoder_of(_asks(encoder))
   assert not trace.exists()
   # A path in the settings is a text like any other.
   query = _asks(encoder, encoder_settings=settings | {"weights": files[1]})

@@ -59,6 +59,10 @@ def random_images(n, size=32):
   return random.integers(0, 256, (n, size, size, 3), np.uint8)
 
 
+def test_the_names_are_those_of_the_weights():
+  assert set(registry.PRETRAINED) == set(weights_lib.PUBLISHED)
+
+
 # Parity.
 
 

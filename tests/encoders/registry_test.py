@@ -91,6 +91,8 @@ def test_the_identity_is_of_features_only():
 def test_settings_of_pretrained_encoders_are_refused_for_others():
   with pytest.raises(errors.EcosError, match=r"encoder\.image_size=32.*hog"):
     registry.get("hog", image_size=32)
+  with pytest.raises(errors.EcosError, match=r"encoder\.dtype=bfloat16.*hog"):
+    registry.get("hog", dtype="bfloat16")
 
 
 # A user's own encoder.
