@@ -227,7 +227,7 @@ def test_a_query_makes_the_client_load_neither_code_nor_files(
   settings = encoder.settings
   for changes, message in (
     ({"encoder_name": "evil:run"}, "unknown encoder evil:run"),
-    ({"encoder_name": "identity"}, "data that are features"),
+    ({"encoder_name": "identity"}, "not for identity"),
     ({"encoder_settings": {}}, r"settings\.image_size"),
     ({"encoder_settings": settings | {"image_size": 10**6}}, "image_size"),
     ({"encoder_settings": settings | {"image_size": True}}, "image_size"),

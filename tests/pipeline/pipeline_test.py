@@ -77,7 +77,7 @@ def test_a_pretrained_encoder_and_a_pretrained_model(tmp_path):
   # The very weights are part of what a stage was made from.
   published = weights.PUBLISHED["efficientnet_lite0"]
   tensors = weights.read(weights.find(published.source, ""), "")
-  tensors["_bn1.bias"] += 1.0
+  tensors["_bn1.bias"] = tensors["_bn1.bias"] + 1.0
   config.encoder.weights = str(tmp_path / "other.safetensors")
   safetensors_numpy.save_file(tensors, config.encoder.weights)
   with pytest.raises(errors.EcosError, match="encoder"):
