@@ -12,6 +12,9 @@ from typing import Any
 
 from ecos_jax import errors
 
+# Of an encoder; the client refuses larger ones.
+MAX_IMAGE_SIZE = 1024
+
 
 class Split(enum.Enum):
   """Where the client's domain lies (ECOS, section 4.1)."""
@@ -54,6 +57,13 @@ class Task(enum.Enum):
   DISTILL = "distill"
 
 
+class ComputeType(enum.Enum):
+  """The type that a pretrained encoder computes in, on every platform."""
+
+  FLOAT32 = "float32"
+  BFLOAT16 = "bfloat16"
+
+
 class FeatureType(enum.Enum):
   """The type of the numbers in the feature bank."""
 
@@ -74,10 +84,19 @@ class Data:
 
 @dataclasses.dataclass
 class Encoder:
-  """The public feature extractor."""
+  """The public feature extractor.
+
+  The last three are of pretrained ones. `weights` is a file (.safetensors,
+  .pth) or `hub:OWNER/NAME`, and by default where `encoders/registry.py` says;
+  images are `image_size` high and wide, by default as many as the network was
+  trained with.
+  """
 
   name: str = "hog"
   batch_size: int = 256
+  image_size: int | None = None
+  weights: str | None = None
+  dtype: ComputeType = ComputeType.FLOAT32
 
 
 @dataclasses.dataclass
@@ -141,12 +160,17 @@ class Sampling:
 class Train:
   """Training on the proxy.
 
+  Images are `image_size` high and wide. A pretrained `model` starts from
+  `weights`, which are as in `Encoder`, with a new last layer.
+
   `unlabelled_ratio` unlabelled images of the pool go with each labelled one
   through FixMatch; 0 is supervised training.
   """
 
   task: Task = Task.MANUAL
   model: str = "convnet"
+  weights: str | None = None
+  image_size: int = 28
   steps: int = 1500
   batch_size: int = 64
   learning_rate: float = 2e-3
@@ -253,6 +277,7 @@ class Config:
       "codebook.size",
       "codebook.iterations",
       "sampling.budget",
+      "train.image_size",
       "train.steps",
       "train.batch_size",
       "train.learning_rate",
@@ -301,6 +326,13 @@ class Config:
       found.append(
         "--config.codebook.coarse needs --config.codebook.algorithm=lloyd, got "
         f"{self.codebook.algorithm.value}"
+      )
+    if self.encoder.image_size is not None and not (
+      0 < self.encoder.image_size <= MAX_IMAGE_SIZE
+    ):
+      found.append(
+        f"--config.encoder.image_size must lie in (0, {MAX_IMAGE_SIZE}], got "
+        f"{self.encoder.image_size}"
       )
     found += self._labelling_errors()
     if not 0 <= self.distill.hard_share <= 1:

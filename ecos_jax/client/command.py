@@ -64,6 +64,18 @@ def define_shared_flags(data: str) -> None:
     "The most that all answers of the ledger may cost together.",
     lower_bound=0.0,
   )
+  flags.DEFINE_string(
+    "weights",
+    None,
+    "Weights of the cloud's encoder, if they are not installed: a file "
+    "(.safetensors, .pth) or hub:OWNER/NAME; the digest must be the cloud's.",
+  )
+  flags.DEFINE_string(
+    "encoder",
+    None,
+    "Your own encoder, MODULE:FUNCTION, if the cloud encodes with it: the code "
+    "is run, so only a module that you trust.",
+  )
   flags.DEFINE_bool("yes", False, "Answer without asking.")
   flags.DEFINE_integer(
     "batch_size", 1024, "Images to encode at once.", lower_bound=1

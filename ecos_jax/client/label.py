@@ -194,7 +194,10 @@ def plan(
 
 
 def encode(
-  request: protocol.LabelRequest, data: Data, batch_size: int
+  request: protocol.LabelRequest,
+  data: Data,
+  batch_size: int,
+  encoder: registry.Encoder | None = None,
 ) -> Samples:
   """Returns the samples that can vote: those whose label is a class.
 
@@ -202,6 +205,7 @@ def encode(
     request: From the cloud.
     data: Images with labels, or features with labels.
     batch_size: Images to read and encode at once.
+    encoder: As in `respond.encoder_of`.
 
   Raises:
     EcosError: No sample has a label, d differs, or the encoder is not the one
@@ -213,7 +217,7 @@ def encode(
     if features.ndim != 2 or features.shape[1] != d:
       raise errors.EcosError(f"features must be [n, {d}], as the request's")
   else:
-    encoder = respond.encoder_of(request)
+    encoder = respond.encoder_of(request, encoder)
     labels = data.labels(np.arange(len(data)))
     features = np.empty((len(data), d), np.float32)
     for start in range(0, len(data), batch_size):
@@ -235,6 +239,7 @@ def label(
   data: Data,
   labeller: Labeller,
   *,
+  encoder: registry.Encoder | None = None,
   batch_size: int = 1024,
 ) -> bytes:
   """Returns the labels of a request, as bytes, for one spend of the labeller.
@@ -243,6 +248,7 @@ def label(
     request_bytes: From the cloud; not trusted.
     data: Images with labels, or features with labels.
     labeller: What the client decided; for as many requests as there are.
+    encoder: As in `respond.encoder_of`.
     batch_size: Images to read and encode at once.
 
   Raises:
@@ -252,7 +258,7 @@ def label(
   m, terms = len(request.features), labeller.terms
   if (m, request.terms.classes) != (labeller.requests, terms.classes):
     raise errors.EcosError("the labeller was planned for another request")
-  samples = encode(request, data, batch_size)
+  samples = encode(request, data, batch_size, encoder)
   voters = neighbours.Neighbours(
     *samples, k=terms.neighbours, classes=terms.classes
   )
@@ -299,6 +305,7 @@ def answer(
   consent: Callable[[str], None],
   epsilon: float | None,
   max_epsilon: float | None = None,
+  encoder: registry.Encoder | None = None,
   batch_size: int = 1024,
   insecure_noise_seed: int | None = None,
 ) -> bytes:
@@ -316,6 +323,7 @@ def answer(
     consent: Is told what will happen, and raises to stop it.
     epsilon: The most that these labels may cost; None for no limit.
     max_epsilon: Budget of the ledger, at the delta of the terms.
+    encoder: As in `respond.encoder_of`.
     batch_size: Images to read and encode at once.
     insecure_noise_seed: As in `Labeller`.
 
@@ -343,7 +351,13 @@ def answer(
       book, terms, labeller.cost, max_epsilon
     )
     consent(_describe(request, labeller, ledger_line))
-    data = label(request_bytes, open_data(), labeller, batch_size=batch_size)
+    data = label(
+      request_bytes,
+      open_data(),
+      labeller,
+      encoder=encoder,
+      batch_size=batch_size,
+    )
     now = datetime.datetime.now(datetime.UTC)
     book.append(
       ledger.Entry(
@@ -443,7 +457,7 @@ def main(argv: list[str]) -> None:
   out, ledger_path = command.checked_paths("request")
   request_bytes = protocol.read_file(Path(f.request))
   request = protocol.LabelRequest.from_bytes(request_bytes)
-  respond.encoder_of(request)
+  encoder = respond.encoder_of(request, respond.own_encoder(), f.weights)
   data = answer(
     request_bytes,
     lambda: pools.open_source(f.data, f.data_dir),
@@ -453,6 +467,7 @@ def main(argv: list[str]) -> None:
     consent=command.consent,
     epsilon=f.epsilon,
     max_epsilon=f.max_epsilon,
+    encoder=encoder,
     batch_size=f.batch_size,
   )
   protocol.write_file(out, data)

@@ -38,30 +38,38 @@ from ecos_jax.privacy import mechanisms
 # answers, and terms that depend on those cost more (docs/privacy.md).
 _GAMMA = 0.8
 
+_FLAGS = registry.Flags(
+  name="--encoder",
+  image_size="encoder_settings.image_size",
+  weights="--weights",
+)
+
 # What votes: images, or features [n, d] made with the query's encoder.
 Data = pools.Source | np.ndarray
 
 
 def encoder_of(
   message: protocol.Query | protocol.LabelRequest,
+  encoder: registry.Encoder | None = None,
+  weights: str | None = None,
 ) -> registry.Encoder:
   """Returns the message's encoder, if this installation has the very same.
+
+  Of the message only a name that is known here, a size and a type are followed:
+  it cannot make the client run code, open a file or fetch one.
+
+  Args:
+    message: From the cloud; not trusted.
+    encoder: The client's own, which the message's must be.
+    weights: The client's own file of weights, as in `registry.get`.
 
   Raises:
     EcosError: It has not, or the message's features are not that encoder's.
   """
-  if message.encoder_name not in registry.names():
-    raise protocol.ProtocolError(
-      f"encoder_name: unknown encoder {message.encoder_name}; the one of the "
-      f"cloud must be one of {', '.join(registry.names())}"
-    )
-  encoder = registry.get(message.encoder_name)
+  if encoder is None:
+    encoder = _built(message, weights)
   if encoder.digest != message.encoder_digest:
-    raise protocol.ProtocolError(
-      f"encoder_digest: the encoder {message.encoder_name} of the cloud "
-      "differs from the one installed here: cloud and client need the same "
-      "ecos_jax"
-    )
+    raise protocol.ProtocolError(_difference(message, encoder))
   query = isinstance(message, protocol.Query)
   d = (message.centroids if query else message.features).shape[1]
   if encoder.dimension != d:
@@ -72,20 +80,77 @@ def encoder_of(
   return encoder
 
 
-def vote(query: protocol.Query, data: Data, batch_size: int) -> np.ndarray:
+def _built(
+  message: protocol.Query | protocol.LabelRequest, weights: str | None
+) -> registry.Encoder:
+  """Returns the encoder of that name and those settings, as it is here."""
+  name, settings = message.encoder_name, message.encoder_settings
+  if name not in registry.names():
+    raise protocol.ProtocolError(
+      f"encoder_name: unknown encoder {name}; the one of the cloud must be one "
+      f"of {', '.join(registry.names())}, or --encoder must name your own"
+    )
+  options = {}
+  if name in registry.PRETRAINED:
+    size, dtype = settings.get("image_size"), settings.get("dtype")
+    if type(size) is not int or not 0 < size <= config.MAX_IMAGE_SIZE:
+      raise protocol.ProtocolError(
+        "encoder_settings.image_size must be an integer in [1, "
+        f"{config.MAX_IMAGE_SIZE}]"
+      )
+    if dtype not in (known := [member.value for member in config.ComputeType]):
+      raise protocol.ProtocolError(
+        f"encoder_settings.dtype must be one of {', '.join(known)}"
+      )
+    if weights is None and name not in registry.INSTALLED:
+      raise protocol.ProtocolError(
+        f"the cloud encodes by {name} with the weights "
+        f"{settings.get('source')}: give them as --weights"
+      )
+    options = {"image_size": size, "dtype": dtype}
+  return registry.get(name, weights=weights, flags=_FLAGS, **options)
+
+
+def _difference(
+  message: protocol.Query | protocol.LabelRequest, encoder: registry.Encoder
+) -> str:
+  """Returns how the message's encoder differs from the one here."""
+  name, settings = message.encoder_name, message.encoder_settings
+  if name != encoder.name:
+    return f"encoder_name: the cloud has {name}, --encoder is {encoder.name}"
+  wanted, here = (s.get("weights") for s in (settings, encoder.settings))
+  if wanted != here:
+    return (
+      f"encoder_digest: the cloud encodes by {name} with the weights {wanted} "
+      f"({settings.get('source')}), those of {encoder.source} are {here}: give "
+      "the same as --weights"
+    )
+  return (
+    f"encoder_digest: the encoder {name} of the cloud differs from the one "
+    "installed here: cloud and client need the same ecos_jax"
+  )
+
+
+def vote(
+  query: protocol.Query,
+  data: Data,
+  batch_size: int,
+  encoder: registry.Encoder | None = None,
+) -> np.ndarray:
   """Returns the nearest centroid of every sample, [n] int64; it is private.
 
   Args:
     query: From the cloud.
     data: Images, or features [n, d].
     batch_size: Images to read and encode at once.
+    encoder: As in `encoder_of`.
 
   Raises:
     EcosError: The encoder is not the one installed here, or d differs.
   """
   if isinstance(data, np.ndarray):
     return coverage.nearest(data, query.centroids)
-  encoder = encoder_of(query)
+  encoder = encoder_of(query, encoder)
   result = np.empty(len(data), np.int64)
   for start in range(0, len(data), batch_size):
     indices = np.arange(start, min(start + batch_size, len(data)))
@@ -121,6 +186,7 @@ def respond(
   data: Data,
   mechanism: mechanisms.Mechanism,
   *,
+  encoder: registry.Encoder | None = None,
   batch_size: int = 1024,
 ) -> bytes:
   """Returns the response to a query, as bytes, for one spend of the mechanism.
@@ -129,6 +195,7 @@ def respond(
     query_bytes: From the cloud; not trusted.
     data: Images, or features [n, d] made with the query's encoder.
     mechanism: What the client decided.
+    encoder: As in `encoder_of`.
     batch_size: Images to read and encode at once.
 
   Raises:
@@ -136,7 +203,7 @@ def respond(
   """
   query = protocol.Query.from_bytes(query_bytes)
   r = len(query.centroids)
-  scores = release(vote(query, data, batch_size), r, mechanism)[0]
+  scores = release(vote(query, data, batch_size, encoder), r, mechanism)[0]
   response = protocol.Response(scores, query.digest, mechanism.statement)
   return response.to_bytes()
 
@@ -150,6 +217,7 @@ def answer(
   *,
   consent: Callable[[str], None],
   max_epsilon: float | None = None,
+  encoder: registry.Encoder | None = None,
   batch_size: int = 1024,
 ) -> bytes:
   """Returns the response to a query, which the ledger holds when this returns.
@@ -165,6 +233,7 @@ def answer(
     tag: Name of the data.
     consent: Is told what will happen, and raises to stop it.
     max_epsilon: Budget of the ledger, as `ledger.Ledger.epsilon` counts.
+    encoder: As in `encoder_of`.
     batch_size: Images to read and encode at once.
 
   Raises:
@@ -189,7 +258,11 @@ def answer(
     ledger_line = describe_ledger(book, terms, mechanism.cost, max_epsilon)
     consent(_describe(query, mechanism, ledger_line))
     response = respond(
-      query_bytes, open_data(), mechanism, batch_size=batch_size
+      query_bytes,
+      open_data(),
+      mechanism,
+      encoder=encoder,
+      batch_size=batch_size,
     )
     now = datetime.datetime.now(datetime.UTC)
     book.append(
@@ -254,6 +327,16 @@ def _describe(
       ledger_line,
     )
   )
+
+
+def own_encoder() -> registry.Encoder | None:
+  """Returns the encoder that the flag --encoder names, if it does.
+
+  Raises:
+    EcosError: It cannot be loaded.
+  """
+  name = flags.FLAGS.encoder
+  return None if name is None else registry.get(name, flags=_FLAGS)
 
 
 def _open_features(path: Path, query: protocol.Query) -> np.ndarray:
@@ -330,8 +413,9 @@ def main(argv: list[str]) -> None:
   path = (
     command.path_of(f.data) if f.data.startswith(command.FEATURES) else None
   )
+  encoder = None
   if path is None:
-    encoder_of(query)
+    encoder = encoder_of(query, own_encoder(), f.weights)
 
   def open_data() -> Data:
     if path is not None:
@@ -346,6 +430,7 @@ def main(argv: list[str]) -> None:
     command.tag_of(f.data, f.data_dir),
     consent=command.consent,
     max_epsilon=f.max_epsilon,
+    encoder=encoder,
     batch_size=f.batch_size,
   )
   protocol.write_file(out, response)

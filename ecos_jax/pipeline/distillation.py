@@ -72,20 +72,24 @@ def teacher(job: Job) -> None:
       "digest": workdir.digest(*(np.asarray(w).tobytes() for w in weights)),
       "accuracy": accuracy,
       "parameters": size.parameters(model),
-      "multiply_adds": size.multiply_adds(model, digits.SIZE),
+      "multiply_adds": size.multiply_adds(model, job.config.train.image_size),
       "count": None,
       "text": f"{how} {options.teacher}, accuracy {summary.percent(accuracy)}",
     }
 
+  weights = None
+  if options.teacher_checkpoint is None:
+    weights = registry.digest(options.teacher, None)
   job.stage(
     "teacher",
-    "distill.teacher train.batch_size train.learning_rate train.weight_decay "
-    "client.remote seed",
+    "distill.teacher train.image_size train.batch_size train.learning_rate "
+    "train.weight_decay client.remote seed",
     "pool",
     work,
     # A copy of a checkpoint is made anew.
     resumable=options.teacher_checkpoint is None,
     together=True,
+    brought={"weights": weights} if weights else {},
   )
 
 
@@ -103,10 +107,13 @@ def _trained(job: Job, path: Path) -> nnx.Module:
     indices = np.asarray(order)[: options.teacher_images]
   result = loop.train(
     tasks.Supervised(
-      digits.CLASSES, loader.PoolPart(pool, indices, digits.SIZE)
+      digits.CLASSES,
+      loader.PoolPart(pool, indices, job.config.train.image_size),
     ),
     options.teacher,
-    dataclasses.replace(job.config.train, steps=options.teacher_steps),
+    dataclasses.replace(
+      job.config.train, steps=options.teacher_steps, weights=None
+    ),
     seed=job.config.seed,
     directory=path,
     mesh=distributed.mesh(),

@@ -17,6 +17,21 @@ from ecos_jax.data import digits
 from ecos_jax.encoders import registry
 
 
+def encoder(config: config_lib.Config) -> registry.Encoder:
+  """Returns the public feature extractor.
+
+  Raises:
+    EcosError: There is none of that name, or its weights cannot be had.
+  """
+  options = config.encoder
+  return registry.get(
+    options.name,
+    image_size=options.image_size,
+    weights=options.weights,
+    dtype=options.dtype.value,
+  )
+
+
 class Job:
   """One run: its configuration, its workdir and its finished stages.
 
@@ -68,7 +83,7 @@ class Job:
   @functools.cached_property
   def encoder(self) -> registry.Encoder:
     """The public feature extractor."""
-    return registry.get(self.config.encoder.name)
+    return encoder(self.config)
 
   @functools.cached_property
   def feature_bank(self) -> bank.FeatureBank:
@@ -82,7 +97,8 @@ class Job:
       return None
     test = self.benchmark.test
     every = np.arange(len(test))
-    return test.images(every, digits.SIZE), test.labels(every)
+    size = self.config.train.image_size
+    return test.images(every, size), test.labels(every)
 
   @functools.cached_property
   def ledger(self) -> Path:
@@ -105,6 +121,7 @@ class Job:
     *,
     resumable: bool = False,
     together: bool = False,
+    brought: dict[str, str] | None = None,
   ) -> None:
     """Runs or skips a stage and prints its line.
 
@@ -117,6 +134,7 @@ class Job:
         a `text` and a `count` (None where a rate makes no sense).
       resumable: As in `Workdir.stage`.
       together: As in `Workdir.stage`.
+      brought: Digests of what it reads that no stage made, by name.
     """
     wanted = tuple(fields.split())
     leaves = config_lib.flatten(self.config)
@@ -125,7 +143,8 @@ class Job:
     stage = self.work.stage(
       name,
       {k: v for k, v in leaves.items() if k.startswith(wanted)},
-      {i: self.stages[i].result["digest"] for i in inputs.split()},
+      {i: self.stages[i].result["digest"] for i in inputs.split()}
+      | (brought or {}),
       work,
       resumable=resumable,
       together=together,

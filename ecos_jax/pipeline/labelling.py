@@ -174,6 +174,7 @@ def _simulated(job: Job, request_data: bytes) -> bytes:
       selection.simulated_tag(job),
       consent=lambda text: None,
       epsilon=budget,
+      encoder=job.encoder,
       batch_size=job.config.encoder.batch_size,
       insecure_noise_seed=job.config.privacy.insecure_noise_seed,
     )
@@ -219,7 +220,7 @@ def task(job: Job) -> tasks.Task:
   """Returns what is trained: the answers, with or without unlabelled images."""
   train, stage = job.config.train, job.stages["labels"]
   labelled = loader.proxy_source(
-    proxy_lib.open_proxy(stage.path / selection.DATASET), digits.SIZE
+    proxy_lib.open_proxy(stage.path / selection.DATASET), train.image_size
   )
   indices = selection.chosen(job)
   given = workdir.load_array(stage.path / LABELS) >= 0
@@ -232,7 +233,7 @@ def task(job: Job) -> tasks.Task:
   return tasks.FixMatch(
     digits.CLASSES,
     labelled,
-    _Unlabelled(loader.PoolPart(pool, rest, digits.SIZE)),
+    _Unlabelled(loader.PoolPart(pool, rest, train.image_size)),
     train.unlabelled_ratio,
     train.confidence,
   )

@@ -10,7 +10,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax.data import digits
 from ecos_jax.data import loader
-from ecos_jax.models import size
+from ecos_jax.models import registry as models
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import selection
@@ -37,12 +37,16 @@ def model(job: Job) -> None:
       test=job.test,
     )
     if jax.process_index() == 0:
-      export.write(path / export.FILE, result.model, digits.SIZE)
+      export.write(
+        path / export.FILE, result.model, job.config.train.image_size
+      )
     return {
       "digest": "",
       "accuracy": result.accuracy,
       "parameters": size.parameters(result.model),
-      "multiply_adds": size.multiply_adds(result.model, digits.SIZE),
+      "multiply_adds": size.multiply_adds(
+        result.model, job.config.train.image_size
+      ),
       "input_wait_share": result.input_wait_share,
       "images_per_second": result.images_per_second,
       "count": None,
@@ -54,7 +58,7 @@ def model(job: Job) -> None:
   if job.config.sampling.method is not Method.LOCAL:
     inputs += " proxy"
   fields = (
-    "train.task train.model train.steps train.batch_size "
+    "train.task train.model train.image_size train.steps train.batch_size "
     "train.learning_rate train.weight_decay train.unlabelled_ratio "
     "train.confidence seed"
   )
@@ -64,7 +68,16 @@ def model(job: Job) -> None:
   if labelling.wanted(job):
     inputs += " labels"
     fields += " labelling.abstained_as_unlabelled"
-  job.stage("model", fields, inputs, work, resumable=True, together=True)
+  weights = models.digest(job.config.train.model, job.config.train.weights)
+  job.stage(
+    "model",
+    fields,
+    inputs,
+    work,
+    resumable=True,
+    together=True,
+    brought={"weights": weights} if weights else {},
+  )
 
 
 def _task(job: Job) -> tasks.Task:
@@ -83,7 +96,7 @@ def _task(job: Job) -> tasks.Task:
   return tasks.FixMatch(
     digits.CLASSES,
     selected,
-    loader.PoolPart(pool, rest, digits.SIZE),
+    loader.PoolPart(pool, rest, train.image_size),
     train.unlabelled_ratio,
     train.confidence,
   )

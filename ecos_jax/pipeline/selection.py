@@ -24,7 +24,6 @@ from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import query as query_lib
 from ecos_jax.cloud import sampling
-from ecos_jax.data import digits
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import registry
@@ -94,7 +93,13 @@ def bank(job: Job) -> None:
     }
 
   job.stage(
-    "bank", "encoder.name bank.", "pool", work, resumable=True, together=True
+    "bank",
+    "encoder.name encoder.image_size encoder.dtype bank.",
+    "pool",
+    work,
+    resumable=True,
+    together=True,
+    brought={"encoder": job.encoder.digest},
   )
   if job.verify and job.stages["bank"].skipped:
     job.feature_bank.verify()
@@ -199,6 +204,7 @@ def _simulated(job: Job, query: bytes) -> bytes:
     job.ledger,
     simulated_tag(job),
     consent=lambda text: None,
+    encoder=job.encoder,
     batch_size=job.config.encoder.batch_size,
   )
 
@@ -318,14 +324,15 @@ def chosen(job: Job) -> np.ndarray:
 
 def selected(job: Job) -> loader.Source:
   """Returns the samples to train on: the proxy, or the client's own."""
+  size = job.config.train.image_size
   if job.config.sampling.method is Method.LOCAL:
     client = job.benchmark.client
     every = np.arange(len(client))
     return loader.Arrays(
       {
-        "image": client.images(every, digits.SIZE),
+        "image": client.images(every, size),
         "label": client.labels(every),
       }
     )
   dataset = proxy_lib.open_proxy(job.stages["proxy"].path / DATASET)
-  return loader.proxy_source(dataset, digits.SIZE)
+  return loader.proxy_source(dataset, size)

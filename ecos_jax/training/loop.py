@@ -242,13 +242,9 @@ def _next(
 
 
 def _start(
-  model_name: str,
-  num_classes: int,
-  optimizer: optax.GradientTransformation,
-  seed: int,
+  model: nnx.Module, optimizer: optax.GradientTransformation, seed: int
 ) -> tuple[Any, State]:
-  """Returns the graph of the network and the state of a new run."""
-  model = registry.get(model_name, num_classes, nnx.Rngs(seed))
+  """Returns the graph of a network and the state of a new run."""
   graph, params, statistics = nnx.split(model, nnx.Param, ...)
   params = nnx.to_pure_dict(params)
   return graph, {
@@ -276,7 +272,9 @@ def load(
   """
   optimizer = _optimizer(config_lib.Train())
   graph, state = jax.eval_shape(
-    lambda: _start(model_name, num_classes, optimizer, seed=0)
+    lambda: _start(
+      registry.get(model_name, num_classes, nnx.Rngs(0)), optimizer, seed=0
+    )
   )
   everywhere, _ = _shardings(mesh)
   state = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), state)
@@ -326,7 +324,10 @@ def train(
 
   # The state of a new run: also the shapes of a checkpoint.
   optimizer = _optimizer(config)
-  graph, state = _start(model_name, task.num_classes, optimizer, seed)
+  model = registry.start(
+    model_name, task.num_classes, nnx.Rngs(seed), config.weights
+  )
+  graph, state = _start(model, optimizer, seed)
   state = jax.device_put(state, shardings[0])
   inputs = _inputs(task, config.batch_size, seed)
   step_fn = _step(task, graph, optimizer, shardings)

@@ -1,5 +1,8 @@
 import dataclasses
+from pathlib import Path
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,3 +79,77 @@ def test_encode_compiles_once():
 def test_encode_refuses_another_shape_or_type(images):
   with pytest.raises(ValueError, match=r"hog wants uint8 \[n, 28, 28, 3\]"):
     registry.encode(registry.get("hog"), images)
+
+
+def test_the_identity_is_of_features_only():
+  assert registry.identity(7).dimension == 7
+  assert registry.identity(7).digest != registry.identity(8).digest
+  with pytest.raises(errors.EcosError, match=r"identity is for data that are"):
+    registry.get("identity")
+
+
+def test_settings_of_pretrained_encoders_are_refused_for_others():
+  with pytest.raises(errors.EcosError, match=r"encoder\.image_size=32.*hog"):
+    registry.get("hog", image_size=32)
+  with pytest.raises(errors.EcosError, match=r"encoder\.dtype=bfloat16.*hog"):
+    registry.get("hog", dtype="bfloat16")
+
+
+# A user's own encoder.
+
+
+def test_the_example_in_the_readme_is_an_encoder(tmp_path, monkeypatch):
+  readme = (Path(__file__).parents[2] / "README.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+  [block] = [block for block in blocks if "registry.Encoder" in block]
+  name = re.search(r"encoder\.name=(\w+):colours", block)[1]
+  (tmp_path / f"{name}.py").write_text(block)
+  monkeypatch.syspath_prepend(tmp_path)
+  encoder = registry.get(f"{name}:colours")
+  images = np.full((5, 32, 32, 3), 51, np.uint8)
+  np.testing.assert_allclose(registry.encode(encoder, images), 0.2, atol=1e-6)
+  assert len(encoder.digest) == 64
+
+
+def mine():
+  def apply(factor, images):
+    return factor * images.astype(jnp.float32).mean((1, 2))
+
+  return registry.Encoder(
+    name="mine",
+    image_size=4,
+    dimension=3,
+    settings={"version": 1},
+    digest="",
+    apply=jax.tree_util.Partial(apply, jnp.float32(2.0)),
+  )
+
+
+def other():
+  return dataclasses.replace(
+    mine(), apply=jax.tree_util.Partial(mine().apply.func, jnp.float32(3.0))
+  )
+
+
+def test_an_encoder_of_ones_own_is_named_by_its_function(tmp_path, monkeypatch):
+  (tmp_path / "my_encoder.py").write_text(
+    "from tests.encoders.registry_test import mine, other\n"
+    "nothing = lambda: 3\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  encoder = registry.get("my_encoder:mine")
+  assert encoder.name == "my_encoder:mine"
+  images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
+  np.testing.assert_allclose(
+    registry.encode(encoder, images, 4), 2 * images.mean((1, 2)), rtol=1e-5
+  )
+  # Its weights are part of the digest.
+  assert (
+    encoder.settings["weights"]
+    != (registry.get("my_encoder:other").settings["weights"])
+  )
+  for name in ("my_encoder:none", "no_such_module:mine"):
+    with pytest.raises(errors.EcosError, match=r"cannot be loaded"):
+      registry.get(name)
+  with pytest.raises(errors.EcosError, match=r"must return .* got int"):
+    registry.get("my_encoder:nothing")

