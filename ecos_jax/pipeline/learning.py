@@ -11,6 +11,7 @@ from ecos_jax import distributed
 from ecos_jax.data import digits
 from ecos_jax.data import loader
 from ecos_jax.models import registry as models
+from ecos_jax.models import size
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import selection
