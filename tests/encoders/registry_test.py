@@ -132,13 +132,13 @@ def other():
 
 
 def test_an_encoder_of_ones_own_is_named_by_its_function(tmp_path, monkeypatch):
-  (tmp_path / "my_encoder.py").write_text(
+  (tmp_path / "own_encoder.py").write_text(
     "from tests.encoders.registry_test import mine, other\n"
     "nothing = lambda: 3\n"
   )
   monkeypatch.syspath_prepend(tmp_path)
-  encoder = registry.get("my_encoder:mine")
-  assert encoder.name == "my_encoder:mine"
+  encoder = registry.get("own_encoder:mine")
+  assert encoder.name == "own_encoder:mine"
   images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
   np.testing.assert_allclose(
     registry.encode(encoder, images, 4), 2 * images.mean((1, 2)), rtol=1e-5
@@ -146,10 +146,10 @@ def test_an_encoder_of_ones_own_is_named_by_its_function(tmp_path, monkeypatch):
   # Its weights are part of the digest.
   assert (
     encoder.settings["weights"]
-    != (registry.get("my_encoder:other").settings["weights"])
+    != (registry.get("own_encoder:other").settings["weights"])
   )
-  for name in ("my_encoder:none", "no_such_module:mine"):
+  for name in ("own_encoder:none", "no_such_module:mine"):
     with pytest.raises(errors.EcosError, match=r"cannot be loaded"):
       registry.get(name)
   with pytest.raises(errors.EcosError, match=r"must return .* got int"):
-    registry.get("my_encoder:nothing")
+    registry.get("own_encoder:nothing")
