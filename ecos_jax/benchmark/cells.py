@@ -131,7 +131,7 @@ PRESETS = {
       "encode": "20000",
       "assign": "200000x128x1000,200000x72x100",
       "fit": "50000x128x1000,200000x72x100",
-      "converge": "hog-50000x72x100",
+      "converge": "hog-20000x72x100",
       "stream": "250000x512x100",
       "coverage": "20000x72x100",
       "sample": "100000x72x100x1000",

@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 from ecos_jax.benchmark import cells
+from ecos_jax.benchmark import peers
 
 # Rates a little over the peak are noise of the two measurements.
 _TOLERATED = 1.05
@@ -60,7 +61,8 @@ def row(
     "peak_bytes": max(result["peak_bytes"] for result in results),
   }
   if cell.stage == "converge":
-    found["target_of"] = target or "lloyd"
+    mini = target or name == peers.MINIBATCH
+    found["target_of"] = "minibatch" if mini else "lloyd"
   known = {**results[-1]}
   if "waiting_share" in known:
     known["waiting_share"] = statistics.median(

@@ -205,6 +205,15 @@ def test_a_difference_lost_in_noise_has_no_rate():
   assert row["suspect"]
 
 
+def test_a_target_is_named_for_whom_it_comes_from():
+  cell = cells.parse("converge", "hog-100x72x5")
+  targets = {
+    name: report.row(cell, name, [_result(1.0)], devices=0)["target_of"]
+    for name in ("ecos_jax", "ecos_jax:minibatch", peers.MINIBATCH, "faiss-cpu")
+  }
+  assert list(targets.values()) == ["lloyd", "minibatch", "minibatch", "lloyd"]
+
+
 def test_the_median_and_the_spread_are_those_of_the_rounds():
   cell = cells.parse("assign", "100x10x5")
   results = [_result(seconds) for seconds in (3.0, 1.0, 2.0)]
