@@ -37,10 +37,14 @@ def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
   models.check(config.train.model)
   with workdir_lib.Workdir(workdir) as work:
     job = job_lib.Job(config, work)
-    try:
-      selection.terms(job)
-    except protocol.ProtocolError as error:
-      raise errors.ConfigError(f"--config.privacy.{error}") from error
+    terms = {"privacy": selection.terms}
+    if labelling.wanted(job):
+      terms["labelling"] = labelling.terms
+    for group, checked in terms.items():
+      try:
+        checked(job)
+      except protocol.ProtocolError as error:
+        raise errors.ConfigError(f"--config.{group}.{error}") from error
     resolved = work.path / "config.json"
     if not resolved.exists():
       workdir_lib.write_atomically(resolved, config.to_json().encode())
