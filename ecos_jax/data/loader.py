@@ -117,7 +117,7 @@ class _Proxy:
 def proxy_source(
   directory: str | Path, size: int, memory_budget: int = 1 << 30
 ) -> Source:
-  """Returns a proxy's samples: `image`, `label`, `cluster`, `index` of the pool.
+  """Returns a proxy's samples: image, label, cluster, index in the pool.
 
   Args:
     directory: The dataset, as `proxy.write` leaves it.

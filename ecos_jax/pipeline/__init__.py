@@ -1,5 +1,6 @@
 """The stages in order: pool, bank, codebook, query, response, proxy, model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def run(config: config_lib.Config, workdir: Path) -> dict[str, Any] | None:
   models.check(config.train.model)
   with workdir_lib.Workdir(workdir) as work:
     job = job_lib.Job(config, work)
+    terms: dict[str, Callable[[job_lib.Job], object]]
     terms = {"privacy": selection.terms}
     if labelling.wanted(job):
       terms["labelling"] = labelling.terms

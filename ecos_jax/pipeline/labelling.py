@@ -126,7 +126,9 @@ def labels(job: Job) -> bool:
     return False
 
   def work(path: Path) -> dict[str, Any]:
-    request = selection.message(asked / _REQUEST, protocol.LabelRequest)
+    request = selection.message(
+      asked / _REQUEST, protocol.LabelRequest.from_bytes
+    )
     data = (
       protocol.read_file(brought)
       if remote

@@ -6,6 +6,7 @@ between cloud and client pass the bytes of a query and of a response and nothing
 else, and they are counted.
 """
 
+from collections.abc import Callable
 import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,9 +34,7 @@ from ecos_jax.privacy import mechanisms
 
 Method = config_lib.Method
 
-_Message = TypeVar(
-  "_Message", protocol.Query, protocol.Response, protocol.LabelRequest
-)
+_Message = TypeVar("_Message")
 
 NEEDS_BANK = (Method.ECOS, Method.KCENTER, Method.MAK)
 DATASET = "dataset"
@@ -164,7 +163,9 @@ def response(job: Job) -> bool:
     return False
 
   def work(path: Path) -> dict[str, Any]:
-    query = message(job.stages["query"].path / _QUERY, protocol.Query)
+    query = message(
+      job.stages["query"].path / _QUERY, protocol.Query.from_bytes
+    )
     data = (
       protocol.read_file(brought)
       if remote
@@ -289,7 +290,7 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
 def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
   options = job.config.sampling
   path = job.stages["response"].path / _RESPONSE
-  response = message(path, protocol.Response)
+  response = message(path, protocol.Response.from_bytes)
   book = codebook_lib.read(job.stages["codebook"].path)
   kept = sampling.keep(
     response.scores, response.statement.sigma, options.threshold
@@ -335,7 +336,7 @@ def dataset(job: Job, stage: str) -> loader.Source:
     return loader.proxy_source(path / DATASET, digits.SIZE)
 
 
-def message(path: Path, kind: type[_Message]) -> _Message:
+def message(path: Path, read: Callable[[bytes], _Message]) -> _Message:
   """Returns the message that a finished stage left.
 
   Raises:
@@ -343,6 +344,6 @@ def message(path: Path, kind: type[_Message]) -> _Message:
   """
   with workdir.redo_named(path.parent):
     try:
-      return kind.from_bytes(path.read_bytes())
+      return read(path.read_bytes())
     except protocol.ProtocolError as error:
       raise errors.EcosError(f"{path} is damaged ({error})") from error
