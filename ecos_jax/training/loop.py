@@ -189,6 +189,10 @@ def _check(task: tasks.Task, config: config_lib.Train, devices: int) -> None:
   for name, stream in task.streams.items():
     if not len(stream.source):
       raise errors.EcosError(f"there are no {name} images to train on")
+
+
+def _check_labels(task: tasks.Task) -> None:
+  for name, stream in task.streams.items():
     if stream.labelled and not _any_label(stream.source):
       raise errors.EcosError(
         f"none of the {name} images has a label, so there is nothing to learn "
@@ -362,6 +366,8 @@ def train(
       first, state = restored.step, restored.state
       for name, position in restored.record["inputs"].items():
         inputs[name].set_state(position)
+    else:
+      _check_labels(task)
     writer = None
     if jax.process_index() == 0:
       writer = stack.enter_context(metrics_lib.Writer(directory, first))
