@@ -23,9 +23,10 @@ slow: $(READY)
 aot:
 	$(MAKE) VENV=.venv-aot compile
 
+# The compiler for v6e recurses deeper than the usual 8 MiB of stack.
 compile: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,aot]'
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(BIN)/python -m pytest -m aot
+	ulimit -s $$(ulimit -H -s); JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(BIN)/python -m pytest -m aot
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -37,8 +37,7 @@ def get_config(arguments: str = "") -> config_lib.Config:
     ConfigError: An unknown argument, with the valid ones.
   """
   chosen = arguments.split(",")
-  own = ("tight", "paper")
-  config = _MANUAL["get_config"](",".join(a for a in chosen if a not in own))
+  config = _MANUAL["get_config"](arguments, others=("tight", "paper"))
   config.train.task = config_lib.Task.CLIENT
   labelling = config.labelling
   if "paper" in chosen:

@@ -16,11 +16,14 @@ from ecos_jax import errors
 from ecos_jax.data import digits
 
 
-def get_config(arguments: str = "") -> config_lib.Config:
+def get_config(
+  arguments: str = "", others: tuple[str, ...] = ()
+) -> config_lib.Config:
   """Returns the configuration.
 
   Args:
     arguments: Names separated by commas.
+    others: Further names, which the caller looks after.
 
   Raises:
     ConfigError: An unknown argument, with the valid ones.
@@ -46,9 +49,9 @@ def get_config(arguments: str = "") -> config_lib.Config:
       config.train.batch_size = 16
       config.train.log_every = 5
       config.train.checkpoint_every = 10
-    else:
+    elif argument not in others:
+      valid = ("demo", "smoke", *others, *digits.DOMAINS)
       raise errors.ConfigError(
-        f"--config=...:{argument}: unknown argument; valid: demo, smoke, "
-        f"{', '.join(digits.DOMAINS)}"
+        f"--config=...:{argument}: unknown argument; valid: {', '.join(valid)}"
       )
   return config

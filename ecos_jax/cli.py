@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import logging as standard_logging
+import math
 import os
 import signal
 import sys
@@ -34,6 +35,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
       raise errors.ConfigError(
         f"unexpected argument {rest[1]!r}: options start with --"
       )
+    for name in flags.FLAGS:
+      value = flags.FLAGS[name].value
+      # A NaN is within all bounds, and above no budget.
+      if isinstance(value, float) and math.isnan(value):
+        raise errors.ConfigError(f"--{name}=nan is not a number")
     return rest
   # OSError: an override of a config file that does not exist.
   except (flags.Error, errors.EcosError, OSError) as error:

@@ -155,7 +155,7 @@ class Terms:
     )
     # Else showing gamma of the samples as they are would count as private.
     if self.delta >= self.gamma:
-      raise ProtocolError("delta must be below gamma: it would allow anything")
+      raise ProtocolError("gamma must be above delta: it would allow anything")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,14 +216,16 @@ class LabelTerms:
 
   def __post_init__(self):
     """Checks the ranges."""
-    Terms(self.sigma_screen, self.gamma, self.delta, self.relation)
-    terms = Terms(self.sigma_vote, self.gamma, self.delta, self.relation)
+    sigmas = {
+      name: _number(getattr(self, name), name, MIN_SIGMA, MAX_SIGMA)
+      for name in ("sigma_screen", "sigma_vote")
+    }
+    terms = Terms(sigmas["sigma_vote"], self.gamma, self.delta, self.relation)
     _set(
       self,
       classes=_integer(self.classes, "classes", 2, MAX_CLASSES),
       neighbours=_integer(self.neighbours, "neighbours", 1, MAX_SAMPLES),
-      sigma_screen=float(self.sigma_screen),
-      sigma_vote=terms.sigma,
+      **sigmas,
       threshold=_number(self.threshold, "threshold", -1e12, 1e12),
       gamma=terms.gamma,
       delta=terms.delta,

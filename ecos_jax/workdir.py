@@ -11,7 +11,7 @@ Several processes share one working directory on a file system that all of them
 see. Process 0 alone locks it, decides and writes manifests; the others follow.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import fcntl
 import hashlib
@@ -93,6 +93,17 @@ def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
   except (ValueError, EOFError) as error:
     raise WorkdirError(
       f"{path} is damaged ({error}): delete the folder {path.parent} to redo it"
+    ) from error
+
+
+@contextlib.contextmanager
+def redo_named(stage: Path) -> Iterator[None]:
+  """Adds to an error about an artefact of a stage what makes it anew."""
+  try:
+    yield
+  except errors.EcosError as error:
+    raise WorkdirError(
+      f"{error}: delete the folder {stage} to redo it"
     ) from error
 
 

@@ -82,6 +82,35 @@ def define_shared_flags(data: str) -> None:
   )
 
 
+def define_classes() -> None:
+  """Defines the flag of commands that read labels."""
+  flags.DEFINE_list(
+    "classes",
+    None,
+    "For folder:DIR, the names of the folders in the order of the cloud's "
+    "classes: a,b,c. Take the list from the cloud, not from the data. Without, "
+    "the name of a folder is the number of its class: 0, 1, 2.",
+  )
+
+
+def classes(count: int) -> list[str] | None:
+  """Returns --classes, None where it is not given.
+
+  Args:
+    count: How many classes the cloud has.
+
+  Raises:
+    EcosError: It does not name as many.
+  """
+  names = flags.FLAGS.classes
+  if names is not None and len(names) != count:
+    raise errors.EcosError(
+      f"--classes names {len(names)} classes, the cloud has {count}: name all, "
+      "in the cloud's order, also those that the data lack"
+    )
+  return names
+
+
 def _same_file(a: Path, b: Path) -> bool:
   both = a.exists() and b.exists()
   return a.samefile(b) if both else a.resolve() == b.resolve()

@@ -16,6 +16,7 @@ from pathlib import Path
 import re
 
 from absl import flags
+from absl import logging
 import jax
 from jax import export
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from ecos_jax import cli
 from ecos_jax import errors
 from ecos_jax import workdir
+from ecos_jax.client import command
 from ecos_jax.data import pools
 
 _MAX_BYTES = 1 << 31
@@ -104,9 +106,12 @@ def accuracy(
   known = np.flatnonzero(labels >= 0)
   if not len(known):
     raise errors.EcosError(
-      "--data: no sample has a label: give a folder with a folder a class, or "
-      "an .npz file with arrays images and labels"
+      "--data: no sample has a label: give a folder with folders 0, 1, ... or "
+      "with those that --classes names, or an .npz file with arrays images and "
+      "labels"
     )
+  if len(known) < len(labels):
+    logging.warning("--data: samples without a label are left out")
   size, classes = model.in_avals[0].shape[1], model.out_avals[0].shape[1]
   if labels.max() >= classes:
     raise errors.EcosError(
@@ -130,7 +135,8 @@ def main(argv: list[str]) -> None:
   del argv
   f = flags.FLAGS
   model = load(Path(f.model))
-  data = pools.open_source(f.data, f.data_dir)
+  classes = command.classes(model.out_avals[0].shape[1])
+  data = pools.open_source(f.data, f.data_dir, classes)
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")
   print(
     "         It is about your private data, and no epsilon covers it: it is "
@@ -145,11 +151,12 @@ if __name__ == "__main__":
   flags.DEFINE_string(
     "data",
     None,
-    "The private data, with labels: folder:DIR (a folder a class, in "
-    "alphabetical order), images:FILE.npz (arrays images and labels), "
+    "The private data, with labels: folder:DIR with a folder for each class "
+    "(see --classes), images:FILE.npz (arrays images and labels), "
     "tfds:NAME:SPLIT.",
     required=True,
   )
+  command.define_classes()
   flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
   flags.DEFINE_integer(
     "batch_size", 256, "Images to classify at once.", lower_bound=1

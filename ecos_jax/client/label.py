@@ -122,7 +122,8 @@ def _affordable(
     terms: Of the answers.
     most: No more than so many.
   """
-  if budget <= 0:
+  # Written so that a budget of NaN affords nothing.
+  if not budget > 0:
     return 0
 
   def strength(spent: float) -> float:
@@ -147,7 +148,7 @@ def plan(
   requests: int,
   *,
   epsilon: float | None,
-  composed: Callable[[accounting.Cost], float] | None = None,
+  composed: Callable[[accounting.Cost | None], float] | None = None,
   max_epsilon: float | None = None,
   insecure_noise_seed: int | None = None,
 ) -> Labeller:
@@ -160,7 +161,8 @@ def plan(
     terms: What the client decided.
     requests: How many labels are asked for.
     epsilon: The most that these labels may cost; None for no limit.
-    composed: What a cost comes to with all that was spent before.
+    composed: What a cost comes to with all that was spent before; None costs
+      nothing.
     max_epsilon: The most that this may be; None for no limit.
     insecure_noise_seed: As in `Labeller`.
 
@@ -168,13 +170,13 @@ def plan(
     RefusedError: Not one answer is affordable.
   """
 
-  def alone(cost: accounting.Cost) -> float:
-    return cost.epsilon(terms.delta, terms.relation)
+  def alone(cost: accounting.Cost | None) -> float:
+    return cost.epsilon(terms.delta, terms.relation) if cost else 0.0
 
   answers = requests
   for flag, budget, total in (
-    ("--epsilon", epsilon, alone),
-    ("with all that was spent before --max_epsilon", max_epsilon, composed),
+    ("epsilon", epsilon, alone),
+    ("max_epsilon", max_epsilon, composed),
   ):
     if budget is not None and total is not None:
 
@@ -185,9 +187,12 @@ def plan(
 
       answers = _affordable(priced, budget, terms, answers)
       if not answers:
+        spent = total(None)
+        before = f"{spent:.6g} was spent before, and " if spent else ""
         raise RefusedError(
-          f"refused: to screen {requests:,} requests and answer one exceeds "
-          f"{flag}={budget}; nothing was spent now: send fewer requests, or "
+          f"refused: --{flag}={budget:g} is not enough: {before}with "
+          f"{requests:,} requests screened and one answered it would be "
+          f"{priced(1):.6g}; nothing was spent now: send fewer requests, or "
           "give more noise or a larger budget"
         )
   return Labeller(terms, requests, answers, insecure_noise_seed)
@@ -228,8 +233,9 @@ def encode(
   if not known.any():
     raise errors.EcosError(
       f"--data: no sample has a label in [0, {request.terms.classes - 1}], so "
-      "none can vote: give an .npz with images and labels, a folder with a "
-      "folder for each class, or a TFDS dataset with labels"
+      "none can vote: give an .npz with images and labels, a folder with "
+      "folders 0, 1, ... or with those that --classes names, or a TFDS dataset "
+      "with labels"
     )
   return Samples(features[known], labels[known])
 
@@ -373,6 +379,25 @@ def answer(
   return data
 
 
+def outcome(requests: int, considered: int, answered: int) -> str:
+  """Returns, in words, what became of the requests.
+
+  Args:
+    requests: How many there were.
+    considered: How many, until the answers were used up.
+    answered: How many got a label; the rest of the considered did not pass.
+  """
+  abstained = considered - answered
+  text = (
+    f"{answered:,} of {requests:,} answered, {abstained:,} of {considered:,} "
+    f"abstained ({100 * abstained / considered:.1f} %)"
+  )
+  if considered < requests:
+    rest = requests - considered
+    text += f", {rest:,} not considered: the budget is used up"
+  return text
+
+
 def _describe(
   request: protocol.LabelRequest, labeller: Labeller, ledger_line: str
 ) -> str:
@@ -403,9 +428,11 @@ def _describe(
 def _define_flags() -> None:
   flags.DEFINE_string("request", None, "The request file.", required=True)
   command.define_shared_flags(
-    "folder:DIR with a folder for each class, images:FILE.npz (uint8 images "
-    "and integer labels), or tfds:NAME:SPLIT; labels as the cloud numbers them."
+    "folder:DIR with a folder for each class (see --classes), images:FILE.npz "
+    "(uint8 images and integer labels), or tfds:NAME:SPLIT; labels as the "
+    "cloud numbers them."
   )
+  command.define_classes()
   flags.DEFINE_float(
     "epsilon",
     None,
@@ -458,12 +485,17 @@ def main(argv: list[str]) -> None:
   request_bytes = protocol.read_file(Path(f.request))
   request = protocol.LabelRequest.from_bytes(request_bytes)
   encoder = respond.encoder_of(request, respond.own_encoder(), f.weights)
+  classes = command.classes(request.terms.classes)
+  tag = command.tag_of(f.data, f.data_dir)
+  if classes is not None:
+    # Other classes give other labels: an answer about these is no answer.
+    tag += f" with classes {','.join(classes)}"
   data = answer(
     request_bytes,
-    lambda: pools.open_source(f.data, f.data_dir),
+    lambda: pools.open_source(f.data, f.data_dir, classes),
     _terms(request.terms),
     ledger_path,
-    command.tag_of(f.data, f.data_dir),
+    tag,
     consent=command.consent,
     epsilon=f.epsilon,
     max_epsilon=f.max_epsilon,
@@ -473,7 +505,7 @@ def main(argv: list[str]) -> None:
   protocol.write_file(out, data)
   response = protocol.LabelResponse.from_bytes(data)
   m, given = len(response.labels), int((response.labels >= 0).sum())
-  print(f"labels   {given} of {m}; {response.considered} were considered")
+  print(f"labels   {outcome(m, response.considered, given)}")
   print(f"wrote    {out} ({len(data)} bytes): carry it to the cloud")
 
 

@@ -10,14 +10,17 @@ unknown) and whatever else a source adds.
 """
 
 import functools
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import grain
 import numpy as np
 from PIL import Image
 
+from ecos_jax import errors
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
+from ecos_jax.data import proxy
 
 _STEPS = 1 << 48  # endless
 # One thread: the interpreter's lock is shared with the training step.
@@ -83,15 +86,23 @@ class PoolPart:
 class _Proxy:
   """Samples of a proxy dataset, decoded at each access."""
 
-  def __init__(self, data_source: Any, size: int):
-    self._data_source = data_source
+  def __init__(self, directory: Path, size: int):
+    self._directory = directory
+    self._data_source = proxy.open_proxy(directory)
     self._size = size
 
   def __len__(self) -> int:
     return len(self._data_source)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    items = self._data_source.__getitems__([int(i) for i in indices])
+    try:
+      items = self._data_source.__getitems__([int(i) for i in indices])
+    # As in open_proxy: whatever array_record finds wrong on disk.
+    except Exception as error:
+      first_line = str(error).strip().partition("\n")[0]
+      raise errors.EcosError(
+        f"{self._directory} is not a readable proxy ({first_line})"
+      ) from error
     images = [Image.fromarray(item["image"]) for item in items]
     return {
       "image": image_files.squares(
@@ -99,21 +110,25 @@ class _Proxy:
       ),
       "label": np.array([item["label"] for item in items], np.int64),
       "index": np.array([item["index"] for item in items], np.int64),
+      "cluster": np.array([item["cluster"] for item in items], np.int32),
     }
 
 
 def proxy_source(
-  data_source: Any, size: int, memory_budget: int = 1 << 30
+  directory: str | Path, size: int, memory_budget: int = 1 << 30
 ) -> Source:
-  """Returns a proxy's samples: `image`, `label` and `index` in the pool.
+  """Returns a proxy's samples: image, label, cluster, index in the pool.
 
   Args:
-    data_source: From `proxy.open_proxy`.
+    directory: The dataset, as `proxy.write` leaves it.
     size: Height and width of the images.
     memory_budget: Bytes; images that fit are decoded once and kept, otherwise
       they are decoded at each access.
+
+  Raises:
+    EcosError: There is no readable dataset.
   """
-  source = _Proxy(data_source, size)
+  source = _Proxy(Path(directory), size)
   if len(source) * size * size * 3 > memory_budget:
     return source
   return Arrays(source.batch(np.arange(len(source))))

@@ -25,6 +25,7 @@ from ecos_jax import errors
 from ecos_jax.data import images as image_files
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 # A split may hold colons, train[:10%], and a name one before its version.
 _TFDS_SPEC = re.compile(r"tfds:(?P<name>[^:]+(:\d+\.\d+\.\d+)?):(?P<split>.+)")
 
@@ -143,16 +144,25 @@ class ArraySource:
 class FolderSource:
   """PNG, JPEG and WebP files in a folder and the folders in it, by path.
 
-  Where all files lie one level down, the folders are classes: a label is the
-  position of its folder in alphabetical order. Hidden files are left out.
+  The name of the folder that a file lies in is its class: the number that it
+  is, or its position in `classes`. Other files have label -1. So no label
+  depends on other files, which a client's privacy needs: numbering the folders
+  that are there would let one image relabel all. Hidden files are left out.
   """
 
-  def __init__(self, path: Path):
+  def __init__(self, path: Path, classes: Sequence[str] | None = None):
     """Lists the folder.
 
+    Args:
+      path: The folder.
+      classes: The folders that are classes, in the order of their labels; it
+        must not be read off private data. Without, names that are numbers.
+
     Raises:
-      EcosError: It is no folder, or holds no image.
+      EcosError: It is no folder, or holds no image; or a class is there twice.
     """
+    if classes is not None and len(set(classes)) < len(classes):
+      raise errors.EcosError("--classes names a class twice")
     if not path.is_dir():
       raise errors.EcosError(f"--data: {path} is not a folder")
     self.name = path.resolve().name
@@ -168,15 +178,21 @@ class FolderSource:
       raise errors.EcosError(
         f"--data: {path} holds no image ({', '.join(_SUFFIXES)})"
       )
-    folders = [Path(file).parts[:-1] for file in self._files]
-    self._labels = np.full(len(folders), -1, np.int64)
-    if all(len(folder) == 1 for folder in folders):
-      self._labels = np.unique(folders, return_inverse=True)[1].reshape(-1)
+    self._classes = classes
+    self._labels = np.array(list(map(self._label, self._files)), np.int64)
+
+  def _label(self, file: str) -> int:
+    folder = Path(file).parent.as_posix()
+    if self._classes is not None:
+      return self._classes.index(folder) if folder in self._classes else -1
+    return int(folder) if _NUMBER.fullmatch(folder) else -1
 
   @functools.cached_property
   def digest(self) -> str:
     """Returns a sha256 over the files' names, sizes and times of change."""
     sha = hashlib.sha256()
+    if self._classes is not None:
+      sha.update(json.dumps(list(self._classes)).encode())
     for name in self._files:
       stat = (self._path / name).stat()
       sha.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
@@ -195,8 +211,8 @@ class FolderSource:
     return image_files.squares(self._read, indices, size)
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the classes [n] int64 at `indices` [n], -1 without folders."""
-    return self._labels[indices].astype(np.int64)
+    """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
+    return self._labels[indices]
 
   def encoded(self, index: int) -> bytes:
     """Returns the file, or as PNG where it is neither PNG nor JPEG."""
@@ -289,7 +305,11 @@ def _open_arrays(path: Path) -> ArraySource:
   )
 
 
-def open_source(spec: str, data_dir: str | None = None) -> Source:
+def open_source(
+  spec: str,
+  data_dir: str | None = None,
+  classes: Sequence[str] | None = None,
+) -> Source:
   """Returns the source that a `--data` flag describes.
 
   Args:
@@ -297,16 +317,23 @@ def open_source(spec: str, data_dir: str | None = None) -> Source:
       and perhaps `labels`), `tfds:NAME:SPLIT`, or the path alone of a folder or
       an array file.
     data_dir: Where TFDS keeps its data.
+    classes: As in `FolderSource`.
 
   Raises:
-    EcosError: The description fits nothing, or what it names cannot be read.
+    EcosError: The description fits nothing, or what it names cannot be read, or
+      it is no folder and has classes.
   """
   tfds_spec = _TFDS_SPEC.fullmatch(spec)
-  if tfds_spec:
-    return TfdsSource(tfds_spec["name"], tfds_spec["split"], data_dir)
   path = Path(re.sub("^(folder|images):", "", spec)).expanduser()
   if spec.startswith("folder:") or (spec and path.is_dir()):
-    return FolderSource(path)
+    return FolderSource(path, classes)
+  if classes is not None:
+    raise errors.EcosError(
+      f"--classes names folders, but --data={spec} is none: its labels are "
+      "numbers already"
+    )
+  if tfds_spec:
+    return TfdsSource(tfds_spec["name"], tfds_spec["split"], data_dir)
   if spec.startswith("images:") or path.suffix in (".npy", ".npz"):
     return _open_arrays(path)
   raise errors.EcosError(

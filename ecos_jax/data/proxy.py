@@ -146,6 +146,5 @@ def open_proxy(directory: Path) -> Any:
   except Exception as error:
     first_line = str(error).strip().partition("\n")[0]
     raise errors.EcosError(
-      f"{directory} is not a readable proxy ({first_line}): delete it and run "
-      "again"
+      f"{directory} is not a readable proxy ({first_line})"
     ) from error

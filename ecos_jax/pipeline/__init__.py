@@ -1,5 +1,6 @@
 """The stages in order: pool, bank, codebook, query, response, proxy, model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,15 @@ def run(
   models.check(config.train.model, config.train.weights)
   with workdir_lib.Workdir(workdir) as work:
     job = job_lib.Job(config, work, verify)
-    try:
-      selection.terms(job)
-    except protocol.ProtocolError as error:
-      raise errors.ConfigError(f"--config.privacy.{error}") from error
+    terms: dict[str, Callable[[job_lib.Job], object]]
+    terms = {"privacy": selection.terms}
+    if labelling.wanted(job):
+      terms["labelling"] = labelling.terms
+    for group, checked in terms.items():
+      try:
+        checked(job)
+      except protocol.ProtocolError as error:
+        raise errors.ConfigError(f"--config.{group}.{error}") from error
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
       workdir_lib.write_atomically(resolved, config.to_json().encode())

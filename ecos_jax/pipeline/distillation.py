@@ -67,9 +67,8 @@ def teacher(job: Job) -> None:
     accuracy = None
     if job.test is not None:
       accuracy = loop.accuracy(model, *job.test, distributed.mesh())
-    weights = jax.tree.leaves(nnx.state(model))
     return {
-      "digest": workdir.digest(*(np.asarray(w).tobytes() for w in weights)),
+      "digest": _digest(model),
       "accuracy": accuracy,
       "parameters": size.parameters(model),
       "multiply_adds": size.multiply_adds(model, job.config.train.image_size),
@@ -144,12 +143,32 @@ def _load(job: Job, checkpoints: Path) -> nnx.Module:
   )
 
 
+def _digest(model: nnx.Module) -> str:
+  weights = jax.tree.leaves(nnx.state(model))
+  return workdir.digest(*(np.asarray(weight).tobytes() for weight in weights))
+
+
+def _finished_teacher(job: Job) -> nnx.Module:
+  """Returns the teacher that the finished stage vouches for.
+
+  Raises:
+    EcosError: Its checkpoints are gone, damaged, or of another teacher.
+  """
+  stage = job.stages["teacher"]
+  checkpoints = stage.path / _CHECKPOINTS
+  with workdir.redo_named(stage.path):
+    model = _load(job, checkpoints)
+    if _digest(model) != stage.result["digest"]:
+      raise errors.EcosError(f"{checkpoints} holds another teacher")
+  return model
+
+
 def logits(job: Job) -> None:
   """Computes the teacher's logits of the images to train on, as they are."""
 
   def work(path: Path) -> dict[str, Any]:
     source = _Distilled(selection.selected(job))
-    model = _load(job, job.stages["teacher"].path / _CHECKPOINTS)
+    model = _finished_teacher(job)
     rows = loop.logits(model, source, distributed.mesh())
     if jax.process_index() == 0:
       np.save(path / _LOGITS, rows)
@@ -165,6 +184,17 @@ def logits(job: Job) -> None:
   job.stage("logits", "", inputs, work, together=True)
 
 
+def _finished_logits(job: Job) -> np.ndarray:
+  stage = job.stages["logits"]
+  path = stage.path / _LOGITS
+  rows = workdir.load_array(path)
+  if workdir.digest(rows.tobytes()) != stage.result["digest"]:
+    raise errors.EcosError(
+      f"{path} is damaged: delete the folder {stage.path} to redo it"
+    )
+  return rows
+
+
 def task(job: Job, source: loader.Source) -> tasks.Distill:
   """Returns the student's task.
 
@@ -174,14 +204,10 @@ def task(job: Job, source: loader.Source) -> tasks.Distill:
   """
   options = job.config.distill
   cached = options.logits is config_lib.Logits.CACHED
-  rows = (
-    workdir.load_array(job.stages["logits"].path / _LOGITS) if cached else None
-  )
-  checkpoints = job.stages["teacher"].path / _CHECKPOINTS
   return tasks.Distill(
     digits.CLASSES,
-    _Distilled(source, rows),
-    None if cached else _load(job, checkpoints),
+    _Distilled(source, _finished_logits(job) if cached else None),
+    None if cached else _finished_teacher(job),
     options.temperature,
     options.hard_share,
     options.augment,

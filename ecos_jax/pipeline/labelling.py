@@ -62,7 +62,12 @@ def wanted(job: Job) -> bool:
   )
 
 
-def _terms(job: Job) -> protocol.LabelTerms:
+def terms(job: Job) -> protocol.LabelTerms:
+  """Returns the terms that the request proposes and the simulation takes.
+
+  Raises:
+    ProtocolError: One is out of range.
+  """
   options = job.config.labelling
   return protocol.LabelTerms(
     classes=digits.CLASSES,
@@ -84,7 +89,7 @@ def request(job: Job) -> None:
     # A client whose budget ends leaves a random part unlabelled, not clusters.
     order = np.asarray(jax.random.permutation(job.key("request"), len(indices)))
     message = labels_lib.request(
-      job.feature_bank.take(indices[order]), job.encoder, _terms(job)
+      job.feature_bank.take(indices[order]), job.encoder, terms(job)
     )
     data = message.to_bytes()
     np.save(path / _ORDER, order)
@@ -124,20 +129,21 @@ def labels(job: Job) -> bool:
     return False
 
   def work(path: Path) -> dict[str, Any]:
-    request_data = (asked / _REQUEST).read_bytes()
+    request = selection.message(
+      asked / _REQUEST, protocol.LabelRequest.from_bytes
+    )
     data = (
-      protocol.read_file(brought) if remote else _simulated(job, request_data)
+      protocol.read_file(brought)
+      if remote
+      else _simulated(job, request.to_bytes())
     )
-    response = labels_lib.read(
-      data, protocol.LabelRequest.from_bytes(request_data)
-    )
+    response = labels_lib.read(data, request)
     workdir.write_atomically(path / _RESPONSE, data)
     labels = np.empty(len(response.labels), np.int64)
     labels[workdir.load_array(asked / _ORDER)] = response.labels
     np.save(path / LABELS, labels)
-    accuracy = _write_dataset(job, path, labels)
+    accuracy = _write_dataset(job, path, labels, response.epsilon)
     answered = int((labels >= 0).sum())
-    abstained = 1 - answered / len(labels)
     privacy = f"epsilon {response.epsilon:.4g}"
     if not response.private:
       privacy = "NOT PRIVATE"
@@ -153,8 +159,8 @@ def labels(job: Job) -> bool:
       "answered": answered,
       "accuracy": accuracy,
       "count": None,
-      "text": f"{answered:,} of {len(labels):,} ({100 * abstained:.1f} % "
-      f"abstained), {privacy}",
+      "text": label_lib.outcome(len(labels), response.considered, answered)
+      + f"; {privacy}",
     }
 
   fields = "labelling.max_epsilon privacy.insecure_noise_seed client.remote"
@@ -169,7 +175,7 @@ def _simulated(job: Job, request_data: bytes) -> bytes:
     return label_lib.answer(
       request_data,
       lambda: job.benchmark.client,
-      _terms(job),
+      terms(job),
       job.ledger,
       selection.simulated_tag(job),
       consent=lambda text: None,
@@ -187,7 +193,9 @@ def _simulated(job: Job, request_data: bytes) -> bytes:
     ) from error
 
 
-def _write_dataset(job: Job, path: Path, labels: np.ndarray) -> float | None:
+def _write_dataset(
+  job: Job, path: Path, labels: np.ndarray, epsilon: float
+) -> float | None:
   """Writes the answered samples as a TFDS dataset.
 
   Returns:
@@ -199,14 +207,13 @@ def _write_dataset(job: Job, path: Path, labels: np.ndarray) -> float | None:
   answered = np.flatnonzero(labels >= 0)
   if not len(answered):
     raise errors.EcosError(
-      f"the client answered none of {len(labels)} requests: in another "
-      "--workdir lower --config.labelling.threshold, or raise "
-      "--config.labelling.max_epsilon or --config.sampling.budget"
+      f"the client answered none of {len(labels)} requests; it has spent the "
+      f"epsilon of {epsilon:.4g} all the same, and its ledger says so. In "
+      "another --workdir lower --config.labelling.threshold, or raise "
+      "--config.sampling.budget"
     )
-  proxy = job.stages["proxy"].path
   indices = selection.chosen(job)[answered]
-  dataset = proxy_lib.open_proxy(proxy / selection.DATASET)
-  clusters = np.array([dataset[int(row)]["cluster"] for row in answered])
+  clusters = selection.dataset(job, "proxy").batch(answered)["cluster"]
   pool = job.benchmark.pool
   proxy_lib.write(
     path / selection.DATASET, pool, indices, clusters, labels[answered]
@@ -219,9 +226,7 @@ def _write_dataset(job: Job, path: Path, labels: np.ndarray) -> float | None:
 def task(job: Job) -> tasks.Task:
   """Returns what is trained: the answers, with or without unlabelled images."""
   train, stage = job.config.train, job.stages["labels"]
-  labelled = loader.proxy_source(
-    proxy_lib.open_proxy(stage.path / selection.DATASET), train.image_size
-  )
+  labelled = selection.dataset(job, "labels")
   indices = selection.chosen(job)
   given = workdir.load_array(stage.path / LABELS) >= 0
   pool = job.benchmark.pool

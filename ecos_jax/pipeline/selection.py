@@ -6,9 +6,10 @@ between cloud and client pass the bytes of a query and of a response and nothing
 else, and they are counted.
 """
 
+from collections.abc import Callable
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -32,10 +33,13 @@ from ecos_jax.privacy import mechanisms
 
 Method = config_lib.Method
 
+_Message = TypeVar("_Message")
+
 NEEDS_BANK = (Method.ECOS, Method.KCENTER, Method.MAK)
 DATASET = "dataset"
 _INDICES = "indices.npy"
 # What the simulated client's ledger calls its data.
+SIMULATED = "simulated"
 _QUERY = "query.safetensors"
 _RESPONSE = "response.safetensors"
 _INSTRUCTIONS = f"""
@@ -170,11 +174,14 @@ def response(job: Job) -> bool:
     return False
 
   def work(path: Path) -> dict[str, Any]:
-    query_data = (job.stages["query"].path / _QUERY).read_bytes()
-    data = (
-      protocol.read_file(brought) if remote else _simulated(job, query_data)
+    query = message(
+      job.stages["query"].path / _QUERY, protocol.Query.from_bytes
     )
-    query = protocol.Query.from_bytes(query_data)
+    data = (
+      protocol.read_file(brought)
+      if remote
+      else _simulated(job, query.to_bytes())
+    )
     statement = query_lib.read(data, query).statement
     workdir.write_atomically(path / _RESPONSE, data)
     privacy = f"epsilon {statement.epsilon:.4g}"
@@ -216,7 +223,7 @@ def simulated_tag(job: Job) -> str:
   must not stand for one with real noise, nor for that of another seed.
   """
   seed = job.config.privacy.insecure_noise_seed
-  return "simulated" if seed is None else f"simulated, noise of seed {seed}"
+  return SIMULATED if seed is None else f"{SIMULATED}, noise of seed {seed}"
 
 
 def terms(job: Job) -> protocol.Terms:
@@ -295,13 +302,7 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
 def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
   options = job.config.sampling
   path = job.stages["response"].path / _RESPONSE
-  data = path.read_bytes()
-  try:
-    response = protocol.Response.from_bytes(data)
-  except protocol.ProtocolError as error:
-    raise errors.EcosError(
-      f"{path} is damaged ({error}): delete the folder {path.parent} to redo it"
-    ) from error
+  response = message(path, protocol.Response.from_bytes)
   book = codebook_lib.read(job.stages["codebook"].path)
   kept = sampling.keep(
     response.scores, response.statement.sigma, options.threshold
@@ -334,5 +335,28 @@ def selected(job: Job) -> loader.Source:
         "label": client.labels(every),
       }
     )
-  dataset = proxy_lib.open_proxy(job.stages["proxy"].path / DATASET)
-  return loader.proxy_source(dataset, size)
+  return dataset(job, "proxy")
+
+
+def dataset(job: Job, stage: str) -> loader.Source:
+  """Returns the samples of the dataset that a finished stage left.
+
+  Raises:
+    EcosError: It is damaged.
+  """
+  path = job.stages[stage].path
+  with workdir.redo_named(path):
+    return loader.proxy_source(path / DATASET, job.config.train.image_size)
+
+
+def message(path: Path, read: Callable[[bytes], _Message]) -> _Message:
+  """Returns the message that a finished stage left.
+
+  Raises:
+    EcosError: It is damaged.
+  """
+  with workdir.redo_named(path.parent):
+    try:
+      return read(path.read_bytes())
+    except protocol.ProtocolError as error:
+      raise errors.EcosError(f"{path} is damaged ({error})") from error

@@ -1,14 +1,19 @@
 """What a run came to, in words.
 
-`summary.json` holds, of one run: `method`, `client`, `budget`, `seed`;
+`summary.json` holds, of one run: `method`, `client`, `budget`, `seed`,
+`remote`;
 `accuracy` on the client's test images; `proxy_size`, `proxy_digest` (sha256 of
 the sorted indices as little-endian int64); `proxy_client_share` and
 `pool_client_share`, the share that comes from the client's domain; `epsilon`,
-`delta`, `relation` of what the client released (0 where nothing, null where it
-is not private) and `paper_epsilon`, the paper's bound for the same noise on
-the scores; `scores_epsilon` and `labels_epsilon`, what each of the two costs
-alone (null where it was not asked), and `labels_answered`, `labels_asked` and
-`labels_accuracy`, the share of the client's labels that are right;
+`delta`, `relation` of all that the client released (0 where nothing, null where
+it is not private), which is `epsilon_answers` answers: a simulated client's are
+those of its ledger, also of earlier calls that were redone; of a remote client
+only this run's are known, and its own ledger has the total; `paper_epsilon`,
+the paper's bound for the same noise on this run's scores; `scores_epsilon` and
+`labels_epsilon`, what each of this run's two answers costs alone (null where it
+was not asked); `labels_asked`, of these `labels_considered` before the budget
+was used up, of these `labels_answered`, and `labels_accuracy`, the share of the
+client's labels that are right;
 `bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
 and `teacher` (null without one), each with `name`, `accuracy`, `parameters` and
 `multiply_adds` of one image. What is not known is null.
@@ -19,8 +24,12 @@ from typing import Any
 
 from ecos_jax import config
 from ecos_jax import protocol
+from ecos_jax import workdir
+from ecos_jax.client import label
+from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.job import Job
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import ledger
 from ecos_jax.training import export
 
 _RELATIONS = {
@@ -51,9 +60,11 @@ def collect(job: Job) -> dict[str, Any]:
     "proxy_digest": proxy.get("digest"),
     "proxy_client_share": proxy.get("client_share"),
     "pool_client_share": results["pool"]["client_share"],
-    **_spent(results.get("response", {}).get("statement"), labels, job),
-    "labels_answered": labels.get("answered"),
+    "remote": job.config.client.remote,
+    **_spent(results, job),
     "labels_asked": labels.get("requests"),
+    "labels_considered": labels.get("considered"),
+    "labels_answered": labels.get("answered"),
     "labels_accuracy": labels.get("accuracy"),
     "bytes_down": _bytes(results, "query", "request"),
     "bytes_up": _bytes(results, "response", "labels"),
@@ -67,44 +78,75 @@ def _bytes(results: dict[str, dict[str, Any]], *stages: str) -> int:
   return sum(results.get(stage, {}).get("bytes", 0) for stage in stages)
 
 
-def _spent(
-  scores: dict[str, Any] | None, labels: dict[str, Any], job: Job
-) -> dict[str, Any]:
-  """Returns what the client's answers cost, each alone and composed."""
-  method, budget = job.config.sampling.method, job.config.sampling.budget
-  costs, private = [], True
-  # Without an answer of the client, nothing of it is known.
-  delta, relation, paper = 0.0, None, None
+def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
+  """Returns what the client's answers cost: this run's alone, and all of them.
+
+  What was answered and then deleted is spent all the same.
+  """
+  scores = results.get("response", {}).get("statement")
+  labels = results.get("labels")
+  own, told, private = {}, [], True
   if scores is not None:
-    sigma, gamma = scores["sigma"], scores["gamma"]
-    costs.append(accounting.Cost((accounting.Release(sigma, gamma),)))
+    release = accounting.Release(scores["sigma"], scores["gamma"])
+    own[results["response"]["digest"]] = accounting.Cost((release,))
+    told.append(scores)
     private &= scores["private"]
-    delta, relation = scores["delta"], scores["relation"]
-    paper = accounting.paper_epsilon(sigma, gamma, delta)
-  if labels:
+  if labels is not None:
     terms = protocol.LabelTerms(**labels["terms"])
-    costs.append(
-      accounting.labels(terms, labels["requests"], labels["answers"])
+    own[labels["digest"]] = accounting.labels(
+      terms, labels["requests"], labels["answers"]
     )
+    told.append(labels["terms"])
     private &= labels["private"]
-    delta, relation = terms.delta, terms.relation
-  epsilon = 0.0
-  if relation and labels.get("requests", budget) == budget:
-    epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
-  elif relation:
-    # A proxy that came out smaller tells of the scores: the number of labels
-    # was not fixed beforehand.
-    epsilon = accounting.Cost.total(costs, delta, relation)
-  if method in (config.Method.MAK, config.Method.LOCAL):
+  costs = []
+  for entry in _ledger(job):
+    costs.append(entry.cost)
+    told.append(entry.terms)
+    private &= entry.data == selection.SIMULATED
+    own.pop(workdir.digest(entry.response), None)
+  costs += own.values()
+
+  # Without an answer of the client, nothing of it is known.
+  epsilon, delta, relation = 0.0, 0.0, None
+  if told:
+    delta = min(terms["delta"] for terms in told)
+    relations = {terms["relation"] for terms in told}
+    relation = "replace_one" if "replace_one" in relations else "add_remove"
+    if labels is not None:
+      relation = labels["terms"]["relation"]
+    # The terms and the number of labels stand in the configuration before
+    # anything is answered, unless an answer was redone, or the proxy came out
+    # smaller: that tells of the scores.
+    budget = job.config.sampling.budget
+    size = budget if labels is None else labels["requests"]
+    fixed = len(costs) == (scores is not None) + (labels is not None)
+    if fixed and size == budget:
+      epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
+    else:
+      epsilon = accounting.Cost.total(costs, delta, relation)
+  if job.config.sampling.method in (config.Method.MAK, config.Method.LOCAL):
     private, delta = False, None
+  paper = scores and accounting.paper_epsilon(
+    scores["sigma"], scores["gamma"], scores["delta"]
+  )
   return {
     "epsilon": epsilon if private else None,
+    "epsilon_answers": len(costs),
     "paper_epsilon": paper if private else None,
     "scores_epsilon": scores["epsilon"] if scores and private else None,
-    "labels_epsilon": labels.get("epsilon") if private else None,
+    "labels_epsilon": labels["epsilon"] if labels and private else None,
     "delta": delta,
     "relation": relation,
   }
+
+
+def _ledger(job: Job) -> list[ledger.Entry]:
+  """Returns all that the simulated client ever answered in this workdir."""
+  # Where nothing was ever asked, opening a ledger would make one.
+  if job.config.client.remote or not (job.work.path / "client").exists():
+    return []
+  with ledger.locked(job.ledger) as book:
+    return book.entries
 
 
 def _network(name: str, result: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -128,24 +170,29 @@ def _privacy(summary: dict[str, Any]) -> str:
   if summary["relation"] is None:
     return "nothing was asked of the client"
   scores, labels = summary["scores_epsilon"], summary["labels_epsilon"]
-  detail = (
-    f"the paper's bound: {summary['paper_epsilon']:.4g}" if scores else ""
-  )
+  detail = []
   if labels is not None:
-    detail = f"labels {labels:.4g}"
-    detail += f" and scores {scores:.4g}, composed" if scores else ""
+    detail = [f"labels {labels:.4g}"]
+    if scores is not None:
+      detail = [f"labels {labels:.4g} and scores {scores:.4g}, composed"]
+  elif scores is not None:
+    detail = [f"the paper's bound: {summary['paper_epsilon']:.4g}"]
+  answers = summary["epsilon_answers"]
+  if answers > (scores is not None) + (labels is not None):
+    detail.append(f"all {answers} answers in client/ledger, also those redone")
+  if summary["remote"]:
+    detail.append("this run's answers only: the client's ledger has the total")
   return (
     f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}, for "
-    f"{_RELATIONS[summary['relation']]} ({detail})"
+    f"{_RELATIONS[summary['relation']]} ({'; '.join(detail)})"
   )
 
 
 def _answers(summary: dict[str, Any]) -> str:
-  answered, asked = summary["labels_answered"], summary["labels_asked"]
+  counts = (summary[f"labels_{c}"] for c in ("asked", "considered", "answered"))
   return (
-    f"{answered:,} of {asked:,} by the client, "
-    f"{percent(1 - answered / asked)} abstained, "
-    f"{percent(summary['labels_accuracy'])} of the labels right"
+    f"{label.outcome(*counts)}; {percent(summary['labels_accuracy'])} of the "
+    "labels right"
   )
 
 

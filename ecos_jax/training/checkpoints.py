@@ -102,16 +102,20 @@ class Checkpoints:
   def restore(self, like: Any) -> Restored | None:
     """Returns the last good checkpoint, or None if none was ever saved.
 
-    Damaged ones that are newer are deleted (unless read only), with a warning.
+    Damaged ones that are newer are deleted, with a warning: training goes on
+    from there. Read only, it is the last one or an error: who takes a model
+    does not want that of earlier steps.
 
     Args:
       like: Tree of arrays with the shapes, types and shardings to restore to.
 
     Raises:
-      EcosError: There are checkpoints, but none can be read.
+      EcosError: There are checkpoints, but none can be read; or, read only, not
+        the last.
     """
     damaged = []
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps[:1] if self._read_only else steps:
       # What is wrong on disk shows as any of a dozen classes of exception.
       try:
         restored = self._read(step, like)
@@ -122,16 +126,18 @@ class Checkpoints:
         )
         damaged.append(step)
         continue
-      for newer in () if self._read_only else damaged:
+      for newer in damaged:
         self._manager.delete(newer)
       return restored
+    if damaged and self._read_only:
+      raise errors.EcosError(
+        f"the last checkpoint, {self._directory}/{damaged[0]}, cannot be read, "
+        "or it is of another model"
+      )
     if damaged:
-      advice = ": delete that folder to train from the start"
-      if self._read_only:
-        advice = ""
       raise errors.EcosError(
         f"none of the checkpoints in {self._directory} can be read, or they "
-        f"are of another model{advice}"
+        "are of another model: delete that folder to train from the start"
       )
     return None
 

@@ -195,6 +195,26 @@ def _check(task: tasks.Task, config: config_lib.Train, devices: int) -> None:
       raise errors.EcosError(f"there are no {name} images to train on")
 
 
+def _check_labels(task: tasks.Task) -> None:
+  for name, stream in task.streams.items():
+    if stream.labelled and not _any_label(stream.source):
+      raise errors.EcosError(
+        f"none of the {name} images has a label, so there is nothing to learn "
+        "from: take a dataset with labels (a run in which the client labels "
+        "leaves them in labels/dataset), or make the stream with labelled=False"
+      )
+
+
+def _any_label(source: loader.Source) -> bool:
+  """Returns whether a label is known; the first few samples mostly tell."""
+  for start in range(0, len(source), _EVALUATION_BATCH):
+    stop = min(start + _EVALUATION_BATCH, len(source))
+    batch = source.batch(np.arange(start, stop))
+    if "label" not in batch or (batch["label"] >= 0).any():
+      return True
+  return False
+
+
 def _inputs(task: tasks.Task, batch_size: int, seed: int) -> dict[str, Any]:
   """Returns an iterator for each stream, on this process's part."""
   seeds = np.random.SeedSequence(seed).generate_state(len(task.streams))
@@ -268,7 +288,8 @@ def load(
     mesh: The devices to load it to.
 
   Raises:
-    EcosError: There is no checkpoint of that model.
+    EcosError: There is no checkpoint of that model, the last cannot be read, or
+      its training was not finished.
   """
   optimizer = _optimizer(config_lib.Train())
   graph, state = jax.eval_shape(
@@ -284,6 +305,12 @@ def load(
       restored = saved.restore(state)
   if restored is None:
     raise errors.EcosError(f"{directory} holds no checkpoint")
+  steps = restored.record.get("steps")
+  if restored.step != steps:
+    raise errors.EcosError(
+      f"the last checkpoint in {directory} is of step {restored.step} of "
+      f"{steps}: the training was not finished, or its end is lost"
+    )
   state = restored.state
   model = nnx.merge(graph, state["params"], state["statistics"])
   model.eval()
@@ -295,9 +322,9 @@ def train(
   model_name: str,
   config: config_lib.Train,
   *,
-  seed: int,
-  directory: Path,
-  mesh: jax.sharding.Mesh,
+  directory: str | Path,
+  seed: int = 1,
+  mesh: jax.sharding.Mesh | None = None,
   test: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Result:
   """Returns the trained model; goes on from the last checkpoint, if any.
@@ -306,19 +333,21 @@ def train(
     task: Images and loss.
     model_name: One of `models.registry.names()`.
     config: Steps, batch size, optimizer, how often to log and to save.
-    seed: Of the initial weights, the order of the images and their views.
     directory: Gets `checkpoints/`, whose last one is the final model,
       `metrics.jsonl` and TensorBoard's files. Must be of the same task and
       settings when it is not empty.
-    mesh: With one axis `data`, over which batches are split.
+    seed: Of the initial weights, the order of the images and their views.
+    mesh: With one axis `data`, over which batches are split; all devices
+      without.
     test: Images [n, s, s, 3] uint8 and labels [n] for the accuracy.
 
   Raises:
-    EcosError: The batch does not divide over the devices, a stream is empty,
-      the loss is not finite, or the checkpoints cannot be read.
+    EcosError: The batch does not divide over the devices, a stream is empty or
+      lacks labels, the loss is not finite, or the checkpoints cannot be read.
     PreemptedError: The process was told to stop; a checkpoint is saved.
   """
   started = time.monotonic()
+  directory, mesh = Path(directory), mesh or distributed.mesh()
   _check(task, config, mesh.size)
   shardings = _shardings(mesh)
 
@@ -343,6 +372,8 @@ def train(
       first, state = restored.step, restored.state
       for name, position in restored.record["inputs"].items():
         inputs[name].set_state(position)
+    else:
+      _check_labels(task)
     writer = None
     if jax.process_index() == 0:
       writer = stack.enter_context(metrics_lib.Writer(directory, first))
@@ -382,7 +413,8 @@ def train(
           writer.write(step, means)
       if save or stop:
         positions = {name: it.get_state() for name, it in inputs.items()}
-        saved.save(step, state, {"inputs": positions})
+        record = {"inputs": positions, "steps": config.steps}
+        saved.save(step, state, record)
       if stop and not last:
         raise errors.PreemptedError
     # The first step compiles and is left out.

@@ -24,10 +24,17 @@ Metrics = dict[str, jax.Array]
 
 
 class Stream(NamedTuple):
-  """Images that flow into the step: `ratio` times the batch size in each."""
+  """Images that flow into the step.
+
+  Attributes:
+    source: The images.
+    ratio: How many go into a step, in multiples of the batch size.
+    labelled: Whether the loss reads `label`: then some must be known.
+  """
 
   source: loader.Source
   ratio: int = 1
+  labelled: bool = True
 
 
 class Task(Protocol):
@@ -111,7 +118,7 @@ class FixMatch:
     """Returns labelled samples, and `ratio` times as many unlabelled ones."""
     return {
       "labelled": Stream(self.labelled),
-      "unlabelled": Stream(self.unlabelled, self.ratio),
+      "unlabelled": Stream(self.unlabelled, self.ratio, labelled=False),
     }
 
   def loss(
@@ -179,7 +186,7 @@ class Distill:
   @property
   def streams(self) -> dict[str, Stream]:
     """Returns the images."""
-    return {"proxy": Stream(self.images)}
+    return {"proxy": Stream(self.images, labelled=False)}
 
   def loss(
     self, model: nnx.Module, batches: Batches, key: jax.Array

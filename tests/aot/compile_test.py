@@ -4,10 +4,8 @@ What the compilers say of memory is asserted and printed as the table that
 docs/scaling.md has. Nothing runs, so nothing is timed.
 """
 
-from concurrent import futures
 import importlib.util
 import os
-import threading
 
 import jax
 from jax.experimental import topologies
@@ -104,11 +102,7 @@ def table(request):
 
 
 def compiled(table, chip, name, lowered, scores=None):
-  # On v6e the compiler recurses deeper than the usual 8 MiB of stack.
-  before = threading.stack_size(1 << 30)
-  with futures.ThreadPoolExecutor(1) as pool:
-    executable = pool.submit(lowered.compile).result()
-  threading.stack_size(before)
+  executable = lowered.compile()
   memory = executable.memory_analysis()
   assert memory.argument_size_in_bytes + memory.temp_size_in_bytes < 8 << 30
   cost = executable.cost_analysis() or {}

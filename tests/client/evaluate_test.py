@@ -12,6 +12,7 @@ import jax
 from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from ecos_jax import errors
@@ -161,6 +162,33 @@ def test_the_command(model_path, tmp_path):
   assert done.returncode == 1
   [line] = done.stderr.splitlines()
   assert line.startswith("error: --model: ")
+
+
+def test_folders_are_numbers_or_named_by_the_cloud(model_path, tmp_path):
+  """Alphabetical order, without class 0, would shift every label by one."""
+  command = ["-m", "ecos_jax.client.evaluate", f"--model={model_path}"]
+  for names in (("0", "1", "2"), ("z", "y", "x")):
+    folder = tmp_path / names[0]
+    for row in np.flatnonzero(_LABELS > 0):
+      file = folder / names[_LABELS[row]] / f"{row}.png"
+      file.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(_IMAGES[row]).save(file)
+  known = _LABELS > 0
+  right = np.mean(_IMAGES.mean((1, 2)).argmax(-1)[known] == _LABELS[known])
+  said = f"accuracy {100 * right:.1f} %\n"
+  numbered, named = tmp_path / "0", tmp_path / "z"
+  for arguments in ((numbered,), (named, "--classes=z,y,x")):
+    done = _run(*command, f"--data={arguments[0]}", *arguments[1:])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(said)
+    assert "left out" not in done.stderr
+  done = _run(*command, f"--data={named}")
+  assert done.returncode == 1
+  assert "--classes" in done.stderr
+  Image.fromarray(_IMAGES[0]).save(numbered / "stray.png")
+  done = _run(*command, f"--data={numbered}")
+  assert done.stdout.startswith(said)
+  assert "left out" in done.stderr
 
 
 def test_the_client_needs_neither_the_trainer_nor_its_libraries(

@@ -8,13 +8,15 @@ import sys
 import dp_accounting
 from dp_accounting import pld
 import numpy as np
+from PIL import Image
 import pytest
 from scipy import stats
-from sklearn import neighbors
+from sklearn import neighbors as sklearn_neighbors
 
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax.client import label
+from ecos_jax.client import neighbours
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.privacy import accounting
@@ -86,7 +88,7 @@ def test_without_noise_the_labels_are_those_of_scikit_learn(
 ):
   monkeypatch.setattr(mechanisms.Mechanism, "noised", lambda self, x: x)
   response = _label(request_, samples, _terms(gamma=1.0, threshold=0.0))
-  model = neighbors.KNeighborsClassifier(15).fit(*samples)
+  model = sklearn_neighbors.KNeighborsClassifier(15).fit(*samples)
   np.testing.assert_array_equal(
     response.labels, model.predict(request_.features)
   )
@@ -115,7 +117,7 @@ def test_without_noise_a_subsample_votes_as_in_scikit_learn(
     assert stats.binomtest(taken.sum(), taken.size, 0.5).pvalue > 1e-6
   assert abs(np.corrcoef(screened.ravel(), voted.ravel())[0, 1]) < 0.05
   for row in range(60):
-    model = neighbors.KNeighborsClassifier(15)
+    model = sklearn_neighbors.KNeighborsClassifier(15)
     model.fit(samples.features[voted[row]], samples.labels[voted[row]])
     expected = model.predict(request_.features[row : row + 1])[0]
     assert response.labels[row] == expected
@@ -199,6 +201,14 @@ def test_it_stops_when_the_answers_are_used_up(request_, samples):
   assert nobody.epsilon == response.epsilon
 
 
+def test_abstaining_and_not_being_considered_are_told_apart():
+  """usps, as reported: 75.0 % without a label, of which 55.3 % abstained."""
+  text = label.outcome(2000, 1117, 499)
+  assert "499 of 2,000 answered, 618 of 1,117 abstained (55.3 %)" in text
+  assert "883 not considered: the budget is used up" in text
+  assert "not considered" not in label.outcome(2000, 2000, 410)
+
+
 def _independent(terms, requests, answers, scores=None):
   """Epsilon by dp-accounting's own events, with continuous Gaussians."""
   accountant = pld.PLDAccountant(
@@ -257,7 +267,7 @@ def test_a_plan_uses_the_budget_up_and_no_more():
     assert (total <= 2.0) == fits
   assert label.plan(terms, 100, epsilon=1e3).answers == 100
   assert label.plan(terms, 100, epsilon=None).answers == 100
-  for too_little in (0.3, 0.0):
+  for too_little in (0.3, 0.0, math.nan):
     with pytest.raises(errors.EcosError, match="nothing was spent"):
       label.plan(terms, 100, epsilon=too_little)
 
@@ -297,6 +307,63 @@ def test_images_are_encoded_with_the_request_s_encoder(samples):
   other = dataclasses.replace(_request(features), encoder_digest="0" * 64)
   with pytest.raises(protocol.ProtocolError, match="encoder_digest"):
     label.encode(other, source, 8)
+
+
+def _folder_of(path, names):
+  """Makes a folder of images, one for each name, each another."""
+  for number, name in enumerate(names):
+    pixels = np.random.default_rng(number).integers(
+      0, 256, (28, 28, 3), dtype=np.uint8
+    )
+    file = path / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+@pytest.mark.parametrize(
+  ("classes", "folders"),
+  [(None, ("0", "1", "2")), (("cat", "ant", "bee"), ("cat", "ant", "bee"))],
+)
+def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
+  """Neighbours are folders too: only the vote of the file that goes changes.
+
+  Among the files are the only one of its class, a stray one, and one of a
+  folder that is no class.
+  """
+  names = [f"{folders[0]}/only", "stray", "other/x", f"{folders[1]}/deep/y"]
+  names += [f"{folder}/{i}" for folder in folders[1:] for i in range(9)]
+  _folder_of(tmp_path, names)
+  random = np.random.default_rng(3)
+  images = random.integers(0, 256, (12, 28, 28, 3), dtype=np.uint8)
+  request = _request(registry.encode(registry.get("hog"), images))
+
+  def votes():
+    source = pools.open_source(str(tmp_path), classes=classes)
+    samples = label.encode(request, source, 64)
+    voters = neighbours.Neighbours(*samples, k=7, classes=3)
+    taken = np.ones((12, len(voters)), bool)
+    return voters.votes(request.features, taken), len(voters)
+
+  whole, voting = votes()
+  assert voting == 19
+  for name in names:
+    file = tmp_path / f"{name}.png"
+    data = file.read_bytes()
+    file.unlink()
+    moved, fewer = votes()
+    change = moved - whole
+    file.write_bytes(data)
+    folder = file.parent.relative_to(tmp_path).as_posix()
+    if folder not in folders:
+      assert fewer == voting
+      assert not change.any()
+      continue
+    # It loses its vote where it had one, and the next nearest gets it.
+    assert fewer == voting - 1
+    own = folders.index(folder)
+    assert set(change[:, own]) <= {-1, 0}
+    assert (np.delete(change, own, 1).sum(1) == -change[:, own]).all()
+    assert np.abs(change).sum(1).max() <= 2
 
 
 # The ledger and the order of things.
@@ -343,7 +410,10 @@ def test_what_was_spent_before_leaves_fewer_answers_and_then_none(
       assert book.epsilon(TERMS) <= 3.0
   assert 0 < answers[1] < answers[0]
   before = path.read_bytes()
-  with pytest.raises(errors.EcosError, match="nothing was spent now"):
+  with ledger.locked(path) as book:
+    spent = f"{book.epsilon(TERMS):.6g} was spent before"
+  said = f"max_epsilon=3 is not enough: {spent}.*nothing was spent now"
+  with pytest.raises(errors.EcosError, match=said):
     _answer(request_, _unreachable, path, terms(7.0), **budget)
   assert path.read_bytes() == before
 
@@ -425,6 +495,8 @@ def test_the_command_labels_and_answers_again_for_free(folder):
   assert response.terms == _terms(sigma_vote=4.0)
   assert response.private
   assert 0 < response.epsilon <= 9
+  given = (response.labels >= 0).sum()
+  assert f"labels   {given} of 20 answered, " in first.stdout
   again = _run(folder, *arguments, "--sigma_vote=4", "--max_epsilon=9")
   assert "costs nothing" in again.stdout
   assert (folder / "out").read_bytes() == out
@@ -439,6 +511,16 @@ def test_the_command_labels_and_answers_again_for_free(folder):
     (("--data={}/images.npz", "--epsilon=0.01", "--yes"), "--epsilon=0.01"),
     (("--data={}/images.npz", "--epsilon=9", "--out={}/request"), "--request"),
     (("--data={}/images.npz", "--epsilon=9", "--out={}/images.npz"), "--data"),
+    (("--data={}/images.npz", "--epsilon=9", "--classes=a,b"), "--classes"),
+    (
+      ("--data={}/images.npz", "--epsilon=9", "--yes", "--classes=a,b,c"),
+      "--classes",
+    ),
+    (("--data={}/images.npz", "--epsilon=nan", "--yes"), "--epsilon=nan"),
+    (
+      ("--data={}/images.npz", "--epsilon=9", "--max_epsilon=nan", "--yes"),
+      "--max_epsilon=nan",
+    ),
   ],
 )
 def test_mistakes_end_in_one_line_that_names_the_flag(

@@ -553,7 +553,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(tmp_path):
     ),
     (
       ("--data=features:{}/f.npy", "--sigma=9", "--gamma=.001", "--delta=.01"),
-      "delta must be below gamma",
+      "gamma must be above delta",
     ),
   ],
 )

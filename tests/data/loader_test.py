@@ -87,14 +87,15 @@ def test_proxy_in_memory_and_read_at_each_access_are_the_same(tmp_path):
   )
   indices = np.array([1, 7, 11, 0])
   proxy.write(tmp_path / "proxy", pool, indices, indices, indices % 3)
-  opened = proxy.open_proxy(tmp_path / "proxy")
+  path = tmp_path / "proxy"
   rows = np.array([3, 1, 2])
-  memory = loader.proxy_source(opened, size=8).batch(rows)
-  read = loader.proxy_source(opened, size=8, memory_budget=0).batch(rows)
+  memory = loader.proxy_source(path, size=8).batch(rows)
+  read = loader.proxy_source(path, size=8, memory_budget=0).batch(rows)
   for name, expected in {
     "image": pool.images(indices[rows], 8),
     "label": indices[rows] % 3,
     "index": indices[rows],
+    "cluster": indices[rows],
   }.items():
     np.testing.assert_array_equal(memory[name], expected)
     np.testing.assert_array_equal(read[name], expected)

@@ -140,19 +140,39 @@ class TestFolderSource:
     np.testing.assert_array_equal(images[3], jpeg)
     assert source.labels(np.arange(4)).tolist() == [-1] * 4
 
-  def test_one_level_of_folders_is_classes(self, tmp_path):
-    for name in ("cat/1.png", "ant/2.png", "cat/0.png", "bee/x.png"):
-      save(tmp_path / name, random_images(4, 4, 3))
-    source = pools.FolderSource(tmp_path)
-    assert source.labels(np.arange(4)).tolist() == [0, 1, 2, 2]
-    assert source.labels(np.array([3])).dtype == np.int64
+  @pytest.mark.parametrize(
+    "classes, expected",
+    [
+      (None, [7, -1, 2, -1, -1, -1, -1, -1]),
+      (("dog", "cow", "cat", "2"), [-1, -1, 3, -1, 2, 2, 0, -1]),
+    ],
+  )
+  def test_a_label_is_the_folder_s_own(self, tmp_path, classes, expected):
+    """The number that is its name, or its place in a list from elsewhere."""
+    names = ["07/x", "2/deep/z", "2/y", "3000000000/x"]
+    names += ["cat/0", "cat/1", "dog/2", "top"]
+    for name in names:
+      save(tmp_path / f"{name}.png", random_images(4, 4, 3))
+    source = pools.FolderSource(tmp_path, classes)
+    labels = source.labels(np.arange(8))
+    assert labels.dtype == np.int64
+    assert labels.tolist() == expected
+    # No file that goes changes the label of another.
+    for row, name in enumerate(names):
+      file = tmp_path / f"{name}.png"
+      data = file.read_bytes()
+      file.unlink()
+      rest = pools.FolderSource(tmp_path, classes).labels(np.arange(7))
+      assert rest.tolist() == expected[:row] + expected[row + 1 :]
+      file.write_bytes(data)
 
-  @pytest.mark.parametrize("extra", ["top.png", "cat/deep/x.png"])
-  def test_other_layouts_have_no_classes(self, tmp_path, extra):
-    for name in ("cat/1.png", "ant/2.png", extra):
-      save(tmp_path / name, random_images(4, 4, 3))
-    source = pools.FolderSource(tmp_path)
-    assert source.labels(np.arange(3)).tolist() == [-1] * 3
+  def test_the_classes_are_part_of_the_content(self, tmp_path):
+    save(tmp_path / "a/x.png", random_images(4, 4, 3))
+    lists = (None, ["a", "b"], ["b", "a"])
+    digests = {pools.FolderSource(tmp_path, names).digest for names in lists}
+    assert len(digests) == 3
+    with pytest.raises(errors.EcosError, match=r"--classes .* twice"):
+      pools.FolderSource(tmp_path, ["a", "b", "a"])
 
   def test_encoded_is_the_file_byte_for_byte(self, tmp_path):
     save(tmp_path / "a.jpg", random_images(9, 5, 3), quality=50)

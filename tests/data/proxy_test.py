@@ -115,7 +115,7 @@ pool = pools.Pool([pools.ArraySource("a", images)])
 indices = np.arange(4)
 directory = Path({str(tmp_path)!r}) / "proxy"
 proxy.write(directory, pool, indices, indices, indices)
-source = loader.proxy_source(proxy.open_proxy(directory), 8)
+source = loader.proxy_source(directory, 8)
 next(loader.batches(source, 2, seed=0))
 assert not {{"tensorflow", "torch"}} & set(sys.modules)
 """

@@ -26,6 +26,18 @@ def test_a_network_counted_by_hand():
   assert size.multiply_adds(model, 8) == 6 * 6 * 5 * 27 + 6 * 6 * 5 * 7
 
 
+def test_padding_counts_and_channels_in_groups_do_not_meet():
+  """By hand: 28 -> 14 -> 7 -> 4 pixels, 3 -> 8 -> 16 -> 32 channels."""
+  small = registry.get("convnet_small", 10, nnx.Rngs(0))
+  small.eval()
+  expected = 9 * (14**2 * 3 * 8 + 7**2 * 8 * 16 + 4**2 * 16 * 32) + 32 * 10
+  assert size.multiply_adds(small, 28) == expected
+  depthwise = nnx.Conv(
+    3, 6, (5, 5), feature_group_count=3, use_bias=False, rngs=nnx.Rngs(0)
+  )
+  assert size.multiply_adds(depthwise, 8) == 8 * 8 * 6 * 25
+
+
 def test_the_teacher_is_clearly_larger_than_the_student():
   small, large = (
     registry.get(name, 10, nnx.Rngs(0))

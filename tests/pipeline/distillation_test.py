@@ -1,6 +1,8 @@
+import gc
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +93,62 @@ def test_the_cached_logits_are_those_of_the_teacher_on_the_proxy(finished):
     teacher(images.astype(np.float32) / 127.5 - 1.0),
     atol=1e-4,
   )
+
+
+def _cut(path: Path) -> None:
+  for file in path.rglob("*"):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _older(path: Path) -> None:
+  """As if the last steps had never been saved."""
+  (path / "3").rename(path / "2")
+
+
+def _other(path: Path) -> None:
+  """A finished teacher, but not that of the manifest."""
+  manifest = path.parent / "manifest.json"
+  text = json.loads(manifest.read_bytes())
+  text["result"]["digest"] = "0" * 64
+  manifest.write_text(json.dumps(text))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", [_cut, _older, _other, shutil.rmtree])
+@pytest.mark.parametrize("logits", list(config_lib.Logits))
+def test_a_teacher_that_is_not_the_finished_one_is_refused(
+  finished, tmp_path, damage, logits
+):
+  _, path, _ = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(path, copy)
+  for stage in ("model", "logits"):
+    shutil.rmtree(copy / stage)
+  damage(copy / "teacher" / "checkpoints")
+  config = _config()
+  config.distill.logits = logits
+  said = r"teacher/checkpoints.*: delete the folder .*/teacher to redo it"
+  with pytest.raises(errors.EcosError, match=said):
+    pipeline.run(config, copy)
+  gc.collect()
+
+
+@pytest.mark.slow
+def test_logits_that_changed_on_disk_are_refused(finished, tmp_path):
+  config, path, _ = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(path, copy)
+  shutil.rmtree(copy / "model")
+  rows = np.load(copy / "logits" / "logits.npy")
+  rows[3] = np.nan
+  np.save(copy / "logits" / "logits.npy", rows)
+  said = r"logits\.npy is damaged: delete the folder .*/logits to redo it"
+  with pytest.raises(errors.EcosError, match=said):
+    pipeline.run(config, copy)
+  shutil.rmtree(copy / "logits")
+  assert pipeline.run(config, copy)["accuracy"] is not None
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import dataclasses
 import os
 from pathlib import Path
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ecos_jax.data import loader
 from ecos_jax.data import pools
 from ecos_jax.data import proxy
 from ecos_jax.pipeline import labelling
+from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from ecos_jax.training import tasks
@@ -37,14 +39,17 @@ def _config(**sampling) -> config_lib.Config:
   return config
 
 
-def _recomputed(path: Path, delta: float = 1e-5) -> float:
-  """Epsilon of a ledger by dp-accounting's own events."""
+def _recomputed(path: Path) -> float:
+  with ledger.locked(path) as book:
+    return _epsilon_of([entry.cost for entry in book.entries])
+
+
+def _epsilon_of(costs: list[accounting.Cost], delta: float = 1e-5) -> float:
+  """Epsilon of costs together by dp-accounting's own events."""
   accountant = pld.PLDAccountant(
     dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
   )
-  with ledger.locked(path) as book:
-    releases = [r for entry in book.entries for r in entry.cost.releases]
-  for release in releases:
+  for release in (r for cost in costs for r in cost.releases):
     noise = dp_accounting.GaussianDpEvent(release.sigma / release.moved**0.5)
     event = dp_accounting.PoissonSampledDpEvent(release.gamma, noise)
     accountant.compose(event, release.times)
@@ -72,6 +77,7 @@ def finished(tmp_path_factory):
 def test_the_summary_says_what_the_labels_cost_and_are(finished):
   config, path, summary, _ = finished
   assert 0 < summary["labels_answered"] < summary["labels_asked"] == 128
+  assert summary["epsilon_answers"] == 2
   assert 0 <= summary["labels_accuracy"] <= 1
   assert summary["labels_epsilon"] <= config.labelling.max_epsilon
   assert summary["epsilon"] == pytest.approx(
@@ -87,6 +93,122 @@ def test_the_summary_says_what_the_labels_cost_and_are(finished):
   for names, key in ((down, "bytes_down"), (up, "bytes_up")):
     files = [path / f"{name}.safetensors" for name in names]
     assert summary[key] == sum(file.stat().st_size for file in files)
+
+
+def test_who_was_not_considered_did_not_abstain(finished):
+  _, path, summary, _ = finished
+  response = protocol.LabelResponse.from_bytes(
+    (path / "labels" / "label_response.safetensors").read_bytes()
+  )
+  labels = response.labels.tolist()
+  given = [row for row, label in enumerate(labels) if label >= 0]
+  considered = 128
+  if len(given) == response.answers:
+    considered = given[-1] + 1
+  assert summary["labels_considered"] == considered
+  share = 100 * labels[:considered].count(-1) / considered
+  text = summary_lib.text(summary, path)
+  assert f"of {considered} abstained ({share:.1f} %)" in text
+  assert ("the budget is used up" in text) == (considered < 128)
+
+
+def _copy(finished, tmp_path):
+  config, path, *_ = finished
+  shutil.copytree(path, tmp_path / "copy")
+  return dataclasses.replace(
+    config, labelling=dataclasses.replace(config.labelling)
+  ), tmp_path / "copy"
+
+
+def test_labels_that_were_redone_are_paid_for_twice(finished, tmp_path, capsys):
+  config, path = _copy(finished, tmp_path)
+  config.labelling.max_epsilon = 8.0
+  with pytest.raises(errors.EcosError, match=r"max_epsilon was 5\.0, now is 8"):
+    pipeline.run(config, path)
+  for stage in ("labels", "model"):
+    shutil.rmtree(path / stage)
+  summary = pipeline.run(config, path)
+  assert summary["epsilon_answers"] == 3
+  assert "all 3 answers in client/ledger" in capsys.readouterr().out
+  with ledger.locked(path / "client" / "ledger") as book:
+    costs = [entry.cost for entry in book.entries]
+  assert len(costs) == 3
+  # Not below what dp-accounting says of all, had the terms been fixed; and as
+  # terms that depend on answers need: a sum, at parts of delta.
+  assert summary["epsilon"] > 0.99 * _epsilon_of(costs)
+  parts = [
+    _epsilon_of([cost], 1e-5 / (2 * i * (i + 1)))
+    for i, cost in enumerate(costs, 1)
+  ]
+  assert summary["epsilon"] == pytest.approx(sum(parts), rel=0.03)
+  assert summary["labels_epsilon"] <= 8
+  assert pipeline.run(config, path) == summary
+
+
+def test_an_answer_with_noise_from_a_seed_spoils_the_ledger(finished, tmp_path):
+  config, path = _copy(finished, tmp_path)
+  with ledger.locked(path / "client" / "ledger") as book:
+    entry = dataclasses.replace(
+      book.entries[0], data="simulated, noise of seed 3", response=b"other"
+    )
+    book.append(entry)
+  summary = pipeline.run(config, path)
+  assert summary["epsilon_answers"] == 3
+  assert summary["epsilon"] is None
+
+
+@pytest.mark.parametrize(
+  ("stage", "file"),
+  [
+    ("labels", "dataset/*array_record*"),
+    ("proxy", "dataset/*array_record*"),
+    ("request", "label_request.safetensors"),
+  ],
+)
+def test_what_is_damaged_is_named_and_the_advice_works(
+  finished, tmp_path, stage, file
+):
+  config, path = _copy(finished, tmp_path)
+  shutil.rmtree(path / "model")
+  if stage != "labels":
+    shutil.rmtree(path / "labels")
+  [damaged] = (path / stage).glob(file)
+  damaged.write_bytes(damaged.read_bytes()[:300])
+  said = f"{stage}/.*: delete the folder .*/{stage} to redo it"
+  for _ in range(2):
+    with pytest.raises(errors.EcosError, match=said):
+      pipeline.run(config, path)
+  shutil.rmtree(path / stage)
+  summary = pipeline.run(config, path)
+  # The stored answers serve again: nothing was spent.
+  for name in ("epsilon", "epsilon_answers", "proxy_digest", "labels_answered"):
+    assert summary[name] == finished[2][name]
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"sigma_vote": 1e9}, r"--config\.labelling\.sigma_vote must be in"),
+    ({"sigma_screen": 0.1}, r"--config\.labelling\.sigma_screen must be in"),
+    ({"gamma": 1e-9}, r"--config\.labelling\.gamma must be in"),
+    ({"neighbours": 2**41}, r"--config\.labelling\.neighbours must be in"),
+  ],
+)
+def test_terms_that_no_client_can_take_are_found_before_any_spend(
+  tmp_path, changes, said
+):
+  config = _config()
+  for name, value in changes.items():
+    setattr(config.labelling, name, value)
+  with pytest.raises(errors.ConfigError, match=said):
+    pipeline.run(config, tmp_path)
+  assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_an_unknown_argument_is_told_the_valid_ones():
+  with pytest.raises(errors.ConfigError, match="demo, smoke, tight, paper, "):
+    digits_client.get_config("fast")
+  assert digits_client.get_config("paper,usps").sampling.budget == 5000
 
 
 def test_what_is_trained_on_is_what_the_client_answered(finished):
@@ -151,8 +273,13 @@ def test_fixmatch_takes_the_abstained_or_all_unlabelled(finished, monkeypatch):
 def test_nobody_answered_is_said_with_what_to_do(tmp_path):
   config = _config(method=config_lib.Method.RANDOM, budget=8)
   config.labelling.threshold = 1e6
-  with pytest.raises(errors.EcosError, match=r"none of 8 requests.*threshold"):
+  said = r"none of 8 requests.*epsilon of ([\d.]+).*ledger.*threshold"
+  with pytest.raises(errors.EcosError, match=said) as caught:
     pipeline.run(config, tmp_path)
+  assert "max_epsilon" not in str(caught.value)
+  spent = float(re.search(said, str(caught.value))[1])
+  ledger_path = tmp_path / "client" / "ledger"
+  assert spent == pytest.approx(_recomputed(ledger_path), rel=0.03)
 
 
 def test_a_client_that_refuses_leaves_a_run_that_goes_on(tmp_path):
@@ -287,6 +414,7 @@ def test_two_machines(tmp_path, capsys):
   assert summary["accuracy"] is None
   assert summary["labels_accuracy"] is None
   assert 1 < summary["epsilon"] <= 4.5
+  assert "the client's ledger has the total" in capsys.readouterr().out
   assert summary["epsilon"] == pytest.approx(
     _recomputed(client / "ledger"), rel=0.03
   )

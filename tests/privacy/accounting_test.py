@@ -274,7 +274,7 @@ def test_more_noise_and_fewer_samples_cost_less(sigma, factor, gamma):
     (5.0, 1.1, DELTA, ADD_REMOVE, "gamma"),
     (5.0, 0.8, 0.0, ADD_REMOVE, "delta"),
     (5.0, 0.8, DELTA, "bounded", "relation"),
-    (5.0, 2.0**-12, 0.1, ADD_REMOVE, "delta must be below gamma"),
+    (5.0, 2.0**-12, 0.1, ADD_REMOVE, "gamma must be above delta"),
   ],
 )
 def test_terms_out_of_range_are_refused(sigma, gamma, delta, relation, field):

@@ -97,6 +97,24 @@ def _largest(directory):
 
 
 @_FAILED_READS
+def test_a_finished_model_is_the_last_or_none(tmp_path):
+  directory = tmp_path / "saved"
+  _save(directory, [5, 10])
+
+  def last():
+    with checkpoints.Checkpoints(directory, read_only=True) as saved:
+      return saved.restore(_state(0))
+
+  _assert_is(last(), 10)
+  _damage(_largest(directory / "10"), "cut")
+  before = sorted(directory.rglob("*"))
+  with pytest.raises(errors.EcosError, match=r"last checkpoint, .*saved/10"):
+    last()
+  assert sorted(directory.rglob("*")) == before
+  gc.collect()
+
+
+@_FAILED_READS
 def test_all_damaged_is_an_error_that_names_the_folder(tmp_path):
   _save(tmp_path / "saved", [5, 10])
   for step in ("5", "10"):

@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,6 +297,39 @@ def test_what_holds_no_such_model_is_refused_and_left_alone(tmp_path):
   with pytest.raises(errors.EcosError, match="another model"):
     loop.load(tmp_path / "checkpoints", "convnet", 4, distributed.mesh())
   assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_model_whose_training_was_not_finished_is_not_loaded(tmp_path):
+  def load():
+    with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+      loop.load(tmp_path / "checkpoints", "tiny", 4, distributed.mesh())
+
+  with pytest.raises(RuntimeError, match="killed"):
+    _train(tmp_path, _StopsAt(10))
+  with pytest.raises(errors.EcosError, match=r"step [48] of 12"):
+    load()
+  _train(tmp_path)
+  load()
+  # The end is lost: the step before is another model.
+  shutil.rmtree(tmp_path / "checkpoints" / "12")
+  with pytest.raises(errors.EcosError, match="step 8 of 12"):
+    load()
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_stream_whose_labels_are_read_needs_one(tmp_path, known):
+  labels = np.where(np.arange(64) < 64 - known, -1, _LABELS)
+  source = loader.Arrays({"image": _IMAGES, "label": labels})
+  if known:
+    _train(tmp_path, source, steps=1)
+    return
+  with pytest.raises(errors.EcosError, match="none of the labelled images"):
+    _train(tmp_path, source, steps=1)
+  task = tasks.FixMatch(4, source, source, 1)
+  needed = {name: stream.labelled for name, stream in task.streams.items()}
+  assert needed == {"labelled": True, "unlabelled": False}
+  assert not tasks.Distill(4, source).streams["proxy"].labelled
 
 
 # The tests below train in other processes, which import this file.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ecos_jax import config as config_lib
+from ecos_jax import errors
 from ecos_jax.data import pools
 from ecos_jax.data import proxy
 from ecos_jax.training import metrics
@@ -24,26 +25,37 @@ def example():
   return block
 
 
-def test_the_example_trains_on_a_proxy(example, tmp_path, monkeypatch):
-  # What a finished run leaves, and few steps.
+def _run(example, tmp_path, monkeypatch, labels):
+  """Runs it on what a finished run leaves, for few steps."""
   monkeypatch.chdir(tmp_path)
-  run = tmp_path / "runs" / "usps"
   images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 3), np.uint8)
-  pool = pools.Pool([pools.ArraySource("a", images, np.arange(20) % 10)])
+  pool = pools.Pool([pools.ArraySource("a", images)])
   indices = np.arange(0, 20, 2)
-  run.joinpath("proxy").mkdir(parents=True)
-  proxy.write(
-    run / "proxy" / "dataset",
-    pool,
-    indices,
-    np.full(len(indices), -1, np.int32),
-    pool.labels(indices),
-  )
+  directory = tmp_path / "runs" / "usps" / "proxy" / "dataset"
+  proxy.write(directory, pool, indices, np.full(10, -1, np.int32), labels)
   few = functools.partial(config_lib.Train, steps=3, batch_size=8, log_every=1)
+  names: dict = {}
   with mock.patch.object(config_lib, "Train", few):
-    names: dict = {}
     exec(example, names)
-  assert names["result"].steps == 3
-  [file] = run.glob(f"*/{metrics.FILE}")
+  return names["result"]
+
+
+def test_the_example_trains_on_a_proxy(example, tmp_path, monkeypatch):
+  result = _run(example, tmp_path, monkeypatch, np.arange(10))
+  assert result.steps == 3
+  [file] = (tmp_path / "runs").glob(f"*/{metrics.FILE}")
   losses = [json.loads(line)["loss"] for line in file.read_text().splitlines()]
   assert len(losses) == 3 and np.isfinite(losses).all()
+
+
+def test_the_proxy_of_a_client_labelling_run_is_refused(
+  example, tmp_path, monkeypatch
+):
+  with pytest.raises(errors.EcosError, match="none of the labelled images"):
+    _run(example, tmp_path, monkeypatch, np.full(10, -1))
+
+
+def test_the_class_and_its_call_are_short(example):
+  lines = [line for line in example.splitlines() if line.strip()]
+  own = [line for line in lines if not line.startswith(("import", "from"))]
+  assert len(own) <= 10
