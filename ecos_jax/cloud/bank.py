@@ -151,7 +151,7 @@ class FeatureBank:
     """Yields (first row, features [<= rows, d]) in order.
 
     Threads read the next blocks meanwhile, into a few buffers: a block is valid
-    until the next one is asked for.
+    until the next but one is asked for.
 
     Args:
       rows: Rows of a block; the last may have fewer.
@@ -161,7 +161,7 @@ class FeatureBank:
     n, d = self.shape
     begin, end, _ = part.indices(rows)
     buffers = [
-      _aligned(min(end - begin, n), d, self.dtype) for _ in range(_AHEAD + 1)
+      _aligned(min(end - begin, n), d, self.dtype) for _ in range(_AHEAD + 2)
     ]
 
     def read(number: int) -> tuple[int, np.ndarray]:

@@ -56,7 +56,8 @@ class Assignment(NamedTuple):
 class Rows(Protocol):
   """Features that need not fit in memory; a feature bank is one.
 
-  A block stays valid until the next one is asked for: its memory is reused.
+  A block stays valid until the next but one is asked for; then its memory is
+  reused.
   """
 
   @property
@@ -163,7 +164,7 @@ def chunks(
 
   Each process reads no more than its own rows of a chunk. A chunk may share
   memory with the block it came from, so what is computed from it must be ready
-  before the next is asked for.
+  before the next but one is asked for.
 
   Raises:
     PreemptedError: The process was told to stop.
@@ -361,6 +362,8 @@ def _assign_chunk(chunk, valid, centroids, *, mesh, block):
     in_specs=(_DATA, _REPLICATED, _REPLICATED),
     out_specs=_DATA,
   )(chunk, valid, centroids)
+  if not mesh.is_multi_process:
+    return assignment
   everywhere = jax.sharding.NamedSharding(mesh, _REPLICATED)
   return jax.lax.with_sharding_constraint(assignment, everywhere)
 
@@ -385,12 +388,18 @@ def stream(
   mesh = mesh or single_device_mesh()
   centroids = jnp.asarray(centroids, jnp.float32)
   rows, block = plan(features.shape, len(centroids), mesh, memory_budget)
+  under_way = None
   for start, valid, chunk in chunks(features, rows, mesh):
-    assignment = _assign_chunk(chunk, valid, centroids, mesh=mesh, block=block)
-    yield (
-      start,
-      Assignment(*(np.asarray(values)[:valid] for values in assignment)),
-    )
+    found = _assign_chunk(chunk, valid, centroids, mesh=mesh, block=block)
+    if under_way:
+      yield _fetched(*under_way)
+    under_way = start, valid, found
+  if under_way:
+    yield _fetched(*under_way)
+
+
+def _fetched(start, valid, assignment) -> tuple[int, Assignment]:
+  return start, Assignment(*(np.asarray(a)[:valid] for a in assignment))
 
 
 def assign(

@@ -7,6 +7,7 @@ docs/scaling.md has. Nothing runs, so nothing is timed.
 import importlib.util
 import os
 
+from flax import nnx
 import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ecos_jax.clustering import kernels
 from ecos_jax.clustering import lloyd
 from ecos_jax.data import loader
 from ecos_jax.encoders import registry
+from ecos_jax.models import registry as models
 from ecos_jax.training import loop
 from ecos_jax.training import tasks
 
@@ -183,7 +185,9 @@ def test_training_step(chip, mesh, table):
   config = config_lib.Train()
   optimizer = loop._optimizer(config)
   graph, state = jax.eval_shape(
-    lambda: loop._start("convnet", 10, optimizer, seed=0)
+    lambda: loop._start(
+      models.get("convnet", 10, nnx.Rngs(0)), optimizer, seed=0
+    )
   )
   everywhere, _ = shardings = loop._shardings(mesh)
   state = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), state)

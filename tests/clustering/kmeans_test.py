@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 
 class Stream:
-  """A minimal feature bank: blocks in one reused buffer."""
+  """A minimal feature bank: blocks in two reused buffers."""
 
   def __init__(self, features):
     self.features = features
@@ -26,12 +26,13 @@ class Stream:
 
   def blocks(self, rows, part=slice(None)):
     self.passes += 1
-    buffer = np.empty((rows, self.shape[1]), self.dtype)
-    for start in range(0, self.shape[0], rows):
+    buffers = np.empty((2, rows, self.shape[1]), self.dtype)
+    for number, start in enumerate(range(0, self.shape[0], rows)):
       block = self.features[start : start + rows]
+      buffer = buffers[number % 2]
+      buffer[:] = np.nan
       buffer[: len(block)] = block
       yield start, buffer[: len(block)][part]
-      buffer[:] = np.nan
 
   def take(self, indices):
     return self.features[indices].astype(np.float32)
