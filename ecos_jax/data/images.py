@@ -62,13 +62,17 @@ def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
       image.draft(image.mode, (2 * size, 2 * size))
     image.load()
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-    # Pillow's own words name an object in memory.
-    unknown = isinstance(e, UnidentifiedImageError)
-    why = "no format that Pillow knows" if unknown else e
     raise errors.EcosError(
-      f"{where} cannot be read as an image ({why}): replace or remove it"
+      f"{where} cannot be read as an image ({_why(e)}): replace or remove it"
     ) from e
   return image
+
+
+def _why(error: Exception) -> str:
+  # Pillow's own words name an object in memory.
+  if isinstance(error, UnidentifiedImageError):
+    return "no format that Pillow knows"
+  return str(error)
 
 
 def why_unreadable(data: bytes) -> str | None:
@@ -85,8 +89,11 @@ def why_unreadable(data: bytes) -> str | None:
       return None
   try:
     decode(data, "it", size=1)
+  except errors.EcosError as error:
+    assert isinstance(error.__cause__, Exception)
+    return _why(error.__cause__)
   except Exception as error:
-    return str(error.__cause__ or error).partition("\n")[0]
+    return _why(error)
   return None
 
 
