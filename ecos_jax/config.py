@@ -73,8 +73,24 @@ class FeatureType(enum.Enum):
 
 @dataclasses.dataclass
 class Data:
-  """The benchmark: domains, the client's one, and where the files lie."""
+  """The pool, and in a simulation what the client has and is tested on.
 
+  `sources` are the pool, each as in the client's --data: `folder:DIR`,
+  `images:FILE.npz`, `tfds:NAME:SPLIT`, `features:PATH`; `client_data` and
+  `test_data` likewise, for a simulation. `classes` names the folders or the
+  TFDS classes that are classes, in the order of their labels, and with
+  `labelled_only` all other samples are left out, which a benchmark may do.
+  `dir` is where TFDS keeps its data.
+
+  Without sources it is the Digits benchmark: where its files lie, the client's
+  domain, the sizes.
+  """
+
+  sources: tuple[str, ...] = ()
+  client_data: str | None = None
+  test_data: str | None = None
+  classes: tuple[str, ...] = ()
+  labelled_only: bool = False
   dir: str | None = None
   client: str = "usps"
   split: Split = Split.ID_OOD
@@ -334,6 +350,7 @@ class Config:
         f"--config.encoder.image_size must lie in (0, {MAX_IMAGE_SIZE}], got "
         f"{self.encoder.image_size}"
       )
+    found += self._source_errors()
     found += self._labelling_errors()
     if not 0 <= self.distill.hard_share <= 1:
       found.append(
@@ -371,6 +388,49 @@ class Config:
         )
     if found:
       raise errors.ConfigError("; ".join(found))
+
+  @property
+  def of_features(self) -> bool:
+    """Returns whether the pool is of features: then all ends at the proxy."""
+    return any(spec.startswith("features:") for spec in self.data.sources)
+
+  def _source_errors(self) -> list[str]:
+    data, method = self.data, self.sampling.method
+    if not data.sources:
+      return [
+        f"--config.data.{name} is for a pool of your own: give "
+        "--config.data.sources"
+        for name in ("client_data", "test_data", "classes", "labelled_only")
+        if getattr(data, name)
+      ]
+    found = []
+    if data.client_data is not None and self.client.remote:
+      found.append(
+        "--config.data.client_data is for simulation: drop it or "
+        "--config.client.remote"
+      )
+    asks = method in (Method.ECOS, Method.MAK, Method.LOCAL)
+    asks |= self.train.task is Task.CLIENT
+    if data.client_data is None and asks and not self.client.remote:
+      found.append(
+        "there is no client: give --config.client.remote=True, or "
+        "--config.data.client_data to simulate one"
+      )
+    if self.train.task is Task.CLIENT and not data.classes:
+      found.append("--config.data.classes must name the client's classes")
+    if self.of_features != (self.encoder.name == "identity"):
+      found.append(
+        f"--config.encoder.name={self.encoder.name}: a pool of features, and "
+        "no other, needs identity"
+      )
+    if self.of_features and (
+      self.train.task is not Task.MANUAL or method is Method.LOCAL
+    ):
+      found.append(
+        "a pool of features ends at the proxy: it needs "
+        "--config.train.task=manual, and no --config.sampling.method=local"
+      )
+    return found
 
   def _labelling_errors(self) -> list[str]:
     found = []

@@ -28,6 +28,7 @@ from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax.client import command
 from ecos_jax.client import coverage
+from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.privacy import accounting
@@ -150,14 +151,35 @@ def vote(
   """
   if isinstance(data, np.ndarray):
     return coverage.nearest(data, query.centroids)
-  encoder = encoder_of(query, encoder)
+  if not isinstance(data, feature_files.FeatureSource):
+    encoder = encoder_of(query, encoder)
   result = np.empty(len(data), np.int64)
   for start in range(0, len(data), batch_size):
     indices = np.arange(start, min(start + batch_size, len(data)))
-    images = data.images(indices, encoder.image_size)
-    features = registry.encode(encoder, images, batch_size)
-    result[indices] = coverage.nearest(features, query.centroids)
+    rows = features(data, indices, encoder, batch_size)
+    result[indices] = coverage.nearest(rows, query.centroids)
   return result
+
+
+def features(
+  data: pools.Source,
+  indices: np.ndarray,
+  encoder: registry.Encoder | None,
+  batch_size: int,
+) -> np.ndarray:
+  """Returns the features [n, d] of the samples at `indices` [n].
+
+  Args:
+    data: Images, or features already.
+    indices: [n].
+    encoder: Of images.
+    batch_size: Images to encode at once.
+  """
+  if isinstance(data, feature_files.FeatureSource):
+    return data.features(indices)
+  assert encoder is not None
+  images = data.images(indices, encoder.image_size)
+  return registry.encode(encoder, images, batch_size)
 
 
 def release(
@@ -339,30 +361,11 @@ def own_encoder() -> registry.Encoder | None:
   return None if name is None else registry.get(name, flags=_FLAGS)
 
 
-def _open_features(path: Path, query: protocol.Query) -> np.ndarray:
-  try:
-    features = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise errors.EcosError(
-      f"--data: {path} cannot be read as a .npy file: {error}"
-    ) from error
-  d = query.centroids.shape[1]
-  if (
-    not isinstance(features, np.ndarray)
-    or features.dtype.kind != "f"
-    or features.shape[1:] != (d,)
-  ):
-    raise errors.EcosError(
-      f"--data: {path} must hold float features [n, {d}], as the query's"
-    )
-  return features
-
-
 def _define_flags() -> None:
   flags.DEFINE_string("query", None, "The query file.", required=True)
   command.define_shared_flags(
     "folder:DIR, images:FILE.npy or .npz (uint8), tfds:NAME:SPLIT, or "
-    "features:FILE.npy (float [n, d], made with the encoder of the query)."
+    "features:PATH (.npy, float [n, d], made with the encoder of the query)."
   )
   flags.DEFINE_float(
     "epsilon",
@@ -410,17 +413,18 @@ def main(argv: list[str]) -> None:
   out, ledger_path = command.checked_paths("query")
   query_bytes = protocol.read_file(Path(f.query))
   query = protocol.Query.from_bytes(query_bytes)
-  path = (
-    command.path_of(f.data) if f.data.startswith(command.FEATURES) else None
-  )
   encoder = None
-  if path is None:
+  if not f.data.startswith(command.FEATURES):
     encoder = encoder_of(query, own_encoder(), f.weights)
 
   def open_data() -> Data:
-    if path is not None:
-      return _open_features(path, query)
-    return pools.open_source(f.data, f.data_dir)
+    data = pools.open_source(f.data, f.data_dir)
+    d = query.centroids.shape[1]
+    if isinstance(data, feature_files.FeatureSource) and data.dimension != d:
+      raise errors.EcosError(
+        f"--data={f.data} must hold features [n, {d}], as the query's"
+      )
+    return data
 
   response = answer(
     query_bytes,

@@ -3,8 +3,9 @@
 A source is a named collection: arrays, a folder of files, a split of a TFDS
 dataset. It hands out images in RGB, cut to a square, at the size that the
 encoder wants, and the file of a sample, so that a proxy dataset holds the very
-bytes of the pool. A pool is several sources in a row; the global index of a
-sample is its index in its source plus the samples in the sources before.
+bytes of the pool. Or it is of features, which were made from images elsewhere.
+A pool is several sources in a row; the global index of a sample is its index in
+its source plus the samples in the sources before.
 
 Clients read their private images through this module too, so it needs no more
 than numpy and Pillow; TFDS is loaded only by who asks for it.
@@ -22,10 +23,11 @@ import numpy as np
 from PIL import Image
 
 from ecos_jax import errors
+from ecos_jax.data import features
+from ecos_jax.data import folder
 from ecos_jax.data import images as image_files
 
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-_NUMBER = re.compile(r"[0-9]{1,9}")
+_FOLDER_SPEC = re.compile(r"folder:(?P<path>.+)\[(\d+)%:(\d+)%\]")
 # A split may hold colons, train[:10%], and a name one before its version.
 _TFDS_SPEC = re.compile(r"tfds:(?P<name>[^:]+(:\d+\.\d+\.\d+)?):(?P<split>.+)")
 
@@ -41,6 +43,10 @@ class Source(Protocol):
   def digest(self) -> str:
     """Returns what identifies the content, without reading all of it."""
 
+  @property
+  def classes(self) -> int:
+    """Returns how many classes the labels are of; 0 if there are none."""
+
   def __len__(self) -> int:
     """Returns the number of samples."""
 
@@ -55,7 +61,7 @@ class Source(Protocol):
     """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
 
   def encoded(self, index: int) -> bytes:
-    """Returns the sample as a PNG or JPEG file, unchanged where it is one."""
+    """Returns the sample as a file: its own if it is PNG, JPEG or WebP."""
 
 
 class ArraySource:
@@ -101,6 +107,11 @@ class ArraySource:
     self._labels = labels
     self._identity = identity
 
+  @property
+  def classes(self) -> int:
+    """Returns the largest label and one; 0 without labels."""
+    return 0 if self._labels is None else int(self._labels.max(initial=-1)) + 1
+
   @functools.cached_property
   def digest(self) -> str:
     """Returns the identity given, or a sha256 of the arrays."""
@@ -141,98 +152,27 @@ class ArraySource:
     return image_files.png(image_files.from_array(self._images[index]))
 
 
-class FolderSource:
-  """PNG, JPEG and WebP files in a folder and the folders in it, by path.
-
-  The name of the folder that a file lies in is its class: the number that it
-  is, or its position in `classes`. Other files have label -1. So no label
-  depends on other files, which a client's privacy needs: numbering the folders
-  that are there would let one image relabel all. Hidden files are left out.
-  """
-
-  def __init__(self, path: Path, classes: Sequence[str] | None = None):
-    """Lists the folder.
-
-    Args:
-      path: The folder.
-      classes: The folders that are classes, in the order of their labels; it
-        must not be read off private data. Without, names that are numbers.
-
-    Raises:
-      EcosError: It is no folder, or holds no image; or a class is there twice.
-    """
-    if classes is not None and len(set(classes)) < len(classes):
-      raise errors.EcosError("--classes names a class twice")
-    if not path.is_dir():
-      raise errors.EcosError(f"--data: {path} is not a folder")
-    self.name = path.resolve().name
-    self._path = path
-    files = (file.relative_to(path) for file in path.rglob("*"))
-    self._files = sorted(
-      file.as_posix()
-      for file in files
-      if file.suffix.lower() in _SUFFIXES
-      and not any(part.startswith(".") for part in file.parts)
-    )
-    if not self._files:
-      raise errors.EcosError(
-        f"--data: {path} holds no image ({', '.join(_SUFFIXES)})"
-      )
-    self._classes = classes
-    self._labels = np.array(list(map(self._label, self._files)), np.int64)
-
-  def _label(self, file: str) -> int:
-    folder = Path(file).parent.as_posix()
-    if self._classes is not None:
-      return self._classes.index(folder) if folder in self._classes else -1
-    return int(folder) if _NUMBER.fullmatch(folder) else -1
-
-  @functools.cached_property
-  def digest(self) -> str:
-    """Returns a sha256 over the files' names, sizes and times of change."""
-    sha = hashlib.sha256()
-    if self._classes is not None:
-      sha.update(json.dumps(list(self._classes)).encode())
-    for name in self._files:
-      stat = (self._path / name).stat()
-      sha.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode())
-    return sha.hexdigest()
-
-  def __len__(self) -> int:
-    """Returns the number of samples."""
-    return len(self._files)
-
-  def _read(self, index: int) -> Image.Image:
-    file = self._path / self._files[index]
-    return image_files.decode(file.read_bytes(), str(file))
-
-  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
-    """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
-    return image_files.squares(self._read, indices, size)
-
-  def labels(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
-    return self._labels[indices]
-
-  def encoded(self, index: int) -> bytes:
-    """Returns the file, or as PNG where it is neither PNG nor JPEG."""
-    file = self._path / self._files[index]
-    return image_files.png_or_jpeg(file.read_bytes(), str(file))
-
-
 class TfdsSource:
   """A split of a TFDS dataset with a feature `image`, perhaps `label`."""
 
-  def __init__(self, name: str, split: str, data_dir: str | None = None):
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: str | None = None,
+    classes: Sequence[str] | None = None,
+  ):
     """Opens the dataset, which TFDS downloads if it is not there yet.
 
     Args:
       name: As TFDS knows it: `mnist`, `domainnet/real:1.0.0`.
       split: `train`, `train[:10%]`.
       data_dir: Where TFDS keeps its data; its own default without.
+      classes: Names of classes of the dataset, in the order of their labels
+        here; others are then unknown. Without, all are as in the dataset.
 
     Raises:
-      EcosError: TFDS cannot provide it, or it has no images.
+      EcosError: TFDS cannot provide it, it has no images, or no such class.
     """
     # Imported here: heavy, and most clients have no use for it.
     import tensorflow_datasets as tfds
@@ -264,32 +204,52 @@ class TfdsSource:
       )
     self._labelled = "label" in info.features
     self.digest = f"{info.full_name}:{split}"
+    label = info.features.get("label")
+    # Label i of the dataset is class _classes[i].
+    self._classes = None
+    self.classes = getattr(label, "num_classes", None) or 0
+    if classes is not None:
+      names = getattr(label, "names", [])
+      unknown = [name for name in classes if name not in names]
+      if unknown:
+        raise errors.EcosError(
+          f"the TFDS dataset {name} has no class {unknown[0]}"
+        )
+      places = {name: place for place, name in enumerate(classes)}
+      self._classes = np.array([places.get(name, -1) for name in names])
+      self.classes = len(classes)
+      self.digest += f":{','.join(classes)}"
 
   def __len__(self) -> int:
     """Returns the number of samples."""
     return len(self._source)
 
-  def _read(self, index: int) -> Image.Image:
+  def _read(self, index: int, size: int | None = None) -> Image.Image:
     image = self._source[index]["image"]
     if isinstance(image, bytes):
-      return image_files.decode(image, f"tfds:{self.name}[{index}]")
+      return image_files.decode(image, f"tfds:{self.name}[{index}]", size)
     return image_files.from_array(image)
 
   def images(self, indices: np.ndarray, size: int) -> np.ndarray:
     """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
-    return image_files.squares(self._read, indices, size)
+    read = functools.partial(self._read, size=size)
+    return image_files.squares(read, indices, size)
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
     """Returns the classes [n] int64 at `indices` [n], -1 if it has none."""
     if not self._labelled:
       return np.full(len(indices), -1, np.int64)
-    return np.array([self._source[int(i)]["label"] for i in indices], np.int64)
+    labels = [self._source[int(i)]["label"] for i in indices]
+    labels = np.array(labels, np.int64)
+    if self._classes is None:
+      return labels
+    return np.where(labels < 0, -1, self._classes[labels])
 
   def encoded(self, index: int) -> bytes:
-    """Returns the file that TFDS stores, or as PNG if neither PNG nor JPEG."""
+    """Returns the file that TFDS stores, or as PNG if it is another kind."""
     image = self._source[index]["image"]
     if isinstance(image, bytes):
-      return image_files.png_or_jpeg(image, f"tfds:{self.name}[{index}]")
+      return image_files.common(image, f"tfds:{self.name}[{index}]")
     return image_files.png(self._read(index))
 
 
@@ -305,40 +265,82 @@ def _open_arrays(path: Path) -> ArraySource:
   )
 
 
+class Labelled:
+  """The samples of a source whose label is known."""
+
+  def __init__(self, source: Source):
+    """Reads all labels: for benchmarks, which are made of chosen classes."""
+    self._source = source
+    labels = source.labels(np.arange(len(source)))
+    self._indices = np.flatnonzero(labels >= 0)
+    self.name, self.classes = source.name, source.classes
+
+  @property
+  def digest(self) -> str:
+    """Returns what identifies the content."""
+    return f"labelled:{self._source.digest}"
+
+  def __len__(self) -> int:
+    """Returns the number of samples."""
+    return len(self._indices)
+
+  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
+    return self._source.images(self._indices[indices], size)
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the classes [n] int64 at `indices` [n]."""
+    return self._source.labels(self._indices[indices])
+
+  def encoded(self, index: int) -> bytes:
+    """Returns the sample as a file."""
+    return self._source.encoded(int(self._indices[index]))
+
+
 def open_source(
   spec: str,
   data_dir: str | None = None,
   classes: Sequence[str] | None = None,
+  listing: Path | None = None,
 ) -> Source:
   """Returns the source that a `--data` flag describes.
 
   Args:
-    spec: `folder:DIR`, `images:FILE.npy` or `images:FILE.npz` (arrays `images`
-      and perhaps `labels`), `tfds:NAME:SPLIT`, or the path alone of a folder or
-      an array file.
+    spec: `folder:DIR`, or `folder:DIR[10%:30%]` for a part of the files;
+      `images:FILE.npy` or `images:FILE.npz` (arrays `images` and perhaps
+      `labels`), `tfds:NAME:SPLIT`, `features:FILE.npy`, `features:DIR`; or the
+      path alone of a folder of images or of an array file of such.
     data_dir: Where TFDS keeps its data.
-    classes: As in `FolderSource`.
+    classes: As in `FolderSource`, or as in `TfdsSource`.
+    listing: As in `FolderSource`.
 
   Raises:
     EcosError: The description fits nothing, or what it names cannot be read, or
-      it is no folder and has classes.
+      it is of arrays and has classes.
   """
   tfds_spec = _TFDS_SPEC.fullmatch(spec)
-  path = Path(re.sub("^(folder|images):", "", spec)).expanduser()
+  path = Path(re.sub("^(folder|images|features):", "", spec)).expanduser()
+  if spec.startswith("features:"):
+    return features.FeatureSource(path)
   if spec.startswith("folder:") or (spec and path.is_dir()):
-    return FolderSource(path, classes)
+    part = (0, 100)
+    if (cut := _FOLDER_SPEC.fullmatch(spec)) and not path.is_dir():
+      path = Path(cut[1]).expanduser()
+      part = (int(cut[2]), int(cut[3]))
+    return folder.FolderSource(path, classes, part=part, listing=listing)
+  if tfds_spec:
+    return TfdsSource(tfds_spec["name"], tfds_spec["split"], data_dir, classes)
   if classes is not None:
     raise errors.EcosError(
       f"--classes names folders, but --data={spec} is none: its labels are "
       "numbers already"
     )
-  if tfds_spec:
-    return TfdsSource(tfds_spec["name"], tfds_spec["split"], data_dir)
   if spec.startswith("images:") or path.suffix in (".npy", ".npz"):
     return _open_arrays(path)
   raise errors.EcosError(
     f"--data={spec} names no data: give folder:DIR, images:FILE.npy, "
-    "images:FILE.npz, tfds:NAME:SPLIT, or the path of a folder or array file"
+    "images:FILE.npz, tfds:NAME:SPLIT, features:FILE.npy, or the path of a "
+    "folder or array file of images"
   )
 
 
@@ -360,6 +362,17 @@ class Pool:
     self._offsets = np.cumsum([0, *map(len, sources)], dtype=np.int64)
     if not len(self):
       raise errors.EcosError("the pool is empty: give it sources with images")
+    # All of them, if the pool is one of features; none otherwise.
+    self.feature_sources = tuple(
+      source for source in sources if isinstance(source, features.FeatureSource)
+    )
+    if 0 < len(self.feature_sources) < len(sources):
+      raise errors.EcosError("a pool is of images or of features, not of both")
+    dimensions = {source.dimension for source in self.feature_sources}
+    if len(dimensions) > 1:
+      raise errors.EcosError(
+        f"the sources of the pool have d = {sorted(dimensions)}: all need one"
+      )
     if len(set(self.source_names)) < len(self.source_names):
       raise errors.EcosError(
         "two sources of the pool have one name: rename one of "
@@ -375,6 +388,16 @@ class Pool:
   def __len__(self) -> int:
     """Returns the number of samples, N."""
     return int(self._offsets[-1])
+
+  @property
+  def sources(self) -> tuple[Source, ...]:
+    """Returns the sources in order."""
+    return self._sources
+
+  @property
+  def classes(self) -> int:
+    """Returns how many classes the labels are of; 0 if there are none."""
+    return max(source.classes for source in self._sources)
 
   @property
   def sizes(self) -> tuple[int, ...]:
@@ -394,23 +417,23 @@ class Pool:
   def images(self, indices: np.ndarray, size: int) -> np.ndarray:
     """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
     images = np.empty((len(indices), size, size, 3), np.uint8)
-    for source, rows, local in self._by_source(indices):
+    for source, rows, local in self.by_source(indices):
       images[rows] = source.images(local, size)
     return images
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
     """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
     labels = np.empty(len(indices), np.int64)
-    for source, rows, local in self._by_source(indices):
+    for source, rows, local in self.by_source(indices):
       labels[rows] = source.labels(local)
     return labels
 
   def encoded(self, index: int) -> bytes:
-    """Returns the sample as a PNG or JPEG file."""
-    [(source, _, local)] = self._by_source(np.array([index]))
+    """Returns the sample as a file: PNG, JPEG or WebP."""
+    [(source, _, local)] = self.by_source(np.array([index]))
     return source.encoded(int(local[0]))
 
-  def _by_source(
+  def by_source(
     self, indices: np.ndarray
   ) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
     """Yields each source with the rows that are its own, and their indices."""

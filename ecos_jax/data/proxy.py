@@ -2,11 +2,15 @@
 
 Labellers and training read it with nothing but TFDS, and no TensorFlow: records
 in array_record files, written from image files rather than arrays. Files that
-are RGB are the pool's very bytes; others become PNG, so that every reader gets
-[h, w, 3].
+are RGB are the pool's very bytes (PNG, JPEG or WebP); others become PNG, so
+that every reader gets [h, w, 3].
+
+Of a pool of features there is nothing to copy: its proxy is an index, a .npy
+file that `numpy.load` and `pandas.DataFrame` take as a table.
 """
 
 import io
+import json
 from pathlib import Path
 import shutil
 import tempfile
@@ -17,6 +21,7 @@ from PIL import Image
 import tqdm
 
 from ecos_jax import errors
+from ecos_jax.data import features
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
 
@@ -53,17 +58,13 @@ def write(
   # Imported here, as in open_proxy: it takes seconds.
   import tensorflow_datasets as tfds
 
-  if not len(indices):
-    raise errors.EcosError(
-      f"the proxy {directory} would be empty: raise --config.sampling.budget "
-      "or lower --config.sampling.threshold"
-    )
+  _check_size(directory, indices)
   if not len(indices) == len(clusters) == len(labels):
     raise errors.EcosError(
       f"the proxy needs one cluster and one label an index, got {len(indices)} "
       f"indices, {len(clusters)} clusters, {len(labels)} labels"
     )
-  features = tfds.features.FeaturesDict(
+  schema = tfds.features.FeaturesDict(
     {
       "image": tfds.features.Image(shape=(None, None, 3)),
       "label": tfds.features.Scalar(np.int64),
@@ -99,7 +100,7 @@ def write(
         data_dir=str(temporary),
         module_name=__name__,
       ),
-      features=features,
+      features=schema,
       description="Samples of a public pool, chosen by ecos_jax.",
     )
     writer = tfds.core.SequentialWriter(
@@ -114,6 +115,60 @@ def write(
     writer.close_all()
     shutil.rmtree(directory, ignore_errors=True)
     temporary.rename(directory)
+
+
+def write_index(
+  path: Path,
+  pool: pools.Pool,
+  indices: np.ndarray,
+  clusters: np.ndarray,
+  weights: np.ndarray,
+) -> None:
+  """Writes the index of a proxy, and the metadata of its samples beside it.
+
+  Each record of the structured array has `index` in the pool, `source` (its
+  position among the pool's sources) and `row` in it, `cluster` and `weight`.
+  A line of `metadata.jsonl` is the row that the source has for the record;
+  without any there is no such file.
+
+  Args:
+    path: The .npy file.
+    pool: Sources of features.
+    indices: [B] int64, pool indices.
+    clusters: [B] int32, the cluster that each was chosen from.
+    weights: [B] float32, for how much each stands.
+
+  Raises:
+    EcosError: B is 0, or the metadata are damaged.
+  """
+  _check_size(path, indices)
+  table = np.empty(
+    len(indices),
+    [
+      *(("index", "<i8"), ("source", "<i4"), ("row", "<i8")),
+      *(("cluster", "<i4"), ("weight", "<f4")),
+    ],
+  )
+  table["index"], table["cluster"] = indices, clusters
+  table["weight"], table["source"] = weights, pool.source_of(indices)
+  metadata: list[dict] = [{}] * len(indices)
+  for source, own, rows in pool.by_source(indices):
+    table["row"][own] = rows
+    assert isinstance(source, features.FeatureSource)
+    for place, row in zip(own, source.metadata(rows) or (), strict=False):
+      metadata[place] = row
+  np.save(path, table)
+  if any(metadata):
+    lines = "".join(f"{json.dumps(row, default=str)}\n" for row in metadata)
+    path.with_name("metadata.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _check_size(path: Path, indices: np.ndarray) -> None:
+  if not len(indices):
+    raise errors.EcosError(
+      f"the proxy {path} would be empty: raise --config.sampling.budget "
+      "or lower --config.sampling.threshold"
+    )
 
 
 def open_proxy(directory: Path) -> Any:

@@ -88,7 +88,8 @@ def run(
       distillation.teacher(job)
       if config.distill.logits is config_lib.Logits.CACHED:
         distillation.logits(job)
-    learning.model(job)
+    if learning.wanted(job):
+      learning.model(job)
     summary = summary_lib.collect(job)
     if jax.process_index() == 0:
       workdir_lib.write_json(work.path / "summary.json", summary)

@@ -18,7 +18,6 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import workdir
-from ecos_jax.data import digits
 from ecos_jax.data import loader
 from ecos_jax.models import registry
 from ecos_jax.models import size
@@ -94,7 +93,7 @@ def teacher(job: Job) -> None:
 
 def _trained(job: Job, path: Path) -> nnx.Module:
   options = job.config.distill
-  pool = job.benchmark.pool
+  pool = job.problem.pool
   indices = np.flatnonzero(pool.labels(np.arange(len(pool))) >= 0)
   if not len(indices):
     raise errors.EcosError(
@@ -106,7 +105,7 @@ def _trained(job: Job, path: Path) -> nnx.Module:
     indices = np.asarray(order)[: options.teacher_images]
   result = loop.train(
     tasks.Supervised(
-      digits.CLASSES,
+      job.classes,
       loader.PoolPart(pool, indices, job.config.train.image_size),
     ),
     options.teacher,
@@ -138,7 +137,7 @@ def _load(job: Job, checkpoints: Path) -> nnx.Module:
   return loop.load(
     checkpoints,
     job.config.distill.teacher,
-    digits.CLASSES,
+    job.classes,
     distributed.mesh(),
   )
 
@@ -205,7 +204,7 @@ def task(job: Job, source: loader.Source) -> tasks.Distill:
   options = job.config.distill
   cached = options.logits is config_lib.Logits.CACHED
   return tasks.Distill(
-    digits.CLASSES,
+    job.classes,
     _Distilled(source, _finished_logits(job) if cached else None),
     None if cached else _finished_teacher(job),
     options.temperature,

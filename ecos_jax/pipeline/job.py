@@ -13,7 +13,8 @@ from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import workdir
 from ecos_jax.cloud import bank
-from ecos_jax.data import digits
+from ecos_jax.data import pools
+from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
 
 
@@ -24,6 +25,9 @@ def encoder(config: config_lib.Config) -> registry.Encoder:
     EcosError: There is none of that name, or its weights cannot be had.
   """
   options = config.encoder
+  if config.of_features:
+    pool = problem_lib.load(config.data, config.seed).pool
+    return registry.identity(pool.feature_sources[0].dimension)
   return registry.get(
     options.name,
     image_size=options.image_size,
@@ -55,30 +59,55 @@ class Job:
     self.stages: dict[str, workdir.Stage] = {}
 
   @functools.cached_property
-  def benchmark(self) -> digits.Benchmark:
+  def problem(self) -> problem_lib.Problem:
     """The data, made or read when a stage first needs them.
 
     Raises:
       EcosError: They are not to be had, or others than the run began with.
     """
-    benchmark = digits.load(self.config.data, self.config.seed)
+    problem = problem_lib.load(
+      self.config.data,
+      self.config.seed,
+      remote=self.config.client.remote,
+      listings=self.work.path / "pool",
+    )
     pool = self.stages.get("pool")
     if pool is not None and (
-      pool.result["digest"] != benchmark.pool.digest
-      or pool.result["simulation"] != self.simulation_digest(benchmark)
+      pool.result["digest"] != problem.pool.digest
+      or pool.result["simulation"] != self.simulation_digest(problem)
     ):
+      where = "sources" if self.config.data.sources else "dir"
       raise errors.EcosError(
-        f"the images of --config.data.dir are others than when {pool.path} was "
-        "made: put the old ones back, or take another --workdir"
+        f"the data of --config.data.{where} are others than when {pool.path} "
+        "was made: put the old ones back, or take another --workdir"
       )
-    return benchmark
+    return problem
 
-  def simulation_digest(self, benchmark: digits.Benchmark) -> str | None:
-    """Returns what identifies the simulated client's images; None if remote."""
-    if self.config.client.remote:
-      return None
-    parts = (benchmark.client.digest, benchmark.test.digest)
-    return workdir.digest(*map(str.encode, parts))
+  @property
+  def client(self) -> pools.Source:
+    """The simulated client's data."""
+    client = self.problem.client
+    assert client is not None  # config.validate sees to it
+    return client
+
+  @property
+  def classes(self) -> int:
+    """How many classes there are.
+
+    Raises:
+      EcosError: That is not known.
+    """
+    classes = len(self.config.data.classes) or self.problem.classes
+    if not classes:
+      raise errors.EcosError(
+        "--config.data.classes must name the classes: the pool has no labels"
+      )
+    return classes
+
+  def simulation_digest(self, problem: problem_lib.Problem) -> str | None:
+    """Returns what identifies the client's and the test's data, if any."""
+    parts = [part.digest for part in (problem.client, problem.test) if part]
+    return workdir.digest(*map(str.encode, parts)) if parts else None
 
   @functools.cached_property
   def encoder(self) -> registry.Encoder:
@@ -92,13 +121,16 @@ class Job:
 
   @functools.cached_property
   def test(self) -> tuple[np.ndarray, np.ndarray] | None:
-    """The client's test images [n, s, s, 3] and labels [n]; None if remote."""
-    if self.config.client.remote:
+    """Test images [n, s, s, 3] and labels [n]; None where there are none."""
+    test = self.problem.test
+    if test is None:
       return None
-    test = self.benchmark.test
-    every = np.arange(len(test))
-    size = self.config.train.image_size
-    return test.images(every, size), test.labels(every)
+    labels = test.labels(np.arange(len(test)))
+    known = np.flatnonzero(labels >= 0)
+    if not len(known):
+      return None
+    images = test.images(known, self.config.train.image_size)
+    return images, labels[known]
 
   @functools.cached_property
   def ledger(self) -> Path:

@@ -19,7 +19,6 @@ from ecos_jax import protocol
 from ecos_jax import workdir
 from ecos_jax.client import label as label_lib
 from ecos_jax.cloud import labels as labels_lib
-from ecos_jax.data import digits
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.pipeline import selection
@@ -70,7 +69,7 @@ def terms(job: Job) -> protocol.LabelTerms:
   """
   options = job.config.labelling
   return protocol.LabelTerms(
-    classes=digits.CLASSES,
+    classes=job.classes,
     neighbours=options.neighbours,
     sigma_screen=options.sigma_screen,
     sigma_vote=options.sigma_vote,
@@ -169,12 +168,12 @@ def labels(job: Job) -> bool:
 
 
 def _simulated(job: Job, request_data: bytes) -> bytes:
-  """Returns the labels of a client that holds the benchmark's half."""
+  """Returns the labels of the simulated client."""
   budget = job.config.labelling.max_epsilon
   try:
     return label_lib.answer(
       request_data,
-      lambda: job.benchmark.client,
+      lambda: job.client,
       terms(job),
       job.ledger,
       selection.simulated_tag(job),
@@ -199,7 +198,7 @@ def _write_dataset(
   """Writes the answered samples as a TFDS dataset.
 
   Returns:
-    The share of right answers, which only a simulation knows.
+    The share of right answers, where the pool has labels and no real client.
 
   Raises:
     EcosError: There is no answer.
@@ -214,13 +213,14 @@ def _write_dataset(
     )
   indices = selection.chosen(job)[answered]
   clusters = selection.dataset(job, "proxy").batch(answered)["cluster"]
-  pool = job.benchmark.pool
+  pool = job.problem.pool
   proxy_lib.write(
     path / selection.DATASET, pool, indices, clusters, labels[answered]
   )
-  if job.config.client.remote:
+  truth = pool.labels(indices)
+  if job.config.client.remote or (truth < 0).all():
     return None
-  return float(np.mean(pool.labels(indices) == labels[answered]))
+  return float(np.mean((truth == labels[answered])[truth >= 0]))
 
 
 def task(job: Job) -> tasks.Task:
@@ -229,14 +229,14 @@ def task(job: Job) -> tasks.Task:
   labelled = selection.dataset(job, "labels")
   indices = selection.chosen(job)
   given = workdir.load_array(stage.path / LABELS) >= 0
-  pool = job.benchmark.pool
+  pool = job.problem.pool
   rest = np.setdiff1d(np.arange(len(pool)), indices[given])
   if job.config.labelling.abstained_as_unlabelled:
     rest = indices[~given]
   if not train.unlabelled_ratio or not len(rest):
-    return tasks.Supervised(digits.CLASSES, labelled)
+    return tasks.Supervised(job.classes, labelled)
   return tasks.FixMatch(
-    digits.CLASSES,
+    job.classes,
     labelled,
     _Unlabelled(loader.PoolPart(pool, rest, train.image_size)),
     train.unlabelled_ratio,

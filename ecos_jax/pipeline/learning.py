@@ -8,7 +8,6 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
-from ecos_jax.data import digits
 from ecos_jax.data import loader
 from ecos_jax.models import registry as models
 from ecos_jax.models import size
@@ -22,6 +21,14 @@ from ecos_jax.training import loop
 from ecos_jax.training import tasks
 
 Method = config_lib.Method
+
+
+def wanted(job: Job) -> bool:
+  """Returns whether there is something to train on: images, and targets."""
+  proxy = job.stages.get("proxy")
+  if proxy is None or job.config.train.task is not config_lib.Task.MANUAL:
+    return True
+  return not job.config.of_features and proxy.result["labelled"] > 0
 
 
 def model(job: Job) -> None:
@@ -89,13 +96,13 @@ def _task(job: Job) -> tasks.Task:
   if train.task is config_lib.Task.DISTILL:
     return distillation.task(job, selected)
   if not train.unlabelled_ratio:
-    return tasks.Supervised(digits.CLASSES, selected)
-  pool = job.benchmark.pool
+    return tasks.Supervised(job.classes, selected)
+  pool = job.problem.pool
   rest = np.arange(len(pool))
   if job.config.sampling.method is not Method.LOCAL:
     rest = np.setdiff1d(rest, selection.chosen(job))
   return tasks.FixMatch(
-    digits.CLASSES,
+    job.classes,
     selected,
     loader.PoolPart(pool, rest, train.image_size),
     train.unlabelled_ratio,

@@ -27,7 +27,6 @@ from ecos_jax.cloud import query as query_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
-from ecos_jax.encoders import registry
 from ecos_jax.pipeline.job import Job
 from ecos_jax.privacy import mechanisms
 
@@ -37,6 +36,8 @@ _Message = TypeVar("_Message")
 
 NEEDS_BANK = (Method.ECOS, Method.KCENTER, Method.MAK)
 DATASET = "dataset"
+INDEX = "index.npy"
+UNREADABLE = "unreadable.txt"
 _INDICES = "indices.npy"
 # What the simulated client's ledger calls its data.
 SIMULATED = "simulated"
@@ -57,23 +58,33 @@ def pool(job: Job) -> None:
   """Reads or makes the public pool; what it holds is counted, not copied."""
 
   def work(path: Path) -> dict[str, Any]:
-    del path
-    benchmark = job.benchmark
-    pool, client = benchmark.pool, benchmark.client_source
-    share = None
-    if client is not None and not job.config.client.remote:
-      share = pool.sizes[client] / len(pool)
+    pool, client = job.problem.pool, job.problem.client_source
+    unreadable = [
+      f"{source.name}/{file.name}\t{file.why}"
+      for source in pool.sources
+      for file in getattr(source, "unreadable", ())
+    ]
+    kind = "features" if pool.feature_sources else "images"
+    text = f"{len(pool):,} {kind} from {len(pool.sizes)} sources"
+    if unreadable:
+      lines = "".join(f"{line}\n" for line in unreadable)
+      workdir.write_atomically(path / UNREADABLE, lines.encode())
+      text += f", {len(unreadable):,} unreadable"
     return {
       "digest": pool.digest,
-      "simulation": job.simulation_digest(benchmark),
+      "simulation": job.simulation_digest(job.problem),
       "size": len(pool),
       "sizes": dict(zip(pool.source_names, pool.sizes, strict=True)),
-      "client_share": share,
+      "unreadable": len(unreadable),
+      "client_share": (
+        None if client is None else pool.sizes[client] / len(pool)
+      ),
       "count": None,
-      "text": f"{len(pool):,} images from {len(pool.sizes)} sources",
+      "text": text,
     }
 
-  job.stage("pool", "data. seed", "", work)
+  # What the folders hold was listed and checked before: that is kept.
+  job.stage("pool", "data. seed", "", work, resumable=True)
   job.config.check_pool(job.stages["pool"].result["size"])
 
 
@@ -81,14 +92,21 @@ def bank(job: Job) -> None:
   """Encodes the pool."""
 
   def work(path: Path) -> dict[str, Any]:
-    bank = encode.build(
-      path,
-      job.benchmark.pool,
-      job.encoder,
-      dtype=job.config.bank.dtype.value,
-      shard_rows=job.config.bank.shard_rows,
-      batch_size=job.config.encoder.batch_size,
-    )
+    pool = job.problem.pool
+    if pool.feature_sources:
+      files = [f for source in pool.feature_sources for f in source.files]
+      bank = encode.link(
+        path, files, encoder=job.encoder.digest, pool=pool.digest
+      )
+    else:
+      bank = encode.build(
+        path,
+        pool,
+        job.encoder,
+        dtype=job.config.bank.dtype.value,
+        shard_rows=job.config.bank.shard_rows,
+        batch_size=job.config.encoder.batch_size,
+      )
     rows, dimension = bank.shape
     return {
       "digest": bank.digest,
@@ -200,13 +218,13 @@ def response(job: Job) -> bool:
 
 
 def _simulated(job: Job, query: bytes) -> bytes:
-  """Returns the response of a client that holds the benchmark's half."""
+  """Returns the response of the simulated client."""
   mechanism = mechanisms.Mechanism(
     terms(job), job.config.privacy.insecure_noise_seed
   )
   return respond.answer(
     query,
-    lambda: job.benchmark.client,
+    lambda: job.client,
     mechanism,
     job.ledger,
     simulated_tag(job),
@@ -239,30 +257,36 @@ def terms(job: Job) -> protocol.Terms:
 
 
 def proxy(job: Job) -> None:
-  """Chooses the samples and writes them as a TFDS dataset."""
+  """Chooses the samples and writes them as a TFDS dataset.
+
+  Of a pool of features only the index is written.
+  """
 
   def work(path: Path) -> dict[str, Any]:
     indices, clusters = _choose(job)
-    pool = job.benchmark.pool
+    pool = job.problem.pool
     np.save(path / _INDICES, indices)
     labels = pool.labels(indices)
     if job.config.train.task is config_lib.Task.CLIENT:
       labels = np.full(len(indices), -1, np.int64)
-    proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
-    client = job.benchmark.client_source
-    share = (
-      None
-      if client is None or job.config.client.remote
-      else float(np.mean(pool.source_of(indices) == client))
-    )
+    if pool.feature_sources:
+      weights = _weights(job, clusters)
+      proxy_lib.write_index(path / INDEX, pool, indices, clusters, weights)
+    else:
+      proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
+    client = job.problem.client_source
+    share = None
+    if client is not None:
+      share = float(np.mean(pool.source_of(indices) == client))
     budget = job.config.sampling.budget
     short = "" if len(indices) >= budget else f" of the {budget:,} asked for"
     return {
       "digest": workdir.digest(np.sort(indices).astype("<i8").tobytes()),
       "size": len(indices),
       "client_share": share,
+      "labelled": int((labels >= 0).sum()),
       "count": len(indices),
-      "text": f"{len(indices):,} images{short} by "
+      "text": f"{len(indices):,} samples{short} by "
       f"{job.config.sampling.method.value}",
     }
 
@@ -285,10 +309,10 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
     case Method.KCENTER:
       indices = baselines.kcenter(job.feature_bank, options.budget, key)
     case Method.MAK:
-      client = job.benchmark.client
-      features = registry.encode(
+      features = respond.features(
+        job.client,
+        np.arange(len(job.client)),
         job.encoder,
-        client.images(np.arange(len(client)), job.encoder.image_size),
         job.config.encoder.batch_size,
       )
       indices = baselines.mak(job.feature_bank, features, options.budget, key)
@@ -318,6 +342,19 @@ def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
   return indices, book.assignment[indices]
 
 
+def _weights(job: Job, clusters: np.ndarray) -> np.ndarray:
+  """Returns for how much each chosen sample stands, float32 [B], 1 on average.
+
+  The scores of a cluster, shared by the samples that were chosen from it.
+  """
+  if job.config.sampling.method is not Method.ECOS:
+    return np.ones(len(clusters), np.float32)
+  path = job.stages["response"].path / _RESPONSE
+  scores = message(path, protocol.Response.from_bytes).scores
+  shares = scores[clusters] / np.bincount(clusters)[clusters]
+  return (shares / shares.mean()).astype(np.float32)
+
+
 def chosen(job: Job) -> np.ndarray:
   """Returns the pool indices of the proxy, int64 [B]."""
   return workdir.load_array(job.stages["proxy"].path / _INDICES)
@@ -327,7 +364,7 @@ def selected(job: Job) -> loader.Source:
   """Returns the samples to train on: the proxy, or the client's own."""
   size = job.config.train.image_size
   if job.config.sampling.method is Method.LOCAL:
-    client = job.benchmark.client
+    client = job.client
     every = np.arange(len(client))
     return loader.Arrays(
       {

@@ -2,6 +2,8 @@
 
 `summary.json` holds, of one run: `method`, `client`, `budget`, `seed`,
 `remote`;
+`unreadable`, files of the pool that were left out and are listed in
+`pool/unreadable.txt`;
 `accuracy` on the client's test images; `proxy_size`, `proxy_digest` (sha256 of
 the sorted indices as little-endian int64); `proxy_client_share` and
 `pool_client_share`, the share that comes from the client's domain; `epsilon`,
@@ -15,8 +17,9 @@ was not asked); `labels_asked`, of these `labels_considered` before the budget
 was used up, of these `labels_answered`, and `labels_accuracy`, the share of the
 client's labels that are right;
 `bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
-and `teacher` (null without one), each with `name`, `accuracy`, `parameters` and
-`multiply_adds` of one image. What is not known is null.
+and `teacher` (null without one: a pool of features, and one without labels that
+are to be given by hand, ends at the proxy), each with `name`, `accuracy`,
+`parameters` and `multiply_adds` of one image. What is not known is null.
 """
 
 from pathlib import Path
@@ -50,11 +53,16 @@ def collect(job: Job) -> dict[str, Any]:
   proxy, labels = results.get("proxy", {}), results.get("labels", {})
   return {
     "method": method.value,
-    "client": job.config.data.client,
+    "client": (
+      job.config.data.client_data
+      if job.config.data.sources
+      else job.config.data.client
+    ),
     "budget": job.config.sampling.budget,
     "seed": job.config.seed,
-    "accuracy": results["model"]["accuracy"],
-    "model": _network(job.config.train.model, results["model"]),
+    "unreadable": results["pool"].get("unreadable", 0),
+    "accuracy": results.get("model", {}).get("accuracy"),
+    "model": _network(job.config.train.model, results.get("model")),
     "teacher": _network(job.config.distill.teacher, results.get("teacher")),
     "proxy_size": proxy.get("size"),
     "proxy_digest": proxy.get("digest"),
@@ -200,16 +208,33 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
   """Returns the summary for a person, a line a topic."""
   proxy = "none: trained on the client's own data"
   if summary["proxy_size"] is not None:
-    proxy = (
-      f"{summary['proxy_size']:,} images by {summary['method']}, "
-      f"{percent(summary['proxy_client_share'])} of the client's domain "
-      f"(pool: {percent(summary['pool_client_share'])})"
+    proxy = f"{summary['proxy_size']:,} samples by {summary['method']}"
+    if summary["pool_client_share"] is not None:
+      proxy += (
+        f", {percent(summary['proxy_client_share'])} of the client's domain "
+        f"(pool: {percent(summary['pool_client_share'])})"
+      )
+  files = ["summary.json"]
+  if summary["proxy_size"] is not None:
+    index = (workdir / "proxy" / selection.INDEX).exists()
+    files.append(
+      f"proxy/{selection.INDEX}" if index else "proxy/dataset (TFDS)"
     )
   seconds = summary["seconds"]
-  rows = {"accuracy": _measured(summary["model"])}
+  rows = {}
+  if summary["unreadable"]:
+    rows["skipped"] = (
+      f"{summary['unreadable']:,} files that cannot be read, listed in "
+      f"pool/{selection.UNREADABLE}"
+    )
+  if summary["model"] is None:
+    rows["model"] = "none: the run ends at the proxy, which has no labels yet"
+  else:
+    rows["accuracy"] = _measured(summary["model"])
+    files += [f"model/{export.FILE}", "metrics in model/metrics.jsonl"]
   if summary["teacher"] is not None:
     rows["teacher"] = _measured(summary["teacher"])
-  if summary["accuracy"] is None:
+  if summary["accuracy"] is None and summary["model"] is not None:
     rows["evaluate"] = (
       "the client can measure it, on its own machine: python -m "
       f"ecos_jax.client.evaluate --model={export.FILE} --data=DIR"
@@ -223,8 +248,6 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
     f"{summary['bytes_up']:,} up from it",
     "seconds": f"{sum(seconds.values()):.1f} = "
     + " + ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
-    "files": f"{workdir}: summary.json, model/{export.FILE}, metrics in "
-    "model/metrics.jsonl"
-    + (", proxy/dataset (TFDS)" if summary["proxy_size"] else ""),
+    "files": f"{workdir}: {', '.join(files)}",
   }
   return "\n".join(f"{name:<9} {row}" for name, row in rows.items())

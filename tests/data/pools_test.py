@@ -2,7 +2,6 @@ import io
 import itertools
 import os
 from pathlib import Path
-import shutil
 import subprocess
 import sys
 
@@ -14,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ecos_jax import errors
+from ecos_jax.data import folder
 from ecos_jax.data import pools
 
 
@@ -121,99 +121,6 @@ class TestArraySource:
       pools.ArraySource("a", random_images(3, 8, 8, 3), labels)
 
 
-class TestFolderSource:
-  def test_reads_all_kinds_in_sorted_order(self, tmp_path):
-    pixels = random_images(4, 8, 8, 3)
-    save(tmp_path / "b/2.PNG", pixels[2])
-    save(tmp_path / "b/10.png", pixels[1])
-    save(tmp_path / "a.webp", pixels[0], lossless=True)
-    save(tmp_path / "c/d/e.jpeg", pixels[3])
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / ".hidden.png").write_bytes(b"no image")
-    save(tmp_path / ".hidden" / "f.png", pixels[0])
-    source = pools.FolderSource(tmp_path)
-    assert source.name == tmp_path.name
-    assert len(source) == 4
-    images = source.images(np.arange(4), 8)
-    np.testing.assert_array_equal(images[:3], pixels[:3])
-    jpeg = np.asarray(Image.open(tmp_path / "c/d/e.jpeg"))
-    np.testing.assert_array_equal(images[3], jpeg)
-    assert source.labels(np.arange(4)).tolist() == [-1] * 4
-
-  @pytest.mark.parametrize(
-    "classes, expected",
-    [
-      (None, [7, -1, 2, -1, -1, -1, -1, -1]),
-      (("dog", "cow", "cat", "2"), [-1, -1, 3, -1, 2, 2, 0, -1]),
-    ],
-  )
-  def test_a_label_is_the_folder_s_own(self, tmp_path, classes, expected):
-    """The number that is its name, or its place in a list from elsewhere."""
-    names = ["07/x", "2/deep/z", "2/y", "3000000000/x"]
-    names += ["cat/0", "cat/1", "dog/2", "top"]
-    for name in names:
-      save(tmp_path / f"{name}.png", random_images(4, 4, 3))
-    source = pools.FolderSource(tmp_path, classes)
-    labels = source.labels(np.arange(8))
-    assert labels.dtype == np.int64
-    assert labels.tolist() == expected
-    # No file that goes changes the label of another.
-    for row, name in enumerate(names):
-      file = tmp_path / f"{name}.png"
-      data = file.read_bytes()
-      file.unlink()
-      rest = pools.FolderSource(tmp_path, classes).labels(np.arange(7))
-      assert rest.tolist() == expected[:row] + expected[row + 1 :]
-      file.write_bytes(data)
-
-  def test_the_classes_are_part_of_the_content(self, tmp_path):
-    save(tmp_path / "a/x.png", random_images(4, 4, 3))
-    lists = (None, ["a", "b"], ["b", "a"])
-    digests = {pools.FolderSource(tmp_path, names).digest for names in lists}
-    assert len(digests) == 3
-    with pytest.raises(errors.EcosError, match=r"--classes .* twice"):
-      pools.FolderSource(tmp_path, ["a", "b", "a"])
-
-  def test_encoded_is_the_file_byte_for_byte(self, tmp_path):
-    save(tmp_path / "a.jpg", random_images(9, 5, 3), quality=50)
-    save(tmp_path / "b.png", random_images(9, 5))
-    save(tmp_path / "c.webp", random_images(9, 5, 3), lossless=True)
-    source = pools.FolderSource(tmp_path)
-    assert source.encoded(0) == (tmp_path / "a.jpg").read_bytes()
-    assert source.encoded(1) == (tmp_path / "b.png").read_bytes()
-    assert source.encoded(2).startswith(b"\x89PNG")
-    np.testing.assert_array_equal(
-      decode(source.encoded(2)), random_images(9, 5, 3)
-    )
-
-  def test_an_unreadable_image_is_named(self, tmp_path):
-    save(tmp_path / "a.png", random_images(9, 9, 3))
-    (tmp_path / "b.png").write_bytes(b"no image")
-    source = pools.FolderSource(tmp_path)
-    with pytest.raises(errors.EcosError, match=r"b\.png cannot be read"):
-      source.images(np.arange(2), 8)
-    with pytest.raises(errors.EcosError, match=r"b\.png cannot be read"):
-      source.encoded(1)
-
-  def test_digest_is_of_names_sizes_and_times(self, tmp_path):
-    file = tmp_path / "a" / "x.png"
-    save(file, random_images(9, 9, 3))
-    digest = pools.FolderSource(tmp_path / "a").digest
-    assert pools.FolderSource(tmp_path / "a").digest == digest
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert pools.FolderSource(tmp_path / "b").digest == digest
-    os.utime(file, (1, 1))
-    assert pools.FolderSource(tmp_path / "a").digest != digest
-    (tmp_path / "b" / "x.png").rename(tmp_path / "b" / "y.png")
-    assert pools.FolderSource(tmp_path / "b").digest != digest
-
-  def test_refuses_a_folder_without_images(self, tmp_path):
-    with pytest.raises(errors.EcosError, match=r"--data: .* holds no image"):
-      pools.FolderSource(tmp_path)
-    with pytest.raises(errors.EcosError, match=r"--data: .*x is not a folder"):
-      pools.FolderSource(tmp_path / "x")
-
-
 class TestTfdsSource:
   def test_reads_stored_files(self, tmp_path):
     grey, colour = random_images(9, 9), random_images(9, 12, 3)
@@ -284,7 +191,7 @@ class TestOpenSource:
   def test_folder(self, tmp_path, prefix):
     save(tmp_path / "x.png", random_images(4, 4, 3))
     source = pools.open_source(f"{prefix}{tmp_path}")
-    assert isinstance(source, pools.FolderSource)
+    assert isinstance(source, folder.FolderSource)
 
   @pytest.mark.parametrize("prefix", ["", "images:"])
   def test_npy_is_mapped_and_not_hashed(self, tmp_path, prefix):

@@ -1,0 +1,41 @@
+"""Selective manual labelling on a pool of your own.
+
+  python -m ecos_jax.train --config=configs/own.py --workdir=runs/mine \
+    --config.data.sources=folder:/my/images --config.client.remote=True
+
+`sources` is what the pool is made of, one or several: `folder:DIR`,
+`tfds:NAME:SPLIT`, `images:FILE.npz`. Images are encoded by EfficientNet-Lite0,
+and the same network is fine-tuned on the proxy, if the pool has labels
+(--config.data.classes); without, the run ends at the proxy, to be labelled.
+
+With the argument `features` the pool is features that were made before
+(`features:FILE.npy`, `features:DIR`), and the run ends at an index.
+
+The settings are to begin with: nothing was tuned on anybody's data.
+"""
+
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+
+
+def get_config(argument: str = "") -> config_lib.Config:
+  """Returns the configuration.
+
+  Args:
+    argument: `features`, or nothing.
+
+  Raises:
+    ConfigError: Another argument.
+  """
+  config = config_lib.Config()
+  if argument == "features":
+    config.encoder.name = "identity"
+    return config
+  if argument:
+    raise errors.ConfigError(
+      f"--config=...:{argument}: unknown argument; valid: features"
+    )
+  config.encoder.name = config.train.model = "efficientnet_lite0"
+  config.encoder.image_size = config.train.image_size = 64
+  config.train.learning_rate = 5e-4
+  return config

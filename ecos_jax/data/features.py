@@ -1,0 +1,146 @@
+"""Embeddings that somebody made already: .npy files instead of images."""
+
+from collections.abc import Iterator
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from ecos_jax import errors
+
+_ROW_FILES = (".jsonl", ".parquet")
+
+
+class FeatureSource:
+  """Rows of features in one .npy file, or in all of a folder by name.
+
+  A file of the same name, or in a folder `metadata`, that ends in .jsonl or
+  .parquet may hold a row of anything for each of them.
+
+  Attributes:
+    name: Of the file, without its ending, or of the folder.
+    files: In the order of the rows.
+    dimension: d.
+    classes: 0, since there are no labels.
+  """
+
+  classes = 0
+
+  def __init__(self, path: Path):
+    """Opens the files, without reading them.
+
+    Args:
+      path: A .npy file of floating-point [rows, d], or a folder of such.
+
+    Raises:
+      EcosError: There is none, or they do not fit together.
+    """
+    folder = path.is_dir()
+    self.files = sorted(path.glob("*.npy")) if folder else [path]
+    if not self.files:
+      raise errors.EcosError(f"--data: {path} holds no .npy file")
+    self._arrays = [_open(file) for file in self.files]
+    self.name = path.resolve().name if folder else path.stem
+    self.dimension = self._arrays[0].shape[1]
+    for file, array in zip(self.files, self._arrays, strict=True):
+      if array.shape[1] != self.dimension:
+        raise errors.EcosError(
+          f"--data: {file} has d = {array.shape[1]}, {self.files[0]} has d = "
+          f"{self.dimension}"
+        )
+    self._offsets = np.cumsum([0, *map(len, self._arrays)], dtype=np.int64)
+    stem = path / "metadata" if folder else path
+    self._rows = next(
+      (f for s in _ROW_FILES if (f := stem.with_suffix(s)).is_file()), None
+    )
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Returns a sha256 over the files' names, sizes and times of change."""
+    stats = [(file.name, file.stat()) for file in self.files]
+    text = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()
+
+  def __len__(self) -> int:
+    """Returns the number of rows."""
+    return int(self._offsets[-1])
+
+  def features(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the features [n, d] at `indices` [n]."""
+    dtype = np.result_type(*self._arrays)
+    features = np.empty((len(indices), self.dimension), dtype)
+    files = np.searchsorted(self._offsets, indices, "right") - 1
+    for file in np.unique(files):
+      own = files == file
+      features[own] = self._arrays[file][indices[own] - self._offsets[file]]
+    return features
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns -1 [n] int64: nothing is known of classes."""
+    return np.full(len(indices), -1, np.int64)
+
+  def images(self, indices: np.ndarray, size: int) -> NoReturn:
+    """Raises EcosError: there are no images."""
+    del indices, size
+    raise errors.EcosError(f"{self.name} holds features, where images are due")
+
+  def encoded(self, index: int) -> NoReturn:
+    """Raises EcosError: there are no images."""
+    self.images(np.array([index]), 0)
+
+  def metadata(self, indices: np.ndarray) -> list[dict] | None:
+    """Returns the row of metadata for each of `indices`, None without any.
+
+    Raises:
+      EcosError: There are not as many rows as features, or one is damaged.
+    """
+    if self._rows is None:
+      return None
+    wanted = set(indices.tolist())
+    found = {}
+    try:
+      for count, row in enumerate(_rows(self._rows), 1):
+        if count - 1 in wanted:
+          found[count - 1] = json.loads(row) if isinstance(row, str) else row
+    except (ValueError, OSError) as error:
+      raise errors.EcosError(f"{self._rows} is damaged: {error}") from error
+    if count != len(self):
+      raise errors.EcosError(
+        f"{self._rows} has {count} rows for {len(self)} features"
+      )
+    return [found[index] for index in indices.tolist()]
+
+
+def _open(file: Path) -> np.ndarray:
+  try:
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise errors.EcosError(
+      f"--data: {file} cannot be read as a .npy file: {error}"
+    ) from error
+  shape = getattr(array, "shape", ())
+  if len(shape) != 2 or array.dtype.kind != "f":
+    # No count: how many samples a client has is private.
+    raise errors.EcosError(
+      f"--data: {file} must hold floating-point features [n, d]"
+    )
+  return array
+
+
+def _rows(path: Path) -> Iterator[str | dict]:
+  if path.suffix == ".jsonl":
+    with path.open(encoding="utf-8") as lines:
+      yield from lines
+    return
+  try:
+    from pyarrow import parquet
+  except ImportError:
+    raise errors.EcosError(
+      f"to read {path}: pip install pyarrow, or write it as .jsonl"
+    ) from None
+  with parquet.ParquetFile(path) as file:
+    for batch in file.iter_batches():
+      yield from batch.to_pylist()

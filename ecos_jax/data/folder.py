@@ -1,0 +1,252 @@
+"""Images in a folder and the folders in it: PNG, JPEG and WebP files, by path.
+
+The files are listed once: name, size, time of change, and what is wrong with
+those that cannot be read, which are left out. A listing can be kept in a file.
+Where it is, only folders are looked at: one whose time of change is another is
+listed again, and of its files those that are new or changed are read again. A
+file that was changed in place is found when it is used.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+import re
+import time
+from typing import NamedTuple
+
+from absl import logging
+import numpy as np
+from PIL import Image
+import tqdm
+
+from ecos_jax import errors
+from ecos_jax import workdir
+from ecos_jax.data import images as image_files
+
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_VERSION = 1
+# A folder may change again within the resolution of its time of change.
+_SETTLED_NS = 2_000_000_000
+
+
+class File(NamedTuple):
+  """A file as it was listed; `why` says what is wrong with it, if anything."""
+
+  name: str
+  size: int
+  time: int
+  why: str | None = None
+
+
+class FolderSource:
+  """Images in a folder and the folders in it, by path.
+
+  The name of the folder that a file lies in is its class: its position in
+  `classes`; without, the number that it is. Other files have label -1. So no
+  label depends on other files, which a client's privacy needs: numbering the
+  folders that are there would let one image relabel all. Hidden files are left
+  out.
+
+  Attributes:
+    unreadable: Files that are left out since they cannot be read.
+  """
+
+  def __init__(
+    self,
+    path: Path,
+    classes: Sequence[str] | None = None,
+    *,
+    part: tuple[int, int] = (0, 100),
+    listing: Path | None = None,
+  ):
+    """Lists the folder.
+
+    Args:
+      path: The folder.
+      classes: The folders that are classes, in the order of their labels; it
+        must not be read off private data. Without, names that are numbers.
+      part: From and to which percent of the files, in an order of their names
+        that looks random and no other file changes.
+      listing: Where to keep the listing, if anywhere.
+
+    Raises:
+      EcosError: It is no folder, or holds no image; or a class is there twice.
+    """
+    if classes is not None and len(set(classes)) < len(classes):
+      raise errors.EcosError("--classes names a class twice")
+    if not path.is_dir():
+      raise errors.EcosError(f"--data: {path} is not a folder")
+    self.name = path.resolve().name
+    if part != (0, 100):
+      self.name += f"[{part[0]}%:{part[1]}%]"
+    self._path = path
+    files = [file for file in _listed(path, listing) if _within(file, part)]
+    self.unreadable = [file for file in files if file.why is not None]
+    self._files = [file for file in files if file.why is None]
+    if not self._files:
+      raise errors.EcosError(
+        f"--data: {path} holds no image ({', '.join(_SUFFIXES)})"
+      )
+    self._classes = classes
+    self._labels = np.array(
+      [self._label(file.name) for file in self._files], np.int64
+    )
+    self.classes = (
+      len(classes) if classes is not None else int(self._labels.max()) + 1
+    )
+
+  def _label(self, file: str) -> int:
+    folder = Path(file).parent
+    if self._classes is None:
+      name = folder.as_posix()
+      return int(name) if _NUMBER.fullmatch(name) else -1
+    for name in (folder.as_posix(), folder.name):
+      if name in self._classes:
+        return self._classes.index(name)
+    return -1
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Returns a sha256 over the files' names, sizes and times of change."""
+    sha = hashlib.sha256()
+    if self._classes is not None:
+      sha.update(json.dumps(list(self._classes)).encode())
+    for file in self._files:
+      sha.update(json.dumps(file[:3]).encode())
+    return sha.hexdigest()
+
+  def __len__(self) -> int:
+    """Returns the number of samples."""
+    return len(self._files)
+
+  def _bytes(self, index: int) -> tuple[bytes, str]:
+    """Returns a file, and what to call it in an error."""
+    file = self._files[index]
+    path = self._path / file.name
+    data, now = _read(path, file.name)
+    if now[:3] != file[:3]:
+      raise errors.EcosError(
+        f"{path} changed since the folder was listed: put the old file back, "
+        "or begin anew"
+      )
+    return data, str(path)
+
+  def images(self, indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
+
+    def read(index: int) -> Image.Image:
+      return image_files.decode(*self._bytes(index), size)
+
+    return image_files.squares(read, indices, size)
+
+  def labels(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
+    return self._labels[indices]
+
+  def encoded(self, index: int) -> bytes:
+    """Returns the file, or as PNG where it is neither PNG, JPEG nor WebP."""
+    return image_files.common(*self._bytes(index))
+
+
+def _within(file: File, part: tuple[int, int]) -> bool:
+  place = int.from_bytes(hashlib.sha256(file.name.encode()).digest()[:8])
+  return part[0] << 64 <= 100 * place < part[1] << 64
+
+
+def _read(path: Path, name: str) -> tuple[bytes, File]:
+  """Returns a file, and what a listing says of it."""
+  with path.open("rb") as stream:
+    stat = os.fstat(stream.fileno())
+    return stream.read(), File(name, stat.st_size, stat.st_mtime_ns)
+
+
+def _checked(folder: Path, name: str) -> File:
+  try:
+    data, file = _read(folder / name, name)
+  except OSError as error:
+    return File(name, 0, 0, error.strerror)
+  return file._replace(why=image_files.why_unreadable(data))
+
+
+def _folders(path: Path) -> Iterator[tuple[str, int, list[os.DirEntry]]]:
+  """Yields each folder: its name, time of change, and what lies in it."""
+  pending = [""]
+  while pending:
+    name = pending.pop()
+    changed = (path / name).stat().st_mtime_ns
+    with os.scandir(path / name) as scan:
+      entries = [entry for entry in scan if not entry.name.startswith(".")]
+    pending += [
+      f"{name}{entry.name}/"
+      for entry in entries
+      if entry.is_dir(follow_symlinks=False)
+    ]
+    yield name, changed, entries
+
+
+def _listed(path: Path, listing: Path | None) -> list[File]:
+  """Returns the files in the order of their names; keeps the listing."""
+  known: dict[str, File] = {}
+  if listing is not None and listing.exists():
+    kept = json.loads(listing.read_bytes())
+    if kept["version"] == _VERSION:
+      files = [File(*file) for file in kept["files"]]
+      if all(
+        _changed(path / name) == changed
+        for name, changed in kept["folders"].items()
+      ):
+        return files
+      known = {file.name: file for file in files}
+  began = time.time_ns()
+  folders, files, new = {}, [], []
+  for folder, changed, entries in _folders(path):
+    # Of one that changed just now, a later change might not be seen.
+    folders[folder] = changed if began - changed > _SETTLED_NS else None
+    for entry in entries:
+      name = folder + entry.name
+      if not name.lower().endswith(_SUFFIXES) or entry.is_dir():
+        continue
+      file = known.get(name)
+      if file is not None:
+        stat = (path / name).stat()
+        if file[1:3] == (stat.st_size, stat.st_mtime_ns):
+          files.append(file)
+          continue
+      new.append(name)
+  # How many there are is for the cloud to know; a client keeps no listing.
+  with (
+    futures.ThreadPoolExecutor() as threads,
+    tqdm.tqdm(
+      total=len(new),
+      desc="checking",
+      unit=" images",
+      disable=True if listing is None else None,
+    ) as bar,
+  ):
+    for file in threads.map(functools.partial(_checked, path), new):
+      files.append(file)
+      bar.update()
+  files.sort()
+  bad = [file for file in files if file.why is not None]
+  if bad:
+    logging.warning(
+      "%s (%s), and perhaps others, cannot be read as images and are left out",
+      path / bad[0].name,
+      bad[0].why,
+    )
+  if listing is not None:
+    kept = {"version": _VERSION, "folders": folders, "files": files}
+    workdir.write_atomically(listing, json.dumps(kept).encode())
+  return files
+
+
+def _changed(folder: Path) -> int | None:
+  try:
+    return folder.stat().st_mtime_ns
+  except OSError:
+    return None

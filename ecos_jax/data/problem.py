@@ -1,0 +1,118 @@
+"""What a run is about: a pool, and in a simulation a client and its test.
+
+Either the Digits benchmark, or sources that the configuration names.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+import re
+from typing import NamedTuple
+
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax.data import digits
+from ecos_jax.data import features
+from ecos_jax.data import pools
+
+
+class Problem(NamedTuple):
+  """What the cloud has, what the client has, and what measures the result.
+
+  Attributes:
+    pool: The public samples.
+    client: The simulated client's samples: private; None if it is remote.
+    test: Held-out samples of the client's domain, None where there are none.
+    client_source: Which source of the pool is of the client's domain; None if
+      none is, or it is not known.
+    classes: How many classes the labels are of; 0 if that is not known.
+  """
+
+  pool: pools.Pool
+  client: pools.Source | None
+  test: pools.Source | None
+  client_source: int | None
+  classes: int
+
+
+def load(
+  data: config.Data,
+  seed: int,
+  *,
+  remote: bool = False,
+  listings: Path | None = None,
+) -> Problem:
+  """Returns what a configuration names.
+
+  Args:
+    data: The sources, or the Digits benchmark's fields.
+    seed: As in `digits.load`.
+    remote: Whether the client is another machine, so that nothing of it and of
+      its test is known here.
+    listings: Folder for what `FolderSource` finds, if it is to be kept.
+
+  Raises:
+    EcosError: Something is not to be had, or does not fit together.
+  """
+  if not data.sources:
+    problem = Problem(*digits.load(data, seed), classes=digits.CLASSES)
+    if remote:
+      return problem._replace(client=None, test=None, client_source=None)
+    return problem
+  pool = pools.Pool(
+    [
+      _opened(spec, data, "sources", listings, f"source-{i}")
+      for i, spec in enumerate(data.sources)
+    ]
+  )
+  client, test = (
+    spec and _opened(spec, data, field, listings, field)
+    for field, spec in (
+      ("client_data", data.client_data),
+      ("test_data", data.test_data),
+    )
+  )
+  if (
+    pool.feature_sources
+    and client
+    and not isinstance(client, features.FeatureSource)
+  ):
+    raise errors.EcosError(
+      f"--config.data.client_data={data.client_data} must be features, as the "
+      "pool"
+    )
+  return Problem(
+    pool,
+    client or None,
+    test or None,
+    _same_domain(pool.source_names, client.name) if client else None,
+    len(data.classes) or pool.classes,
+  )
+
+
+def _opened(
+  spec: str, data: config.Data, field: str, listings: Path | None, name: str
+) -> pools.Source:
+  # Labels in arrays are numbers already, and features have none.
+  numbered = spec.startswith(("images:", "features:"))
+  listing = listings / f"{name}.json" if listings is not None else None
+  try:
+    source = pools.open_source(
+      spec,
+      data.dir,
+      (data.classes or None) if not numbered else None,
+      listing,
+    )
+  except errors.EcosError as error:
+    said = str(error).replace("--data: ", "").replace(f"--data={spec} ", "")
+    raise errors.EcosError(f"--config.data.{field}={spec}: {said}") from error
+  return pools.Labelled(source) if data.labelled_only else source
+
+
+def _same_domain(names: Sequence[str], client: str) -> int | None:
+  """Returns the one source that is another part of what the client has."""
+
+  def domain(name: str) -> str:
+    return re.split(r"[:\[]", name)[0]
+
+  same = [i for i, name in enumerate(names) if domain(name) == domain(client)]
+  return same[0] if len(same) == 1 else None

@@ -1,0 +1,126 @@
+import json
+
+import numpy as np
+from pyarrow import Table
+from pyarrow import parquet
+import pytest
+
+from ecos_jax import errors
+from ecos_jax.data import features
+from ecos_jax.data import pools
+from ecos_jax.data import proxy
+
+
+def rows(n, d=4, dtype=np.float16, seed=0):
+  return np.random.default_rng(seed).normal(size=(n, d)).astype(dtype)
+
+
+@pytest.fixture
+def shards(tmp_path):
+  folder = tmp_path / "shards"
+  folder.mkdir()
+  parts = [rows(3, seed=1), rows(1, seed=2), rows(5, seed=3)]
+  for name, part in zip("abc", parts, strict=True):
+    np.save(folder / f"{name}.npy", part)
+  return folder, np.concatenate(parts)
+
+
+def test_shards_are_one_array_in_the_order_of_their_names(shards):
+  folder, expected = shards
+  source = features.FeatureSource(folder)
+  assert (len(source), source.dimension, source.name) == (9, 4, "shards")
+  indices = np.array([8, 0, 3, 3, 2])
+  np.testing.assert_array_equal(source.features(indices), expected[indices])
+  assert source.labels(indices).tolist() == [-1] * 5
+  digest = source.digest
+  np.save(folder / "d.npy", rows(2))
+  assert features.FeatureSource(folder).digest != digest
+
+
+def test_a_file_is_a_source_of_its_name(tmp_path):
+  np.save(tmp_path / "x.npy", rows(3, dtype=np.float64))
+  source = pools.open_source(f"features:{tmp_path / 'x.npy'}")
+  assert isinstance(source, features.FeatureSource)
+  assert source.name == "x"
+  assert source.features(np.arange(3)).dtype == np.float64
+
+
+def test_there_are_no_images(shards):
+  source = features.FeatureSource(shards[0])
+  for use in (
+    lambda: source.images(np.arange(2), 8),
+    lambda: source.encoded(0),
+  ):
+    with pytest.raises(errors.EcosError, match="shards holds features"):
+      use()
+
+
+@pytest.mark.parametrize(
+  "array", [np.zeros((3, 4), int), np.zeros(3), np.zeros((1237, 2, 2))]
+)
+def test_refuses_other_arrays_and_tells_no_count(tmp_path, array):
+  np.save(tmp_path / "x.npy", array)
+  with pytest.raises(errors.EcosError, match=r"x\.npy must hold") as caught:
+    features.FeatureSource(tmp_path / "x.npy")
+  assert "1237" not in str(caught.value)
+
+
+def test_refuses_shards_that_do_not_fit_and_none(shards, tmp_path):
+  folder, _ = shards
+  np.save(folder / "d.npy", rows(2, d=5))
+  with pytest.raises(errors.EcosError, match=r"d\.npy has d = 5"):
+    features.FeatureSource(folder)
+  with pytest.raises(errors.EcosError, match=r"no \.npy file"):
+    features.FeatureSource(tmp_path)
+  with pytest.raises(errors.EcosError, match="cannot be read"):
+    features.FeatureSource(tmp_path / "none.npy")
+
+
+def _write(path, table):
+  if path.suffix == ".jsonl":
+    path.write_text("".join(json.dumps(row) + "\n" for row in table))
+  else:
+    parquet.write_table(Table.from_pylist(table), path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_index_tells_where_each_sample_is(shards, tmp_path, suffix):
+  folder, _ = shards
+  np.save(tmp_path / "more.npy", rows(4))
+  _write(folder / f"metadata{suffix}", [{"id": f"é{i}"} for i in range(9)])
+  pool = pools.Pool(
+    [
+      features.FeatureSource(folder),
+      features.FeatureSource(tmp_path / "more.npy"),
+    ]
+  )
+  indices = np.array([7, 2, 10])
+  proxy.write_index(
+    tmp_path / "index.npy", pool, indices, np.arange(3), np.ones(3)
+  )
+  table = np.load(tmp_path / "index.npy")
+  assert table["index"].tolist() == [7, 2, 10]
+  assert table["source"].tolist() == [0, 0, 1]
+  assert table["row"].tolist() == [7, 2, 1]
+  lines = (tmp_path / "metadata.jsonl").read_text("utf-8").splitlines()
+  assert list(map(json.loads, lines)) == [{"id": "é7"}, {"id": "é2"}, {}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_metadata_of_another_length_are_refused(shards, suffix):
+  folder, _ = shards
+  _write(folder / f"metadata{suffix}", [{"id": i} for i in range(8)])
+  source = features.FeatureSource(folder)
+  with pytest.raises(errors.EcosError, match="8 rows for 9 features"):
+    source.metadata(np.array([1]))
+
+
+def test_a_pool_is_of_one_kind_and_of_one_dimension(tmp_path):
+  np.save(tmp_path / "a.npy", rows(3))
+  np.save(tmp_path / "b.npy", rows(3, d=5))
+  a, b = (features.FeatureSource(tmp_path / f"{x}.npy") for x in "ab")
+  images = pools.ArraySource("i", np.zeros((2, 4, 4), np.uint8))
+  with pytest.raises(errors.EcosError, match="not of both"):
+    pools.Pool([a, images])
+  with pytest.raises(errors.EcosError, match=r"d = \[4, 5\]"):
+    pools.Pool([a, b])

