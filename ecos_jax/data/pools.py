@@ -204,7 +204,7 @@ class TfdsSource:
       )
     self._labelled = "label" in info.features
     self.digest = f"{info.full_name}:{split}"
-    label = info.features.get("label")
+    label = info.features["label"] if self._labelled else None
     # Label i of the dataset is class _classes[i].
     self._classes = None
     self.classes = getattr(label, "num_classes", None) or 0
