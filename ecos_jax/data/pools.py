@@ -330,12 +330,12 @@ def open_source(
     return folder.FolderSource(path, classes, part=part, listing=listing)
   if tfds_spec:
     return TfdsSource(tfds_spec["name"], tfds_spec["split"], data_dir, classes)
-  if classes is not None:
-    raise errors.EcosError(
-      f"--classes names folders, but --data={spec} is none: its labels are "
-      "numbers already"
-    )
   if spec.startswith("images:") or path.suffix in (".npy", ".npz"):
+    if classes is not None:
+      raise errors.EcosError(
+        f"--classes names folders, but --data={spec} is none: its labels are "
+        "numbers already"
+      )
     return _open_arrays(path)
   raise errors.EcosError(
     f"--data={spec} names no data: give folder:DIR, images:FILE.npy, "
