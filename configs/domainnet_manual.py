@@ -28,10 +28,11 @@ the same (`--config.train.weights`). sigma = 10 and R = 100 are the paper's; its
 learning rates and steps are not known, and those here are not tuned.
 """
 
-import atexit
+from typing import Any
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax.data import pools
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 CLASSES = (
@@ -89,9 +90,13 @@ def _mock(config: config_lib.Config) -> None:
   """Puts random images in the place of DomainNet, for the whole process."""
   import tensorflow_datasets as tfds
 
-  mock = tfds.testing.mock_data(num_examples=1000)
-  mock.__enter__()
-  atexit.register(mock.__exit__, None, None, None)
+  class Mocked(pools.TfdsSource):
+    def __init__(self, *arguments: Any):
+      # Only here: the proxy is a dataset of TFDS too, and is not mocked.
+      with tfds.testing.mock_data(num_examples=1000):
+        super().__init__(*arguments)
+
+  pools.TfdsSource = Mocked
   config.encoder.name, config.train.model = "hog", "convnet"
   config.train.image_size = 28
   config.codebook.size = 10

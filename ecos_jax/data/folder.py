@@ -24,7 +24,6 @@ from PIL import Image
 import tqdm
 
 from ecos_jax import errors
-from ecos_jax import workdir
 from ecos_jax.data import images as image_files
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -239,7 +238,11 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       path / bad[0].name,
       bad[0].why,
     )
-  if listing is not None:
+  # Processes that share a listing find it made, and leave it alone.
+  if listing is not None and files != list(known.values()):
+    # Imported here: heavy, and a client has no use for it.
+    from ecos_jax import workdir
+
     kept = {"version": _VERSION, "folders": folders, "files": files}
     workdir.write_atomically(listing, json.dumps(kept).encode())
   return files

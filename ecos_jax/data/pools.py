@@ -204,7 +204,7 @@ class TfdsSource:
       )
     self._labelled = "label" in info.features
     self.digest = f"{info.full_name}:{split}"
-    label = info.features.get("label")
+    label = info.features["label"] if self._labelled else None
     # Label i of the dataset is class _classes[i].
     self._classes = None
     self.classes = getattr(label, "num_classes", None) or 0
@@ -330,12 +330,12 @@ def open_source(
     return folder.FolderSource(path, classes, part=part, listing=listing)
   if tfds_spec:
     return TfdsSource(tfds_spec["name"], tfds_spec["split"], data_dir, classes)
-  if classes is not None:
-    raise errors.EcosError(
-      f"--classes names folders, but --data={spec} is none: its labels are "
-      "numbers already"
-    )
   if spec.startswith("images:") or path.suffix in (".npy", ".npz"):
+    if classes is not None:
+      raise errors.EcosError(
+        f"--classes names folders, but --data={spec} is none: its labels are "
+        "numbers already"
+      )
     return _open_arrays(path)
   raise errors.EcosError(
     f"--data={spec} names no data: give folder:DIR, images:FILE.npy, "

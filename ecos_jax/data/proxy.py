@@ -33,7 +33,7 @@ _CHUNK_EXAMPLES = 256  # the dataset's metadata is written once a chunk
 def _rgb_file(data: bytes, where: str) -> bytes:
   if Image.open(io.BytesIO(data)).mode == "RGB":
     return data
-  return image_files.png(image_files.decode(data, where).convert("RGB"))
+  return image_files.png(image_files.rgb(image_files.decode(data, where)))
 
 
 def write(

@@ -46,8 +46,8 @@ _RESPONSE = "response.safetensors"
 _INSTRUCTIONS = f"""
 Waiting for the client. Carry this file to it:
   {{query}}
-There, with its private images in DIR and its ledger in LEDGER:
-  python -m ecos_jax.client.respond --query={_QUERY} --data=DIR \\
+There, with its private data in DIR and its ledger in LEDGER:
+  python -m ecos_jax.client.respond --query={_QUERY} --data={{data}} \\
     --epsilon=EPSILON --ledger=LEDGER --out={_RESPONSE}
 Bring the answer back as
   {{brought}}
@@ -188,7 +188,8 @@ def response(job: Job) -> bool:
     lambda: brought.exists() or job.work.done("response")
   ):
     query = job.stages["query"].path / _QUERY
-    print(_INSTRUCTIONS.format(query=query, brought=brought))
+    data = "features:DIR" if job.config.of_features else "DIR"
+    print(_INSTRUCTIONS.format(query=query, brought=brought, data=data))
     return False
 
   def work(path: Path) -> dict[str, Any]:

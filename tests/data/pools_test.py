@@ -142,6 +142,25 @@ class TestTfdsSource:
     assert len(part) == 2
     np.testing.assert_array_equal(part.images(np.array([0]), 9), images[1:2])
 
+  def test_classes_are_chosen_by_name(self):
+    with tfds.testing.mock_data(num_examples=40):
+      everything = pools.TfdsSource("cifar10", "train")
+      some = pools.TfdsSource("cifar10", "train", None, ["truck", "cat"])
+      labels = everything.labels(np.arange(40))
+      assert everything.classes == 10 and some.classes == 2
+      expected = [{9: 0, 3: 1}.get(label, -1) for label in labels]
+      assert some.labels(np.arange(40)).tolist() == expected
+      known = pools.Labelled(some)
+      places = np.flatnonzero(np.array(expected) >= 0)
+      assert 0 < len(known) == len(places) < 40
+      rows = np.arange(len(known))
+      np.testing.assert_array_equal(
+        known.images(rows, 8), everything.images(places, 8)
+      )
+      assert set(known.labels(rows)) <= {0, 1}
+      with pytest.raises(errors.EcosError, match="no class unicorn"):
+        pools.TfdsSource("cifar10", "train", None, ["cat", "unicorn"])
+
   def test_labels_are_unknown_without_any(self, tmp_path):
     source = pools.ArraySource("a", random_images(2, 8, 8, 3))
     write_tfds(tmp_path, [source.encoded(0), source.encoded(1)], labels=False)
@@ -187,6 +206,16 @@ class TestTfdsSource:
 
 
 class TestOpenSource:
+  def test_a_part_of_a_folder(self, tmp_path):
+    for i in range(20):
+      save(tmp_path / f"{i}.png", random_images(4, 4, 3))
+    parts = [
+      pools.open_source(f"folder:{tmp_path}[{cut}]")
+      for cut in ("0%:50%", "50%:100%")
+    ]
+    assert sum(map(len, parts)) == 20
+    assert parts[0].name == f"{tmp_path.name}[0%:50%]"
+
   @pytest.mark.parametrize("prefix", ["", "folder:"])
   def test_folder(self, tmp_path, prefix):
     save(tmp_path / "x.png", random_images(4, 4, 3))
@@ -230,8 +259,8 @@ class TestOpenSource:
   def test_tfds(self, monkeypatch, spec, name, split):
     calls = []
     monkeypatch.setattr(pools, "TfdsSource", lambda *args: calls.append(args))
-    pools.open_source(spec, "there")
-    assert calls == [(name, split, "there")]
+    pools.open_source(spec, "there", ["a"])
+    assert calls == [(name, split, "there", ["a"])]
 
   @pytest.mark.parametrize(
     "spec", ["", "nowhere", "tfds:mnist", "http://x", "folder", "a.png"]

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ecos_jax import errors
+from ecos_jax.data import folder
 from ecos_jax.data import pools
 from ecos_jax.data import proxy
 
@@ -52,18 +53,28 @@ def test_round_trip_with_images_of_several_sizes(tmp_path):
 
 def test_rgb_files_are_the_pools_bytes(tmp_path):
   files = []
-  for suffix in ("png", "jpg"):
+  for suffix in ("png", "jpg", "webp"):
     files.append(tmp_path / "pool" / f"image.{suffix}")
     files[-1].parent.mkdir(exist_ok=True)
     pixels = _RNG.integers(0, 256, (9, 11, 3), np.uint8)
     Image.fromarray(pixels).save(files[-1])
-  pool = pools.Pool([pools.FolderSource(tmp_path / "pool")])
-  _write(tmp_path / "proxy", pool, np.arange(2))
+  pool = pools.Pool([folder.FolderSource(tmp_path / "pool")])
+  _write(tmp_path / "proxy", pool, np.arange(3))
   source = tfds.builder_from_directory(str(tmp_path / "proxy")).as_data_source(
     "train", decoders={"image": tfds.decode.SkipDecoding()}
   )
-  stored = {source[i]["image"] for i in range(2)}
+  stored = {source[i]["image"] for i in range(3)}
   assert stored == {file.read_bytes() for file in files}
+
+
+def test_16_bits_are_scaled_not_clipped(tmp_path):
+  grey = _RNG.integers(0, 256, (9, 11), np.uint8)
+  (tmp_path / "pool").mkdir()
+  Image.fromarray(grey.astype(np.uint16) << 8).save(tmp_path / "pool/a.png")
+  pool = pools.Pool([folder.FolderSource(tmp_path / "pool")])
+  _write(tmp_path / "proxy", pool, np.arange(1))
+  image = proxy.open_proxy(tmp_path / "proxy")[0]["image"]
+  np.testing.assert_array_equal(image, np.repeat(grey[..., None], 3, -1))
 
 
 def test_replaces_what_is_there_and_leaves_nothing_else(tmp_path):

@@ -1,0 +1,227 @@
+"""A run on data of one's own, from the configuration to the proxy."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import domainnet_manual
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+from ecos_jax import pipeline
+from ecos_jax.data import proxy
+
+_CLASSES = ("dark", "light")
+
+
+def _save(path, level, seed):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(seed)
+  pixels = level + rng.integers(0, 60, (30, 36, 3))
+  Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  path = tmp_path_factory.mktemp("folders")
+  for i in range(40):
+    kind = ("png", "jpg", "webp")[i % 3]
+    _save(path / f"web/dark/{i}.{kind}", 10, i)
+    _save(path / f"web/deep/light/{i}.{kind}", 150, 100 + i)
+    _save(path / f"own/light/{i}.png", 150, 200 + i)
+  (path / "web/dark/bad.jpg").write_bytes(b"no image")
+  return path
+
+
+def _config(folders, *, features=False) -> config_lib.Config:
+  config = config_lib.Config()
+  config.data.sources = (
+    f"folder:{folders}/web",
+    f"folder:{folders}/own[0%:50%]",
+  )
+  config.data.client_data = f"folder:{folders}/own[50%:100%]"
+  config.data.classes = _CLASSES
+  config.codebook.size = 8
+  config.privacy.sigma = 1.0
+  config.privacy.insecure_noise_seed = 5
+  config.sampling.budget = 24
+  config.train.steps, config.train.batch_size = 2, 8
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(folders, tmp_path_factory):
+  config = _config(folders)
+  config.data.test_data = f"folder:{folders}/own"
+  path = tmp_path_factory.mktemp("run")
+  return config, path, pipeline.run(config, path)
+
+
+def test_a_folder_is_sampled_trained_on_and_tested(finished):
+  config, path, summary = finished
+  assert summary["unreadable"] == 1
+  assert (
+    (path / "pool/unreadable.txt").read_text().startswith("web/dark/bad.jpg")
+  )
+  assert summary["proxy_size"] == 24
+  assert 0 <= summary["accuracy"] <= 1
+  assert summary["pool_client_share"] < summary["proxy_client_share"]
+  assert pipeline.run(config, path) == summary
+
+
+def test_the_proxy_holds_the_very_files_and_their_labels(finished, folders):
+  import tensorflow_datasets as tfds
+
+  _, path, _ = finished
+  data = proxy.open_proxy(path / "proxy/dataset")
+  builder = tfds.builder_from_directory(str(path / "proxy/dataset"))
+  raw = builder.as_data_source(
+    "train", decoders={"image": tfds.decode.SkipDecoding()}
+  )
+  files = {
+    file.read_bytes(): file for file in folders.rglob("*.*") if file.is_file()
+  }
+  kinds = set()
+  for item, stored in zip(data, raw, strict=True):
+    file = files[stored["image"]]
+    kinds.add(file.suffix)
+    assert item["label"] == _CLASSES.index(file.parent.name)
+    assert item["source"].decode().split("[")[0] in str(file)
+  assert len(kinds) > 1
+
+
+def test_a_folder_without_labels_ends_at_the_proxy(folders, tmp_path, capsys):
+  config = _config(folders)
+  config.data.classes = ()
+  summary = pipeline.run(config, tmp_path)
+  assert summary["model"] is summary["accuracy"] is None
+  assert not (tmp_path / "model").exists()
+  assert "ends at the proxy" in capsys.readouterr().out
+  data = proxy.open_proxy(tmp_path / "proxy/dataset")
+  assert {item["label"] for item in data} == {-1}
+
+
+def test_no_label_changes_what_is_chosen(finished, folders, tmp_path):
+  config = _config(folders)
+  config.data.classes = _CLASSES[::-1]
+  summary = pipeline.run(config, tmp_path)
+  assert summary["proxy_digest"] == finished[2]["proxy_digest"]
+
+
+def test_files_that_changed_since_are_refused(finished, folders, tmp_path):
+  config, path, _ = finished
+  copy = tmp_path / "run"
+  shutil.copytree(path, copy)
+  for stage in ("proxy", "model"):
+    shutil.rmtree(copy / stage)
+  new = folders / "web/dark/new.png"
+  _save(new, 10, 1)
+  try:
+    with pytest.raises(errors.EcosError, match=r"--config\.data\.sources are"):
+      pipeline.run(config, copy)
+  finally:
+    new.unlink()
+  assert pipeline.run(config, copy)["proxy_size"] == 24
+
+
+@pytest.mark.parametrize("method", ["ecos", "random", "kcenter", "mak"])
+def test_features_end_at_an_index(tmp_path, method):
+  rng = np.random.default_rng(0)
+  centres = 5 * rng.normal(size=(6, 12))
+  member = rng.integers(6, size=300)
+  bank = (centres[member] + rng.normal(size=(300, 12))).astype(np.float16)
+  (tmp_path / "bank").mkdir()
+  np.save(tmp_path / "bank/a.npy", bank[:100])
+  np.save(tmp_path / "bank/b.npy", bank[100:])
+  np.save(tmp_path / "client.npy", centres[2] + rng.normal(size=(80, 12)))
+  rows = "".join(json.dumps({"id": i}) + "\n" for i in range(300))
+  (tmp_path / "bank/metadata.jsonl").write_text(rows)
+  before = sorted((tmp_path / "bank").iterdir())
+  config = config_lib.Config()
+  config.encoder.name = "identity"
+  config.data.sources = (f"features:{tmp_path}/bank",)
+  config.data.client_data = f"features:{tmp_path}/client.npy"
+  config.codebook.size = 6
+  config.privacy.sigma = 1.0
+  config.sampling.budget = 20
+  config.sampling.method = config_lib.Method(method)
+  summary = pipeline.run(config, tmp_path / "run")
+  assert summary["model"] is None
+  assert summary["proxy_size"] == 20
+  index = np.load(tmp_path / "run/proxy/index.npy")
+  if method in ("ecos", "mak"):
+    assert np.mean(member[index["index"]] == 2) > 0.9
+  assert index["weight"].mean() == pytest.approx(1, rel=1e-3)
+  lines = (tmp_path / "run/proxy/metadata.jsonl").read_text().splitlines()
+  assert [json.loads(line)["id"] for line in lines] == index["index"].tolist()
+  assert sorted((tmp_path / "bank").iterdir()) == before
+  assert pipeline.run(config, tmp_path / "run") == summary
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"client_data": None}, r"--config\.client\.remote=True, or"),
+    (
+      {"sources": ("folder:{0}/none",)},
+      r"--config\.data\.sources=folder:.*not a",
+    ),
+    (
+      {"client_data": "nothing"},
+      r"--config\.data\.client_data=nothing: .*no data",
+    ),
+    ({"sources": ("features:x.npy",)}, r"needs identity"),
+    ({"sources": ()}, r"data\.client_data is for a pool of your own"),
+    ({"classes": ("a", "a")}, r"names a class twice"),
+  ],
+)
+def test_what_cannot_be_is_named(folders, tmp_path, changes, said):
+  config = _config(folders)
+  for name, value in changes.items():
+    setattr(config.data, name, value)
+  with pytest.raises(errors.EcosError, match=said):
+    pipeline.run(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_domainnet_by_mock_data(tmp_path):
+  command = [sys.executable, "-m", "ecos_jax.train", f"--workdir={tmp_path}"]
+  command.append("--config=configs/domainnet_manual.py:mock,sketch")
+  subprocess.run(command, check=True, capture_output=True)
+  summary = json.loads((tmp_path / "summary.json").read_bytes())
+  assert summary["proxy_size"] == 50
+  assert summary["pool_client_share"] is not None
+  assert 0 <= summary["accuracy"] <= 1
+
+
+@pytest.mark.slow
+def test_domainnet_in_a_folder(tmp_path):
+  for d, domain in enumerate(domainnet_manual.DOMAINS):
+    for c, name in enumerate((*domainnet_manual.CLASSES[:3], "airplane")):
+      for i in range(12):
+        _save(tmp_path / f"{domain}/{name}/{i}.jpg", 20 * d + 9 * c, 99 * d + i)
+  config = domainnet_manual.get_config(f"folder={tmp_path},real,1000")
+  config.encoder.name, config.train.model = "hog", "convnet"
+  config.train.image_size = 28
+  config.codebook.size, config.sampling.budget = 10, 40
+  config.privacy.sigma = 1.0
+  config.train.steps, config.train.batch_size = 2, 8
+  config.validate()
+  summary = pipeline.run(config, tmp_path / "run")
+  assert summary["proxy_size"] == 40
+  data = proxy.open_proxy(tmp_path / "run/proxy/dataset")
+  assert {item["label"] for item in data} <= {0, 1, 2}
+  assert summary["accuracy"] is not None
+
+
+def test_domainnet_wants_known_arguments():
+  config = domainnet_manual.get_config("3000,clipart")
+  config.validate()
+  assert config.sampling.budget == 3000
+  assert config.data.client_data == "tfds:domainnet/clipart:train[:50%]"
+  with pytest.raises(errors.ConfigError, match="quickdraw"):
+    domainnet_manual.get_config("photo")
