@@ -1,6 +1,7 @@
 """The stages in order: pool, bank, codebook, query, response, proxy, model."""
 
 from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def run(
     PreemptedError: The process was told to stop.
   """
   config.validate()
-  fields = config_lib.flatten(config)
+  # Through JSON, as it comes from process 0.
+  fields = json.loads(json.dumps(config_lib.flatten(config)))
   theirs = distributed.first(lambda: fields)
   different = [
     f"--config.{name}={value} here, {theirs[name]} on process 0"
