@@ -22,7 +22,7 @@ class Worker:
 
   def __init__(self, job: Mapping[str, Any], environment: Mapping[str, str]):
     """Starts the process; `first` is its first answer."""
-    # A file, not a pipe: nobody reads while the child writes.
+    # A file, not a pipe: nobody reads while the child writes. `close` closes.
     self._said = tempfile.TemporaryFile()  # noqa: SIM115
     reading, writing = os.pipe()
     self._process = subprocess.Popen(

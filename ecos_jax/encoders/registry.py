@@ -162,7 +162,7 @@ def get(
   image_size: int | None = None,
   weights: str | None = None,
   dtype: str = "float32",
-  flags: Flags = Flags(),  # noqa: B008
+  flags: Flags = Flags(),  # noqa: B008 (a tuple: nothing can change it)
 ) -> Encoder:
   """Returns the encoder called `name`, the same object at each call.
 

@@ -156,18 +156,22 @@ def small_chunks(monkeypatch):
 
 
 def test_a_nested_start_is_as_good_as_plain_iterations(small_chunks):
-  features = blobs(60_000, 8, 60, spread=1.0)
-  # Local minima differ by 2 % between keys.
-  nested, plain = (
-    np.mean(
-      [
-        kmeans.fit(features, 50, jax.random.key(s), nested=nested).inertia[-1]
-        for s in range(10)
-      ]
-    )
-    for nested in (True, False)
-  )
-  assert nested < 1.001 * plain
+  # Local minima differ by 1 to 3 % between keys, so over several data and keys.
+  ratios = []
+  for seed in range(2):
+    for spread in (1.0, 3.0):
+      features = blobs(60_000, 8, 60, spread, seed)
+      nested, plain = (
+        np.mean(
+          [
+            kmeans.fit(features, 50, jax.random.key(s), nested=n).inertia[-1]
+            for s in range(10)
+          ]
+        )
+        for n in (True, False)
+      )
+      ratios.append(nested / plain)
+  assert np.mean(ratios) < 1.001
 
 
 def test_a_nested_start_needs_few_iterations_on_all_rows(small_chunks):
