@@ -6,7 +6,12 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
-.PHONY: demo test slow aot compile lint format docs
+# Of the tests, those that touch most of other people's interfaces.
+TELLING := tests/cloud/bank_test.py tests/data/folder_test.py \
+  tests/data/proxy_test.py tests/models/registry_test.py tests/privacy/accounting_test.py \
+  tests/protocol_test.py tests/training/checkpoints_test.py
+
+.PHONY: demo test slow aot compile lint format docs minimum wheel
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos
@@ -17,7 +22,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not tpu"
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not gpu and not tpu"
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not tpu"
 
 # In an environment of its own: the plugins look for their chips at every start.
 aot:
@@ -33,14 +38,25 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck .ci/run .ci/wheel launch/*.sh launch/slurm.sbatch
 
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The oldest versions that pyproject.toml allows, and what they bring.
+minimum: $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-minimum
+	$(BIN)/uv pip install --quiet --python .venv-minimum --resolution lowest-direct --editable '.[dev]'
+	.venv-minimum/bin/python -m pytest -n 2 -m "not slow and not gpu and not tpu" $(TELLING)
+	.venv-minimum/bin/python -m ecos_jax.train --config=configs/digits_manual.py:smoke --workdir=$$(mktemp -d)/run
+
+wheel: $(READY)
+	.ci/wheel $(BIN)
+
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Made anew when the dependencies change; .ready comes last, so that an
 # interrupted install is done again.

@@ -11,6 +11,17 @@ bytes identifies the content, and duplicate fields, hidden bytes and lengths
 that lie are refused together. All sizes are checked before anything of that
 size is allocated, and every refusal is a `ProtocolError` that names the field.
 Names are plain ASCII, since they are printed on the client's terminal.
+
+    >>> terms = Terms(sigma=10, gamma=0.8, delta=1e-5, relation="add_remove")
+    >>> centroids = np.zeros((100, 72), np.float32)
+    >>> query = Query(centroids, "hog", {"version": 1}, 64 * "0", terms)
+    >>> message = query.to_bytes()
+    >>> Query.from_bytes(message).centroids.shape
+    (100, 72)
+    >>> Query.from_bytes(message[:6])
+    Traceback (most recent call last):
+      ...
+    ecos_jax.protocol.ProtocolError: the query is cut off
 """
 
 from collections.abc import Mapping

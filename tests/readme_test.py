@@ -1,4 +1,4 @@
-"""The recipes of the README for data of one's own, as they stand there."""
+"""The README's recipes for two machines and for data of one's own, verbatim."""
 
 import json
 from pathlib import Path
@@ -45,6 +45,18 @@ def _save(path: Path, level: int, seed: int) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   noise = np.random.default_rng(seed).integers(0, 40, (40, 48, 3))
   Image.fromarray((level + noise).astype(np.uint8)).save(path)
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path):
+  [section] = re.findall(r"start:machines.*?end:machines", _README, re.DOTALL)
+  recipe = "\n".join(re.findall(r"```\n(.*?)```", section, re.DOTALL))
+  recipe = recipe.replace(":demo", ":smoke")
+  _run(recipe.replace("client.respond", "client.respond --yes"), tmp_path)
+  summary = json.loads((tmp_path / "runs/remote/summary.json").read_bytes())
+  assert summary["accuracy"] is None
+  assert 0.4 < summary["epsilon"] <= 0.5
+  assert summary["proxy_size"] == 64
 
 
 @pytest.mark.slow

@@ -63,6 +63,10 @@ def quotas(
   remainder, equal ones in order of index. Exact: the sum is `budget`, or the
   size of the kept clusters together if that is less.
 
+    >>> scores, sizes = np.array([60, 30, 10]), np.array([20, 500, 500])
+    >>> quotas(scores, sizes, keep(scores, sigma=5, threshold=1), 100)
+    array([20, 60, 20])
+
   Args:
     scores: int64 [R], positive where kept.
     sizes: int64 [R], samples in each cluster.

@@ -13,6 +13,12 @@ memory budget (accelerators). Three things keep it near the rate of the product:
 
 Products are float32 at precision "highest", since the cloud and the client must
 agree on the nearest centroid. Equal scores go to the lowest index.
+
+    >>> features = np.array([[0, 1], [8, 9], [9, 8]], np.float32)
+    >>> centroids = np.array([[0, 0], [9, 9]], np.float32)
+    >>> labels, distances = assign(features, centroids)
+    >>> labels.tolist(), distances.tolist()
+    ([0, 1, 1], [1.0, 1.0, 1.0])
 """
 
 from collections.abc import Callable, Iterator

@@ -10,6 +10,12 @@ Few passes over everything are needed, for two reasons. The start is nested:
 Lloyd's iterations run on a small sample first, then on twice as many rows, and
 so on, so that the iterations on all rows begin near their end. And rows whose
 nearest centroid cannot have changed are not compared again (`lloyd.pruned`).
+
+    >>> corners = np.array([[0, 0], [0, 9], [9, 0]], np.float32)
+    >>> features = np.repeat(corners, 50, axis=0)
+    >>> result = fit(features, 3, jax.random.key(0))
+    >>> sorted(result.centroids.tolist()), result.sizes.tolist()
+    ([[0.0, 0.0], [0.0, 9.0], [9.0, 0.0]], [50, 50, 50])
 """
 
 from collections.abc import Iterable

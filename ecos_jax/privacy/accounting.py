@@ -13,8 +13,19 @@ The PLDs are dp_accounting's, made from the probability masses, with all losses
 rounded up, so that every epsilon here is an upper bound. It is reported rounded
 up to six decimals.
 
-    >>> epsilon(10.0, 0.8, 1e-5, "add_remove") < 0.2762
-    True
+    >>> round(epsilon(10.0, 0.8, 1e-5, "add_remove"), 3)
+    0.276
+    >>> round(epsilon(10.0, 0.8, 1e-5, "replace_one"), 3)
+    0.39
+
+What noise an epsilon of 1 needs, and what five such answers cost together:
+
+    >>> needed = sigma(1.0, 0.8, 1e-5, "add_remove")
+    >>> round(needed, 2)
+    3.26
+    >>> once = Cost((Release(needed, 0.8),))
+    >>> round(Cost.total(5 * [once], 1e-5, "add_remove"), 1)
+    2.4
 """
 
 from collections.abc import Sequence

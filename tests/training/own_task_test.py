@@ -31,7 +31,7 @@ def _run(example, tmp_path, monkeypatch, labels):
   images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 3), np.uint8)
   pool = pools.Pool([pools.ArraySource("a", images)])
   indices = np.arange(0, 20, 2)
-  directory = tmp_path / "runs" / "usps" / "proxy" / "dataset"
+  directory = tmp_path / "runs" / "optdigits" / "proxy" / "dataset"
   proxy.write(directory, pool, indices, np.full(10, -1, np.int32), labels)
   few = functools.partial(config_lib.Train, steps=3, batch_size=8, log_every=1)
   names: dict = {}

@@ -1,0 +1,117 @@
+"""What the documentation says of commands, files and errors is so."""
+
+import ast
+import doctest
+import importlib
+import importlib.util
+from pathlib import Path
+import re
+import subprocess
+
+import pytest
+
+from ecos_jax import config
+
+_ROOT = Path(__file__).parents[1]
+_PAGES = [
+  _ROOT / "README.md",
+  _ROOT / "CONTRIBUTING.md",
+  _ROOT / "launch/README.md",
+  *sorted((_ROOT / "docs").glob("*.md")),
+]
+_TEXTS = [page.read_text() for page in _PAGES]
+_NAMES = [str(page.relative_to(_ROOT)) for page in _PAGES]
+_SOURCES = sorted((_ROOT / "ecos_jax").rglob("*.py"))
+_each_page = pytest.mark.parametrize("text", _TEXTS, ids=_NAMES)
+
+
+def _blocks(text: str) -> list[str]:
+  """Returns the blocks of shell."""
+  fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+  return [block for language, block in fences if language in ("", "bash")]
+
+
+@_each_page
+def test_shell_blocks_are_shell(text):
+  for block in _blocks(text):
+    subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+
+
+@_each_page
+def test_commands_fields_and_files_exist(text):
+  config.check_overrides(
+    re.findall(r"--config\.[a-z_]+\.[a-z_]+|--config\.seed", text)
+  )
+  for module in re.findall(r"python -m (ecos_jax[a-z_.]*)", text):
+    assert importlib.util.find_spec(module.rstrip(".")), module
+  files = r"\b((?:configs|ecos_jax|launch|tests|docs)/[\w/.-]*\w\.\w+)"
+  for file in re.findall(files, text):
+    assert (_ROOT / file).exists(), file
+  makefile = (_ROOT / "Makefile").read_text()
+  for target in re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", text, re.M):
+    assert f"\n{''.join(target)}:" in makefile, target
+
+
+@_each_page
+def test_options_of_commands_exist(text):
+  """Of any command of the package: modules define some for others."""
+  defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", _source()))
+  for block in _blocks(text):
+    for command in block.replace("\\\n", " ").splitlines():
+      _, found, options = command.partition("python -m ecos_jax")
+      if found:
+        options = options.partition("#")[0]
+        for option in re.findall(r"\s--(\w+)(?:=|\s|$)", options):
+          assert option in defined | {"help", "version"}, option
+
+
+def _source() -> str:
+  return "\n".join(file.read_text() for file in _SOURCES)
+
+
+@_each_page
+def test_external_links_are_well_formed(text):
+  for link in re.findall(r"\]\((\w+:[^)]*)\)", text):
+    assert re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[\w.~/#%-]*)?", link), link
+
+
+def _said() -> list[str]:
+  """Returns every text of the sources, with `...` for what is filled in."""
+  found = []
+  for file in _SOURCES:
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.JoinedStr):
+        found.append(
+          "".join(
+            part.value if isinstance(part, ast.Constant) else "..."
+            for part in node.values
+          )
+        )
+      elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        found.append(node.value)
+  return found
+
+
+def test_errors_in_troubleshooting_occur_in_the_source():
+  text = (_ROOT / "docs/troubleshooting.md").read_text()
+  quotes = re.findall(r"^\*\*`(.*)`\*\*$", text, re.MULTILINE)
+  assert len(quotes) > 25
+  said = _said()
+  unknown = [
+    quote for quote in quotes if not any(quote in text for text in said)
+  ]
+  assert not unknown
+
+
+_WITH_EXAMPLES = [
+  ".".join(file.relative_to(_ROOT).with_suffix("").parts)
+  for file in _SOURCES
+  if ">>>" in file.read_text()
+]
+
+
+@pytest.mark.parametrize("name", _WITH_EXAMPLES)
+def test_examples_in_docstrings_run(name):
+  module = importlib.import_module(name.removesuffix(".__init__"))
+  result = doctest.testmod(module)
+  assert result.attempted and not result.failed
