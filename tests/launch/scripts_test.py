@@ -22,7 +22,7 @@ _SCRIPTS = ("local.sh", "slurm.sbatch", "tpu_vm.sh")
 _SMOKE = (
   "--config=configs/digits_manual.py:smoke",
   "--config.privacy.insecure_noise_seed=3",
-  "--config.train.steps=400",
+  "--config.train.steps=100",
 )
 
 # Writes its name and its arguments, one a line. Not by bash's own printf, which
@@ -391,15 +391,9 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_local_processes_stop_and_come_back(machine):
-  environment = _real(machine) | {"PROCESSES": "2", "RESTARTS": "1"}
-  flags = (*_SMOKE, "--workdir=run")
-  process = machine.start("local.sh", *flags, **environment)
-  run = machine.folder / "run"
-  _wait_for((run / "model/checkpoints/10").exists, process)
-  process.send_signal(signal.SIGTERM)
-  _, err = process.communicate(timeout=100)
-  assert process.returncode == 75, err
+def test_two_local_processes(machine):
+  environment = _real(machine) | {"PROCESSES": "2"}
+  flags = (_SMOKE[0], "--workdir=run")
   assert machine.run("local.sh", *flags, **environment) == 0, machine.err
-  assert "done before" in machine.out
-  assert (run / "summary.json").exists()
+  assert "process 0 of 2" in machine.out and "process 1 of 2" in machine.out
+  assert (machine.folder / "run/summary.json").exists()
