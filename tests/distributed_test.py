@@ -22,6 +22,7 @@ from ecos_jax import workdir
 from ecos_jax.cloud import codebook
 from ecos_jax.cloud import encode
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -248,7 +249,7 @@ def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
 
 
 def test_passes_over_rows_stop_when_told(monkeypatch):
-  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 64)
+  monkeypatch.setattr(chunks, "_CPU_CHUNK_BYTES", 64)
   features = np.ones((1000, 4), np.float32)
   kmeans.fit(features, 2, jax.random.key(0))
   monkeypatch.setattr(distributed, "told_to_stop", lambda: True)
