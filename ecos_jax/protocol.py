@@ -21,7 +21,7 @@ Names are plain ASCII, since they are printed on the client's terminal.
     >>> Query.from_bytes(message[:6])
     Traceback (most recent call last):
       ...
-    ecos_jax.protocol.ProtocolError: the query is cut off
+    ecos_jax.wire.ProtocolError: the query is cut off
 """
 
 import dataclasses
