@@ -6,11 +6,14 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
-.PHONY: demo test slow aot compile lint format docs
+.PHONY: demo report test slow aot compile lint format docs
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos
 	$(TRAIN) --workdir=$(DEMO)/random --config.sampling.method=random
+	$(MAKE) --no-print-directory report
+
+report: $(READY)
 	$(BIN)/python -m ecos_jax.report --workdir=$(DEMO)/ecos,$(DEMO)/random
 
 test: $(READY)
