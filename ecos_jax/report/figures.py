@@ -37,7 +37,7 @@ class Series(NamedTuple):
 
   name: str
   style: str
-  steps: Sequence[int]
+  steps: Sequence[float]
   values: Sequence[float]
   final: float | None = None
 

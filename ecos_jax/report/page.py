@@ -126,7 +126,7 @@ def render(runs: Sequence[collect.Run]) -> str:
     "size": _size,
     "short": "{:.4g}".format,
     "seconds": _seconds,
-    "odds": lambda epsilon: f"{math.exp(min(epsilon, 700)):.3g}",
+    "odds": _odds,
   }
   return environment.get_template("page.html").render(
     views=views,
@@ -258,6 +258,10 @@ def _differences(runs: Sequence[collect.Run]) -> dict[str, list[str]]:
 
 def _json(value: Any) -> str:
   return json.dumps(value, ensure_ascii=False)
+
+
+def _odds(epsilon: float) -> str:
+  return f"{math.exp(min(epsilon, 700)):.3g}"
 
 
 def _size(count: int) -> str:

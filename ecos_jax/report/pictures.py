@@ -92,9 +92,8 @@ def look(run: collect.Run) -> Pictures | None:
   except (errors.EcosError, OSError) as error:
     return Pictures([], [], shown, str(error))
   return Pictures(
-    *(
-      [Cluster(r, clusters[r]) for r in part.tolist()] for part in (most, least)
-    ),
+    [Cluster(r, clusters[r]) for r in most.tolist()],
+    [Cluster(r, clusters[r]) for r in least.tolist()],
     shown,
     None,
   )

@@ -13,7 +13,7 @@ import scipy.linalg
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.report import collect
 
-ROWS = 2500
+ROWS = 2000
 PROXY_ROWS = 1000
 _SEED = 0
 
@@ -52,9 +52,10 @@ def plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   rows, dimension = centred.shape
   # The smaller of the two Gram matrices has the same spectrum.
   small = centred.T @ centred if dimension <= rows else centred @ centred.T
-  size = len(small)
-  values, vectors = scipy.linalg.eigh(
-    small, subset_by_index=[max(size - 2, 0), size - 1]
+  last = len(small) - 1
+  values, vectors = map(
+    np.asarray,
+    scipy.linalg.eigh(small, subset_by_index=[max(last - 1, 0), last]),
   )
   directions = np.zeros((2, dimension))
   total = np.trace(small)
