@@ -28,9 +28,13 @@ def main(argv: list[str]) -> None:
   runs = [collect.read(path) for path in paths]
   print(table.table({str(run.path): run.summary for run in runs}))
   out = Path(_OUT.value) if _OUT.value else paths[0] / "report.html"
-  if not out.parent.is_dir():
-    raise errors.ConfigError(f"--out={out}: there is no folder {out.parent}")
-  workdir.write_atomically(out, page.render(runs).encode())
+  html = page.render(runs)
+  try:
+    workdir.write_atomically(out, html.encode())
+  except OSError as error:
+    raise errors.ConfigError(
+      f"--out={out} cannot be written: {error.strerror}"
+    ) from error
   print(f"\nreport    {out}")
 
 

@@ -17,6 +17,14 @@ from ecos_jax.cloud import sampling
 from ecos_jax.pipeline import selection
 from ecos_jax.training import metrics
 
+# What the page shows of a summary.
+_FIELDS = (
+  *("method", "accuracy", "model", "teacher", "remote", "unreadable", "budget"),
+  *("proxy_size", "proxy_digest", "proxy_client_share", "pool_client_share"),
+  *("epsilon", "epsilon_answers", "scores_epsilon", "paper_epsilon"),
+  *("labels_epsilon", "delta", "relation", "bytes_down", "bytes_up", "seconds"),
+  *("labels_asked", "labels_considered", "labels_answered", "labels_accuracy"),
+)
 # Rows of an index that are looked at together.
 _CHUNK_ROWS = 1 << 22
 
@@ -88,19 +96,22 @@ def read(path: Path) -> Run:
       "ecos_jax.train to its end first"
     ) from None
   try:
+    summary = {field: summary[field] for field in _FIELDS}
     stages = {
       name: _json(path / name / workdir.MANIFEST) for name in summary["seconds"]
     }
     return _read(path, summary, stages)
   except FileNotFoundError as error:
+    stage = Path(error.filename).parent
+    remedy = "" if stage == path else f"delete the folder {stage}, and "
     raise errors.EcosError(
-      f"{error.filename} is missing: run python -m ecos_jax.train again"
+      f"{error.filename} is missing: {remedy}run python -m ecos_jax.train again"
     ) from None
   # A file that another version wrote, or somebody's hand.
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise errors.EcosError(
       f"--workdir={path} holds artefacts that this version does not know "
-      f"({error!r}): run python -m ecos_jax.train again, in another --workdir"
+      f"({error!r}): run python -m ecos_jax.train again"
     ) from error
 
 
