@@ -83,7 +83,7 @@ def _markup(svg: ElementTree.Element) -> markupsafe.Markup:
   return markupsafe.Markup(ElementTree.tostring(svg, encoding="unicode"))
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
   """Returns round numbers in [low, high], `most` or fewer."""
   span = high - low
   if span <= 0:
@@ -263,7 +263,7 @@ def curves(
   values = [value for line in series for value in line.values] + finals
   last = max(line.steps[-1] for line in series)
   high = max(1.0 if percent else max(values), 1e-9)
-  axes = _Axes(svg, (48, 12, 346, 200), (0, last), (min(0, *values), high))
+  axes = _Axes(svg, (48, 12, 338, 200), (0, last), (min(0, *values), high))
   axes.grid(percent=percent)
   for value in ticks(0, last, 4):
     _add(svg, "text", "middle", f"{value:,g}", x=axes.x(value), y=220)

@@ -121,10 +121,10 @@ def render(runs: Sequence[collect.Run]) -> str:
     lstrip_blocks=True,
   )
   environment.filters |= {
-    "percent": summary_lib.percent,
-    "number": "{:,}".format,
+    "percent": _percent,
+    "number": _number,
     "size": _size,
-    "short": "{:.4g}".format,
+    "short": _short,
     "seconds": _seconds,
     "odds": _odds,
   }
@@ -260,6 +260,23 @@ def _json(value: Any) -> str:
   return json.dumps(value, ensure_ascii=False)
 
 
+def _percent(share: float | None) -> str:
+  return _unbroken(summary_lib.percent(share))
+
+
+def _number(count: int) -> str:
+  return f"{count:,}".replace("-", "\N{MINUS SIGN}")
+
+
+def _short(value: float) -> str:
+  """Returns four digits, and 1e-5 rather than 1e-05."""
+  return f"{value:.4g}".replace("e-0", "e-")
+
+
+def _unbroken(text: str) -> str:
+  return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def _odds(epsilon: float) -> str:
   return f"{math.exp(min(epsilon, 700)):.3g}"
 
@@ -267,14 +284,15 @@ def _odds(epsilon: float) -> str:
 def _size(count: int) -> str:
   """Returns '29.2 kB'; a kilobyte has 1,000 bytes."""
   if count < 1000:
-    return f"{count} bytes"
+    return _unbroken(f"{count} bytes")
   power = min(int(math.log10(count)) // 3, 4)
-  return f"{count / 1000**power:.3g} {'kMGT'[power - 1]}B"
+  return _unbroken(f"{count / 1000**power:.3g} {'kMGT'[power - 1]}B")
 
 
 def _seconds(seconds: float) -> str:
   if seconds < 60:
-    return f"{seconds:.1f} s"
+    return _unbroken(f"{seconds:.1f} s")
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+  text = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+  return _unbroken(text)

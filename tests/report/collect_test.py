@@ -82,7 +82,9 @@ def test_a_run_that_is_not_finished_is_refused(ecos, tmp_path):
   copy = tmp_path / "run"
   shutil.copytree(ecos, copy)
   shutil.rmtree(copy / "model")
-  with pytest.raises(errors.EcosError, match=r"manifest\.json is missing: delete"):
+  with pytest.raises(
+    errors.EcosError, match=r"manifest\.json is missing: delete"
+  ):
     collect.read(copy)
 
 
