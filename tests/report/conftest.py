@@ -28,7 +28,9 @@ def configure(tmp_path_factory):
     _digits(path / f"{HOSTILE}.npz", 10, 70, 1),
     _digits(path / "plain.npz", 120, 50, 2),
   )
-  client = _digits(path / "client.npz", 120, 60, 3)
+  # Of one name with a source: that is the client's domain.
+  (path / "private").mkdir()
+  client = _digits(path / "private" / "plain.npz", 120, 60, 3)
   test = _digits(path / "test.npz", 120, 40, 4)
 
   def new() -> config_lib.Config:
