@@ -32,13 +32,21 @@ _MESSAGES = {
 }
 
 
+class Bar(NamedTuple):
+  """The share of a source in a proxy, what to call it, and its class."""
+
+  name: str
+  style: str
+  share: float
+
+
 class Share(NamedTuple):
   """A source, with its share of the pool and of each proxy."""
 
   name: str
   style: str
   pool: float
-  proxies: list[float]
+  proxies: list[Bar]
 
 
 class Figure(NamedTuple):
@@ -112,6 +120,11 @@ def render(runs: Sequence[collect.Run]) -> str:
     _view(run, name, f"run{i}")
     for i, (run, name) in enumerate(zip(runs, names, strict=True))
   ]
+  proxies = [
+    (run, name, _style(i))
+    for i, (run, name) in enumerate(zip(runs, names, strict=True))
+    if run.chosen is not None
+  ]
   one_pool = all(run.sources == runs[0].sources for run in runs)
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("ecos_jax.report"),
@@ -127,13 +140,18 @@ def render(runs: Sequence[collect.Run]) -> str:
     "short": _short,
     "seconds": _seconds,
     "odds": _odds,
+    "style": _style,
   }
   return environment.get_template("page.html").render(
     views=views,
     rival=_rival(views),
-    shares=_shares(runs) if one_pool else None,
+    shares=_shares(proxies) if proxies and one_pool else None,
+    one_pool=one_pool,
     curves=_figures(
-      [_curves(view.run, view.label, i) for i, view in enumerate(views)]
+      [
+        _series(run, "model", name, _style(i))
+        for i, (run, name) in enumerate(zip(runs, names, strict=True))
+      ]
     ),
     differences=_differences(runs),
     version=ecos_jax.__version__,
@@ -159,8 +177,13 @@ def _view(run: collect.Run, label: str, anchor: str) -> View:
     coverage,
     passing,
     pictures.look(run),
-    _shares([run]),
-    _figures([_curves(run, "model", 0), *_teacher(run)]),
+    _shares([(run, "the proxy", None)]),
+    _figures(
+      [
+        _series(run, "model", "model", "c0"),
+        _series(run, "teacher", "teacher", "c1"),
+      ]
+    ),
   )
 
 
@@ -173,44 +196,53 @@ def _rival(views: Sequence[View]) -> View | None:
   return next(iter(random + known), None)
 
 
-def _shares(runs: Sequence[collect.Run]) -> list[Share]:
-  """Returns the shares of the sources in the pool that all runs have."""
-  sources = runs[0].sources
-  sizes = [sum(run.composition.values()) or 1 for run in runs]
-  styles = figures.styles(runs[0])
+def _shares(
+  proxies: Sequence[tuple[collect.Run, str, str | None]],
+) -> list[Share]:
+  """Returns the shares of the sources, in the pool and in proxies of it.
+
+  Args:
+    proxies: Runs on one pool, what to call the proxy of each, and its class;
+      None for those of the sources.
+  """
+  first = proxies[0][0]
+  styles, size = figures.styles(first), sum(first.sources.values())
   shares = [
     Share(
-      name,
-      styles[name],
-      count / sum(sources.values()),
+      source,
+      styles[source],
+      count / size,
       [
-        run.composition.get(name, 0) / size
-        for run, size in zip(runs, sizes, strict=True)
+        Bar(
+          name,
+          style or styles[source],
+          run.composition.get(source, 0)
+          / max(run.summary["proxy_size"] or 0, 1),
+        )
+        for run, name, style in proxies
       ],
     )
-    for name, count in sources.items()
+    for source, count in first.sources.items()
   ]
   if len(shares) <= _SOURCES:
     return shares
-  shares.sort(key=lambda share: -max(share.pool, *share.proxies))
+  shares.sort(key=lambda s: -max(s.pool, *(bar.share for bar in s.proxies)))
   shares, rest = shares[: _SOURCES - 1], shares[_SOURCES - 1 :]
   together = Share(
     f"{len(rest):,} more sources",
     figures.OTHER,
     sum(share.pool for share in rest),
-    [sum(column) for column in zip(*(s.proxies for s in rest), strict=True)],
+    [
+      Bar(bars[0].name, figures.OTHER, sum(bar.share for bar in bars))
+      for bars in zip(*(share.proxies for share in rest), strict=True)
+    ],
   )
   return [*shares, together]
 
 
-def _curves(
-  run: collect.Run, name: str, place: int
-) -> dict[str, figures.Series]:
-  return _series(run, "model", name, f"c{place % figures.COLOURS}")
-
-
-def _teacher(run: collect.Run) -> list[dict[str, figures.Series]]:
-  return [_series(run, "teacher", "teacher", "c1")]
+def _style(place: int) -> str:
+  """Returns the class of a run among several."""
+  return f"c{place % figures.COLOURS}"
 
 
 def _series(
