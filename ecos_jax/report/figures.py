@@ -146,10 +146,10 @@ def coverage(clusters: collect.Clusters, threshold: float) -> markupsafe.Markup:
   order = np.argsort(-scores, kind="stable")
   if len(order) > _BARS:
     order = order[np.linspace(0, len(order) - 1, _BARS).round().astype(int)]
-  svg = _svg(720, 300, "Noised coverage of each cluster, sorted")
+  svg = _svg(720, 340, "Noised coverage of each cluster, sorted")
   limit = max(threshold, 2.4) * sigma
   y = (min(float(scores.min()), -2.4 * sigma), max(float(scores.max()), limit))
-  axes = _Axes(svg, (58, 10, 714, 290), (0, len(order)), y)
+  axes = _Axes(svg, (58, 10, 714, 330), (0, len(order)), y)
   for style, reach in (("band2", 2 * sigma), ("band1", sigma)):
     _add(
       *(svg, "rect", style),
