@@ -11,11 +11,14 @@ TELLING := tests/cloud/bank_test.py tests/data/folder_test.py \
   tests/data/proxy_test.py tests/models/registry_test.py tests/privacy/accounting_test.py \
   tests/protocol_test.py tests/training/checkpoints_test.py
 
-.PHONY: demo test slow aot compile lint format docs minimum wheel
+.PHONY: demo report test slow aot compile lint format docs minimum wheel
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos
 	$(TRAIN) --workdir=$(DEMO)/random --config.sampling.method=random
+	$(MAKE) --no-print-directory report
+
+report: $(READY)
 	$(BIN)/python -m ecos_jax.report --workdir=$(DEMO)/ecos,$(DEMO)/random
 
 test: $(READY)

@@ -1,0 +1,42 @@
+"""python -m ecos_jax.report: see the package's docstring."""
+
+from pathlib import Path
+
+from absl import flags
+
+from ecos_jax import cli
+from ecos_jax import errors
+from ecos_jax import workdir
+from ecos_jax.report import collect
+from ecos_jax.report import page
+from ecos_jax.report import table
+
+_WORKDIR = flags.DEFINE_list(
+  "workdir", None, "Working directories of finished runs, separated by commas."
+)
+_OUT = flags.DEFINE_string(
+  "out", None, "The page; report.html in the first --workdir without."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table of the runs that --workdir names, and writes the page."""
+  del argv
+  if not _WORKDIR.value:
+    raise errors.ConfigError("--workdir is missing: name one or more runs")
+  paths = [Path(path) for path in dict.fromkeys(_WORKDIR.value)]
+  runs = [collect.read(path) for path in paths]
+  print(table.table({str(run.path): run.summary for run in runs}))
+  out = Path(_OUT.value) if _OUT.value else paths[0] / "report.html"
+  html = page.render(runs)
+  try:
+    workdir.write_atomically(out, html.encode())
+  except OSError as error:
+    raise errors.ConfigError(
+      f"--out={out} cannot be written: {error.strerror}"
+    ) from error
+  print(f"\nreport    {out}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

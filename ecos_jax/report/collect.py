@@ -1,0 +1,218 @@
+"""What a finished run left in its workdir, read for the report."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ecos_jax import errors
+from ecos_jax import protocol
+from ecos_jax import workdir
+from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.cloud import sampling
+from ecos_jax.pipeline import selection
+from ecos_jax.training import metrics
+
+# What the page shows of a summary.
+_FIELDS = (
+  *("method", "accuracy", "model", "teacher", "remote", "unreadable", "budget"),
+  *("proxy_size", "proxy_digest", "proxy_client_share", "pool_client_share"),
+  *("epsilon", "epsilon_answers", "scores_epsilon", "paper_epsilon"),
+  *("labels_epsilon", "delta", "relation", "bytes_down", "bytes_up", "seconds"),
+  *("labels_asked", "labels_considered", "labels_answered", "labels_accuracy"),
+)
+# Rows of an index that are looked at together.
+_CHUNK_ROWS = 1 << 22
+
+
+class Clusters(NamedTuple):
+  """What the client answered about each centroid, and what was made of it.
+
+  Attributes:
+    centroids: float32 [R, d].
+    assignment: int32 [N], mapped from disk.
+    sizes: int64 [R], samples of the pool.
+    scores: int64 [R], the noised coverage.
+    kept: bool [R], those that the filter left.
+    taken: int64 [R], samples of the proxy.
+    statement: What the client states about the noise.
+  """
+
+  centroids: np.ndarray
+  assignment: np.ndarray
+  sizes: np.ndarray
+  scores: np.ndarray
+  kept: np.ndarray
+  taken: np.ndarray
+  statement: protocol.Statement
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished run.
+
+  Attributes:
+    path: Its workdir.
+    summary: `summary.json`.
+    config: The resolved configuration, by dotted field name.
+    stages: The manifest of each stage, in order.
+    sources: Samples of the pool, by source.
+    chosen: int64 [B], pool indices of the proxy, mapped; None without a proxy.
+    composition: Samples of the proxy, by source; empty without a proxy.
+    clusters: None unless the client was asked for scores.
+    curves: Rows of metrics by stage: `model`, `teacher`.
+  """
+
+  path: Path
+  summary: dict[str, Any]
+  config: dict[str, Any]
+  stages: dict[str, dict[str, Any]]
+  sources: dict[str, int]
+  chosen: np.ndarray | None
+  composition: dict[str, int]
+  clusters: Clusters | None
+  curves: dict[str, list[dict[str, float]]]
+
+  def result(self, stage: str) -> dict[str, Any]:
+    """Returns what a stage came to; nothing if it was not needed."""
+    return self.stages.get(stage, {}).get("result", {})
+
+
+def read(path: Path) -> Run:
+  """Returns the finished run in a workdir.
+
+  Raises:
+    EcosError: It is not finished, or an artefact is missing or damaged.
+  """
+  try:
+    summary = _json(path / "summary.json")
+  except FileNotFoundError:
+    raise errors.EcosError(
+      f"--workdir={path}: no summary.json there; run python -m "
+      "ecos_jax.train to its end first"
+    ) from None
+  try:
+    summary = {field: summary[field] for field in _FIELDS}
+    stages = {
+      name: _json(path / name / workdir.MANIFEST) for name in summary["seconds"]
+    }
+    return _read(path, summary, stages)
+  except FileNotFoundError as error:
+    stage = Path(error.filename).parent
+    remedy = "" if stage == path else f"delete the folder {stage}, and "
+    raise errors.EcosError(
+      f"{error.filename} is missing: {remedy}run python -m ecos_jax.train again"
+    ) from None
+  # A file that another version wrote, or somebody's hand.
+  except (KeyError, TypeError, AttributeError, IndexError) as error:
+    raise errors.EcosError(
+      f"--workdir={path} holds artefacts that this version does not know "
+      f"({error!r}): run python -m ecos_jax.train again"
+    ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+  try:
+    return json.loads(path.read_bytes())
+  except ValueError:
+    raise errors.EcosError(
+      f"{path} is damaged: delete it, and run python -m ecos_jax.train again"
+    ) from None
+
+
+def _read(
+  path: Path, summary: dict[str, Any], stages: dict[str, dict[str, Any]]
+) -> Run:
+  config = flat(_json(path / "config.json"))
+  chosen = None
+  if "proxy" in stages:
+    chosen = workdir.load_array(path / "proxy" / "indices.npy", mmap_mode="r")
+  sources = stages["pool"]["result"]["sizes"]
+  clusters = None
+  if "response" in stages and chosen is not None:
+    clusters = _clusters(path, config["sampling.threshold"], chosen)
+  return Run(
+    path=path,
+    summary=summary,
+    config=config,
+    stages=stages,
+    sources=sources,
+    chosen=chosen,
+    composition={} if chosen is None else _composition(sources, chosen),
+    clusters=clusters,
+    curves={
+      name: rows
+      for name in ("model", "teacher")
+      if name in stages and (rows := _curve(path / name / metrics.FILE))
+    },
+  )
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns {'codebook.size': 100, ...}: every leaf by its dotted name."""
+  leaves = {}
+  for name, value in fields.items():
+    if isinstance(value, dict):
+      leaves |= flat(value, f"{prefix}{name}.")
+    else:
+      leaves[prefix + name] = value
+  return leaves
+
+
+def _composition(sources: dict[str, int], chosen: np.ndarray) -> dict[str, int]:
+  counts = np.zeros(len(sources), np.int64)
+  for start in range(0, len(chosen), _CHUNK_ROWS):
+    position = source_of(sources, chosen[start : start + _CHUNK_ROWS])
+    counts += np.bincount(position, minlength=len(sources))
+  return dict(zip(sources, counts.tolist(), strict=True))
+
+
+def source_of(sources: dict[str, int], indices: np.ndarray) -> np.ndarray:
+  """Returns the positions of the sources [n] of pool indices [n]."""
+  ends = np.cumsum(list(sources.values()))
+  return np.searchsorted(ends, indices, "right")
+
+
+def _clusters(path: Path, threshold: float, chosen: np.ndarray) -> Clusters:
+  book = codebook_lib.read(path / "codebook")
+  response = selection.message(
+    path / "response" / "response.safetensors", protocol.Response.from_bytes
+  )
+  if not len(response.scores) == len(book.centroids) == len(book.sizes):
+    raise errors.EcosError(
+      f"{path}: the response has {len(response.scores)} scores for "
+      f"{len(book.centroids)} centroids: delete its folders codebook, query, "
+      "response and proxy, and run python -m ecos_jax.train again"
+    )
+  return Clusters(
+    *(book.centroids, book.assignment, book.sizes),
+    scores=response.scores,
+    kept=sampling.keep(response.scores, response.statement.sigma, threshold),
+    taken=np.bincount(book.assignment[chosen], minlength=len(book.sizes)),
+    statement=response.statement,
+  )
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+  try:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+  # A teacher that was brought has none.
+  except FileNotFoundError:
+    return []
+  except ValueError:
+    raise errors.EcosError(
+      f"{path} is damaged: delete the folder {path.parent}, and run python -m "
+      "ecos_jax.train again"
+    ) from None
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+  """Returns what to call each run: its workdir, short but distinct."""
+  paths = [run.path.absolute() for run in runs]
+  if len(paths) == 1:
+    return [paths[0].name]
+  return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]

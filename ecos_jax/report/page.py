@@ -1,0 +1,330 @@
+"""The page: what is shown of each run, and of several beside one another.
+
+Words stand in `templates/`, figures in `figures.py`; here is what the one needs
+of the other. All that comes from a run is escaped where it enters the page.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import json
+import math
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+import scipy.stats
+
+import ecos_jax
+from ecos_jax import config as config_lib
+from ecos_jax.pipeline import summary as summary_lib
+from ecos_jax.report import collect
+from ecos_jax.report import figures
+from ecos_jax.report import pictures
+from ecos_jax.report import projection
+
+# More would be a list, not a picture.
+_SOURCES = 24
+_MESSAGES = {
+  "query": "down",
+  "response": "up",
+  "request": "down",
+  "labels": "up",
+}
+
+
+class Bar(NamedTuple):
+  """The share of a source in a proxy, what to call it, and its class."""
+
+  name: str
+  style: str
+  share: float
+
+
+class Share(NamedTuple):
+  """A source, with its share of the pool and of each proxy."""
+
+  name: str
+  style: str
+  pool: float
+  proxies: list[Bar]
+
+
+class Figure(NamedTuple):
+  """A figure and what it is of."""
+
+  title: str
+  svg: markupsafe.Markup
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """A run, and what is shown of it beside its numbers.
+
+  Attributes:
+    run: The run.
+    label: Its short name.
+    anchor: Prefix of the ids in its chapter.
+    plane: Of its bank, None if it had none.
+    maps: Of the pool and of the proxy; none without a bank.
+    coverage: None if the client was not asked for scores.
+    passing: Share of clusters without a vote that the filter lets pass.
+    pictures: None without images.
+    sources: The composition of this run alone.
+    curves: Of its training.
+  """
+
+  run: collect.Run
+  label: str
+  anchor: str
+  plane: projection.Projection | None
+  maps: list[markupsafe.Markup]
+  coverage: markupsafe.Markup | None
+  passing: float | None
+  pictures: pictures.Pictures | None
+  sources: list[Share]
+  curves: list[Figure]
+
+  @property
+  def messages(self) -> Iterator[tuple[str, str, int]]:
+    """Yields stage, direction and bytes of each message that passed."""
+    for stage, direction in _MESSAGES.items():
+      if "bytes" in self.run.result(stage):
+        yield stage, direction, self.run.result(stage)["bytes"]
+
+  @property
+  def fields(self) -> Iterator[tuple[str, str, str | None]]:
+    """Yields each field, its value, and the default if it is another."""
+    defaults = collect.flat(json.loads(config_lib.Config().to_json()))
+    for name, value in self.run.config.items():
+      default = defaults.get(name)
+      yield name, _json(value), None if value == default else _json(default)
+
+  @property
+  def versions(self) -> dict[str, str]:
+    """Returns the versions of packages, several where stages had several."""
+    found: dict[str, dict[str, None]] = {}
+    for manifest in self.run.stages.values():
+      for package, version in manifest["versions"].items():
+        found.setdefault(package, {})[version] = None
+    return {package: ", ".join(versions) for package, versions in found.items()}
+
+
+def render(runs: Sequence[collect.Run]) -> str:
+  """Returns the page about one or several runs.
+
+  Raises:
+    EcosError: An artefact is damaged.
+  """
+  names = collect.labels(runs)
+  views = [
+    _view(run, name, f"run{i}")
+    for i, (run, name) in enumerate(zip(runs, names, strict=True))
+  ]
+  proxies = [
+    (run, name, _style(i))
+    for i, (run, name) in enumerate(zip(runs, names, strict=True))
+    if run.chosen is not None
+  ]
+  one_pool = all(run.sources == runs[0].sources for run in runs)
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("ecos_jax.report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {
+    "percent": _percent,
+    "number": _number,
+    "size": _size,
+    "short": _short,
+    "seconds": _seconds,
+    "odds": _odds,
+    "style": _style,
+  }
+  return environment.get_template("page.html").render(
+    views=views,
+    rival=_rival(views),
+    shares=_shares(proxies) if proxies and one_pool else None,
+    one_pool=one_pool,
+    curves=_figures(
+      [
+        _series(run, "model", name, _style(i))
+        for i, (run, name) in enumerate(zip(runs, names, strict=True))
+      ]
+    ),
+    differences=_differences(runs),
+    version=ecos_jax.__version__,
+  )
+
+
+def _view(run: collect.Run, label: str, anchor: str) -> View:
+  plane = projection.project(run)
+  coverage = passing = None
+  if run.clusters is not None:
+    threshold = run.config["sampling.threshold"]
+    coverage = figures.coverage(run.clusters, threshold)
+    # Scores are integers, and positive where they pass.
+    sigma = run.clusters.statement.sigma
+    lowest = max(math.ceil(threshold * sigma), 1)
+    passing = float(scipy.stats.norm.sf((lowest - 0.5) / sigma))
+  return View(
+    run,
+    label,
+    anchor,
+    plane,
+    [] if plane is None else figures.maps(run, plane),
+    coverage,
+    passing,
+    pictures.look(run),
+    _shares([(run, "the proxy", None)]),
+    _figures(
+      [
+        _series(run, "model", "model", "c0"),
+        _series(run, "teacher", "teacher", "c1"),
+      ]
+    ),
+  )
+
+
+def _rival(views: Sequence[View]) -> View | None:
+  """Returns what the first run is measured against: a random proxy if any."""
+  known = [v for v in views[1:] if v.run.summary["accuracy"] is not None]
+  if views[0].run.summary["accuracy"] is None:
+    return None
+  random = [v for v in known if v.run.summary["method"] == "random"]
+  return next(iter(random + known), None)
+
+
+def _shares(
+  proxies: Sequence[tuple[collect.Run, str, str | None]],
+) -> list[Share]:
+  """Returns the shares of the sources, in the pool and in proxies of it.
+
+  Args:
+    proxies: Runs on one pool, what to call the proxy of each, and its class;
+      None for those of the sources.
+  """
+  first = proxies[0][0]
+  styles, size = figures.styles(first), sum(first.sources.values())
+  shares = [
+    Share(
+      source,
+      styles[source],
+      count / size,
+      [
+        Bar(
+          name,
+          style or styles[source],
+          run.composition.get(source, 0)
+          / max(run.summary["proxy_size"] or 0, 1),
+        )
+        for run, name, style in proxies
+      ],
+    )
+    for source, count in first.sources.items()
+  ]
+  if len(shares) <= _SOURCES:
+    return shares
+  shares.sort(key=lambda s: -max(s.pool, *(bar.share for bar in s.proxies)))
+  shares, rest = shares[: _SOURCES - 1], shares[_SOURCES - 1 :]
+  together = Share(
+    f"{len(rest):,} more sources",
+    figures.OTHER,
+    sum(share.pool for share in rest),
+    [
+      Bar(bars[0].name, figures.OTHER, sum(bar.share for bar in bars))
+      for bars in zip(*(share.proxies for share in rest), strict=True)
+    ],
+  )
+  return [*shares, together]
+
+
+def _style(place: int) -> str:
+  """Returns the class of a run among several."""
+  return f"c{place % figures.COLOURS}"
+
+
+def _series(
+  run: collect.Run, stage: str, name: str, style: str
+) -> dict[str, figures.Series]:
+  """Returns the curves of a network by metric; none if it was not trained."""
+  rows = run.curves.get(stage, [])
+  found = {}
+  for metric in ("loss", "accuracy", "agreement"):
+    own = [row for row in rows if metric in row]
+    if own:
+      found[metric] = figures.Series(
+        name,
+        style,
+        [row["step"] for row in own],
+        [row[metric] for row in own],
+        run.result(stage)["accuracy"] if metric == "accuracy" else None,
+      )
+  return found
+
+
+def _figures(networks: Sequence[dict[str, figures.Series]]) -> list[Figure]:
+  titles = {
+    "loss": "Loss",
+    "accuracy": "Accuracy",
+    "agreement": "Agreement with the teacher",
+  }
+  found = []
+  for metric, title in titles.items():
+    series = [curves[metric] for curves in networks if metric in curves]
+    if series:
+      svg = figures.curves(series, title, percent=metric != "loss")
+      found.append(Figure(title, svg))
+  return found
+
+
+def _differences(runs: Sequence[collect.Run]) -> dict[str, list[str]]:
+  """Returns the fields that the runs do not have alike, with their values."""
+  names = dict.fromkeys(name for run in runs for name in run.config)
+  values = {
+    name: [_json(run.config.get(name)) for run in runs] for name in names
+  }
+  return {name: own for name, own in values.items() if len(set(own)) > 1}
+
+
+def _json(value: Any) -> str:
+  return json.dumps(value, ensure_ascii=False)
+
+
+def _percent(share: float | None) -> str:
+  return _unbroken(summary_lib.percent(share))
+
+
+def _number(count: int) -> str:
+  return f"{count:,}".replace("-", "\N{MINUS SIGN}")
+
+
+def _short(value: float) -> str:
+  """Returns four digits, and 1e-5 rather than 1e-05."""
+  return f"{value:.4g}".replace("e-0", "e-")
+
+
+def _unbroken(text: str) -> str:
+  return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _odds(epsilon: float) -> str:
+  return f"{math.exp(min(epsilon, 700)):.3g}"
+
+
+def _size(count: int) -> str:
+  """Returns '29.2 kB'; a kilobyte has 1,000 bytes."""
+  if count < 1000:
+    return _unbroken(f"{count} bytes")
+  power = min(int(math.log10(count)) // 3, 4)
+  return _unbroken(f"{count / 1000**power:.3g} {'kMGT'[power - 1]}B")
+
+
+def _seconds(seconds: float) -> str:
+  if seconds < 60:
+    return _unbroken(f"{seconds:.1f} s")
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  text = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+  return _unbroken(text)

@@ -1,0 +1,159 @@
+"""Thumbnails: of clusters of the pool, and of the proxy."""
+
+import base64
+import dataclasses
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+from ecos_jax import workdir
+from ecos_jax.data import images as image_files
+from ecos_jax.data import pools
+from ecos_jax.data import problem
+from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.pipeline import selection
+from ecos_jax.report import collect
+from ecos_jax.report import projection
+
+_CLUSTERS = 6
+_OF_A_CLUSTER = 12
+_OF_THE_PROXY = 60
+_SIDE = 64
+# Members of clusters are looked for among so many rows of the assignment.
+_SCANNED = 1 << 20
+_SEED = 1
+
+
+class Picture(NamedTuple):
+  """An image as a data URI, and what to call it."""
+
+  uri: str
+  title: str
+
+
+class Cluster(NamedTuple):
+  """Some samples of a cluster."""
+
+  index: int
+  pictures: list[Picture]
+
+
+class Pictures(NamedTuple):
+  """The images of a run.
+
+  Attributes:
+    most: The clusters of the highest scores.
+    least: Those of the lowest, lowest first.
+    proxy: Samples of the proxy, by source.
+    away: Why the pool's images are not to be had; None if they are.
+  """
+
+  most: list[Cluster]
+  least: list[Cluster]
+  proxy: list[Picture]
+  away: str | None
+
+
+def look(run: collect.Run) -> Pictures | None:
+  """Returns the images of a run; None where it has no proxy of images.
+
+  Raises:
+    EcosError: The proxy is damaged.
+  """
+  dataset = run.path / "proxy" / selection.DATASET
+  if run.chosen is None or (run.path / "proxy" / selection.INDEX).exists():
+    return None
+  random = np.random.default_rng(_SEED)
+  with workdir.redo_named(dataset.parent):
+    items = proxy_lib.open_proxy(dataset)
+    if len(items) != len(run.chosen):
+      raise errors.EcosError(
+        f"{dataset} has {len(items)} samples for {len(run.chosen)} indices"
+      )
+    shown = [
+      _picture(items[int(place)])
+      for place in projection.sample(random, len(items), _OF_THE_PROXY)
+    ]
+  shown.sort(key=lambda picture: picture.title)
+  if run.clusters is None:
+    return Pictures([], [], shown, None)
+  order = np.argsort(-run.clusters.scores, kind="stable")
+  order = order[(run.clusters.sizes > 0)[order]]
+  most = order[:_CLUSTERS]
+  least = order[len(most) :][-_CLUSTERS:][::-1]
+  members = _members(run.clusters, np.concatenate([most, least]), random)
+  try:
+    pool = _pool(run)
+    clusters = {r: _of_pool(pool, indices) for r, indices in members.items()}
+  except (errors.EcosError, OSError) as error:
+    return Pictures([], [], shown, str(error))
+  return Pictures(
+    [Cluster(r, clusters[r]) for r in most.tolist()],
+    [Cluster(r, clusters[r]) for r in least.tolist()],
+    shown,
+    None,
+  )
+
+
+def _pool(run: collect.Run) -> pools.Pool:
+  """Returns the public pool, without what the configuration has of a client.
+
+  Raises:
+    EcosError: It is not to be had any more, or is another one.
+  """
+  fields = {
+    field.name: run.config[f"data.{field.name}"]
+    for field in dataclasses.fields(config_lib.Data)
+  }
+  fields |= {"client_data": None, "test_data": None}
+  for name in ("sources", "classes"):
+    fields[name] = tuple(fields[name])
+  if any(spec.startswith("tfds:") for spec in fields["sources"]):
+    raise errors.EcosError("sources of TFDS might have to be downloaded again")
+  fields["split"] = config_lib.Split(fields["split"])
+  pool = problem.load(
+    config_lib.Data(**fields),
+    run.config["seed"],
+    remote=True,
+    listings=run.path / "pool",
+  ).pool
+  if pool.digest != run.result("pool")["digest"]:
+    raise errors.EcosError("its sources changed since the run")
+  return pool
+
+
+def _members(
+  clusters: collect.Clusters, wanted: np.ndarray, random: np.random.Generator
+) -> dict[int, np.ndarray]:
+  """Returns a few random pool indices of each cluster that is wanted."""
+  rows = projection.sample(random, len(clusters.assignment), _SCANNED)
+  labels = clusters.assignment[rows]
+  members = {}
+  for r in wanted.tolist():
+    own = rows[labels == r]
+    members[r] = own[projection.sample(random, len(own), _OF_A_CLUSTER)]
+  return members
+
+
+def _of_pool(pool: pools.Pool, indices: np.ndarray) -> list[Picture]:
+  names = [pool.source_names[i] for i in pool.source_of(indices)]
+  return [
+    Picture(_uri(image), name)
+    for image, name in zip(pool.images(indices, _SIDE), names, strict=True)
+  ]
+
+
+def _picture(item: dict) -> Picture:
+  image = image_files.square(Image.fromarray(item["image"]), _SIDE)
+  return Picture(_uri(image), item["source"].decode())
+
+
+def _uri(image: np.ndarray) -> str:
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, format="WEBP", quality=80, method=4)
+  data = base64.b64encode(file.getvalue()).decode()
+  return f"data:image/webp;base64,{data}"

@@ -1,0 +1,45 @@
+"""Runs side by side on the terminal."""
+
+from ecos_jax.pipeline import summary as summary_lib
+
+
+def table(summaries: dict[str, dict]) -> str:
+  """Returns the comparison of runs, one line a run.
+
+  Args:
+    summaries: The summary of each run, by the name to show.
+  """
+  rows = [
+    (
+      "run",
+      "method",
+      "accuracy",
+      "proxy",
+      "client's share",
+      "epsilon",
+      "bytes down",
+      "bytes up",
+    )
+  ]
+  for name, summary in summaries.items():
+    epsilon = summary["epsilon"]
+    rows.append(
+      (
+        name,
+        summary["method"],
+        summary_lib.percent(summary["accuracy"]),
+        f"{summary['proxy_size'] or 0:,}",
+        summary_lib.percent(summary["proxy_client_share"]),
+        "not private" if epsilon is None else f"{epsilon:.4g}",
+        f"{summary['bytes_down']:,}",
+        f"{summary['bytes_up']:,}",
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) if column < 2 else cell.rjust(width)
+      for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )

@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+import shutil
+
+import numpy as np
+import pytest
+
+from ecos_jax import errors
+from ecos_jax import protocol
+from ecos_jax.report import collect
+from ecos_jax.report import page
+
+
+def test_what_is_read_is_what_the_run_left(ecos):
+  run = collect.read(ecos)
+  chosen = np.load(ecos / "proxy/indices.npy")
+  first = next(iter(run.sources))
+  assert list(run.sources.values()) == [70, 50]
+  assert run.composition[first] == np.sum(chosen < 70)
+  assert sum(run.composition.values()) == run.summary["proxy_size"] == 24
+  scores = protocol.Response.from_bytes(
+    (ecos / "response/response.safetensors").read_bytes()
+  ).scores
+  np.testing.assert_array_equal(run.clusters.scores, scores)
+  np.testing.assert_array_equal(run.clusters.kept, scores >= 2)
+  assert run.clusters.taken.sum() == 24
+  assert not run.clusters.taken[~run.clusters.kept].any()
+  assert [row["step"] for row in run.curves["model"]] == [1, 2]
+  assert run.config["codebook.size"] == 8
+
+
+def test_a_run_without_a_query(random):
+  run = collect.read(random)
+  assert run.clusters is None
+  assert sum(run.composition.values()) == 24
+
+
+def test_runs_are_called_what_tells_them_apart():
+  def labels(*paths):
+    return collect.labels(
+      [collect.Run(Path(p), {}, {}, {}, {}, None, {}, None, {}) for p in paths]
+    )
+
+  assert labels("/a/runs/demo") == ["demo"]
+  assert labels("/a/x/ecos", "/a/x/random") == ["ecos", "random"]
+  assert labels("/a/x/ecos", "/a/y/ecos") == ["x/ecos", "y/ecos"]
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "summary.json",
+    "config.json",
+    "pool/manifest.json",
+    "model/manifest.json",
+    "model/metrics.jsonl",
+    "bank/bank.json",
+    "bank/shard-000000.npy",
+    "codebook/centroids.npy",
+    "codebook/assignment.npy",
+    "response/response.safetensors",
+    "proxy/indices.npy",
+    "proxy/dataset/proxy-train.array_record-00000",
+  ],
+)
+def test_damage_is_one_clear_error(ecos, tmp_path, name):
+  copy = tmp_path / "run"
+  shutil.copytree(ecos, copy)
+  file = copy / name
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2 - 5])
+  with pytest.raises(errors.EcosError, match=name.partition("/")[0]):
+    page.render([collect.read(copy)])
+  if name != "model/metrics.jsonl":
+    file.unlink()
+    with pytest.raises(errors.EcosError, match=name.partition("/")[0]):
+      page.render([collect.read(copy)])
+
+
+def test_a_run_that_is_not_finished_is_refused(ecos, tmp_path):
+  with pytest.raises(errors.EcosError, match=r"no summary\.json"):
+    collect.read(tmp_path)
+  copy = tmp_path / "run"
+  shutil.copytree(ecos, copy)
+  shutil.rmtree(copy / "model")
+  with pytest.raises(
+    errors.EcosError, match=r"manifest\.json is missing: delete"
+  ):
+    collect.read(copy)
+
+
+def test_another_version_s_files_are_refused(ecos, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(ecos, copy)
+  summary = json.loads((copy / "summary.json").read_bytes())
+  for changed in ({}, [], summary | {"seconds": {"x": None}}):
+    (copy / "summary.json").write_text(json.dumps(changed))
+    with pytest.raises(errors.EcosError, match="run python -m"):
+      collect.read(copy)

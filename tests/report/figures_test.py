@@ -1,0 +1,100 @@
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from ecos_jax import protocol
+from ecos_jax.report import collect
+from ecos_jax.report import figures
+
+
+def _clusters(scores, sigma=10.0):
+  scores = np.array(scores)
+  statement = protocol.Statement(
+    protocol.MECHANISM, sigma, 0.8, 1e-5, "add_remove", 0.3, True
+  )
+  count = len(scores)
+  return collect.Clusters(
+    centroids=np.zeros((count, 4), np.float32),
+    assignment=np.zeros(9, np.int32),
+    sizes=np.full(count, 9),
+    scores=scores,
+    kept=scores >= sigma,
+    taken=np.zeros(count, np.int64),
+    statement=statement,
+  )
+
+
+def _of_class(svg, name):
+  return [e for e in svg.iter() if name in e.get("class", "").split()]
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "expected"),
+  [
+    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+    (-24, 312, [0, 100, 200, 300]),
+    (0, 1500, [0, 500, 1000, 1500]),
+    (3, 3, [3]),
+  ],
+)
+def test_ticks_are_round(low, high, expected):
+  assert figures.ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("high", [1e-9, 0.37, 1, 2.5, 99, 12345, 1e12])
+def test_ticks_are_few_and_within(high):
+  found = figures.ticks(0, high)
+  assert 2 <= len(found) <= 6
+  assert min(found) >= 0
+  assert max(found) <= high * (1 + 1e-9)
+
+
+def test_bars_are_sorted_and_coloured_by_the_filter():
+  svg = ElementTree.fromstring(figures.coverage(_clusters([3, 90, -7, 40]), 1))
+  kept, dropped = _of_class(svg, "kept"), _of_class(svg, "dropped")
+  titles = [bar[0].text.partition(" noised")[0] for bar in kept + dropped]
+  assert titles == [
+    "cluster 1: 90",
+    "cluster 3: 40",
+    "cluster 0: 3",
+    "cluster 2: -7",
+  ]
+  places = [float(bar.get("x")) for bar in kept + dropped]
+  assert places == sorted(places)
+  # Lengths are in proportion, downwards below 0.
+  heights = [float(bar.get("height")) for bar in kept + dropped]
+  assert heights[0] / heights[1] == pytest.approx(90 / 40, rel=0.01)
+  [zero], [line] = _of_class(svg, "axis"), _of_class(svg, "filter")
+  base = float(zero.get("y1"))
+  assert float(dropped[1].get("y")) == base
+  # The filter and the edge of the inner band lie at one sigma.
+  assert base - float(line.get("y1")) == pytest.approx(heights[0] / 9, abs=0.11)
+  [band] = _of_class(svg, "band1")
+  assert float(band.get("y")) == float(line.get("y1"))
+  assert float(band.get("height")) == pytest.approx(2 * heights[0] / 9, abs=0.2)
+
+
+def test_a_large_codebook_is_thinned_out():
+  svg = ElementTree.fromstring(
+    figures.coverage(_clusters(np.arange(50_000)), 1)
+  )
+  bars = _of_class(svg, "kept") + _of_class(svg, "dropped")
+  assert len(bars) == 200
+  assert bars[0][0].text.startswith("cluster 49999: 49,999")
+  assert bars[-1][0].text.startswith("cluster 0: 0")
+
+
+def test_curves_are_to_scale_and_named():
+  series = figures.Series("<a>", "c0", [10, 20], [0.5, 1.0], final=0.25)
+  svg = ElementTree.fromstring(figures.curves([series], "x", percent=True))
+  [line] = _of_class(svg, "line")
+  (x0, y0), (x1, y1) = (
+    map(float, point.split(",")) for point in line.get("points").split()
+  )
+  [mark] = _of_class(svg, "final")
+  x, y = float(mark.get("cx")), float(mark.get("cy"))
+  assert x == x1
+  assert y - y0 == pytest.approx((y0 - y1) / 2)
+  assert (x1 - x0) == pytest.approx(x0 - 48)
+  assert line[0].text == "<a>"
