@@ -225,7 +225,7 @@ def of(base: str, **fields: Any) -> Study:
     base: FILE[:ARGUMENT] with get_config(), as `ecos_jax.train` takes it.
     fields: Those of `Study`.
   """
-  config = _read(base)
+  config = read(base)
   return Study(**vars(config), base=base, **fields)
 
 
@@ -242,7 +242,8 @@ def smoke(argument: str) -> bool:
   return bool(argument)
 
 
-def _read(base: str) -> config_lib.Config:
+def read(base: str) -> Any:
+  """Returns what get_config() of FILE[:ARGUMENT] returns."""
   path, _, argument = base.partition(":")
   return runpy.run_path(path)["get_config"](argument)
 
@@ -255,7 +256,7 @@ def command(study: Study, cell: Cell, workdir: Path) -> str:
     cell: One of its cells.
     workdir: For the run.
   """
-  base = config_lib.flatten(_read(study.base))
+  base = config_lib.flatten(read(study.base))
   flags = [
     f"--config.{name}={_flag(value)}"
     for name, value in config_lib.flatten(cell.config).items()
@@ -314,7 +315,12 @@ def assign(config: config_lib.Config, values: Mapping[str, Any]) -> list[str]:
         members = ", ".join(str(member.value) for member in type(old))
         found.append(f"{name} cannot be {value!r}; valid: {members}")
         continue
-    elif isinstance(old, float):
+    elif isinstance(old, float) and type(value) is int:
       value = float(value)
+    elif isinstance(old, tuple) and isinstance(value, list):
+      value = tuple(value)
+    elif old is not None and type(value) is not type(old):
+      found.append(f"{name} cannot be {value!r}: it is a {type(old).__name__}")
+      continue
     setattr(part, last, value)
   return found
