@@ -362,6 +362,11 @@ class Config:
         "--config.distill.hard_share must lie in [0, 1], got "
         f"{self.distill.hard_share}"
       )
+    if not self.train.steps and self.sampling.method is Method.LOCAL:
+      found.append(
+        "--config.train.steps=0 ends at the proxy, and "
+        "--config.sampling.method=local has none"
+      )
     if self.train.task is Task.DISTILL and self.train.unlabelled_ratio:
       found.append(
         "--config.train.unlabelled_ratio is for labelled proxies: it must be 0 "

@@ -56,7 +56,7 @@ def get_config(argument: str = "") -> plan.Study:
     plots=(
       plan.Plot(
         "accuracy",
-        x="privacy.sigma",
+        x="epsilon",
         y="accuracy",
         lines="sampling.method",
         mean_over=("data.client",),
@@ -64,7 +64,7 @@ def get_config(argument: str = "") -> plan.Study:
       ),
       plan.Plot(
         "share",
-        x="privacy.sigma",
+        x="epsilon",
         y="share",
         lines="sampling.method",
         mean_over=("data.client",),

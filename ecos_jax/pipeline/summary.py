@@ -18,9 +18,10 @@ alone (null where it was not asked); `labels_asked`, of these
 `labels_considered` before the budget was used up, of these `labels_answered`,
 and `labels_accuracy`, the share of the client's labels that are right;
 `bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
-and `teacher` (null without one: a pool of features, and one without labels that
-are to be given by hand, ends at the proxy), each with `name`, `accuracy`,
-`parameters` and `multiply_adds` of one image. What is not known is null.
+and `teacher` (null without one: with 0 steps, of features, and without labels
+that are to be given by hand, a run ends at the proxy), each with `name`,
+`accuracy`, `parameters` and `multiply_adds` of one image. What is not known is
+null.
 """
 
 from pathlib import Path
@@ -231,7 +232,7 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
       f"pool/{selection.UNREADABLE}"
     )
   if summary["model"] is None:
-    rows["model"] = "none: the run ends at the proxy, which has no labels yet"
+    rows["model"] = "none: the run ends at the proxy"
   else:
     rows["accuracy"] = _measured(summary["model"])
     files += [f"model/{export.FILE}", "metrics in model/metrics.jsonl"]

@@ -13,10 +13,12 @@ import itertools
 import json
 from pathlib import Path
 import runpy
+import shlex
 from typing import Any
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax.study import figures
 
 REPEATED = "seed"
 _NAME_LIMIT = 200  # file systems allow 255 bytes
@@ -145,8 +147,6 @@ class Study(config_lib.Config):
       raise errors.ConfigError("; ".join(found))
 
   def _layout_errors(self, shown: Table | Plot, axes: set[str]) -> list[str]:
-    from ecos_jax.study import figures
-
     if isinstance(shown, Table):
       what = f"table '{shown.title}'"
       keys = {*shown.rows, *filter(None, [shown.columns])}
@@ -258,7 +258,7 @@ def command(study: Study, cell: Cell, workdir: Path) -> str:
   """
   base = config_lib.flatten(read(study.base))
   flags = [
-    f"--config.{name}={_flag(value)}"
+    f"--config.{name}={shlex.quote(str(value))}"
     for name, value in config_lib.flatten(cell.config).items()
     if value != base[name]
   ]
@@ -275,12 +275,6 @@ def command(study: Study, cell: Cell, workdir: Path) -> str:
       *flags,
     ]
   )
-
-
-def _flag(value: Any) -> str:
-  if isinstance(value, tuple | list):
-    return "'" + ",".join(map(str, value)) + "'"
-  return str(value)
 
 
 def _short_names(names: Any) -> dict[str, str]:

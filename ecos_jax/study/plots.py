@@ -93,6 +93,8 @@ def _points(
   for key, y in found.items():
     values = dict(zip(keys, key, strict=True))
     x = where[key].mean if key in where else values.get(plot.x)
+    if x == 0 and plot.log_x:
+      x = None
     panel = values.get(plot.panels) if plot.panels else None
     points.append((panel, values.get(plot.lines), x, y))
   return points
@@ -134,7 +136,7 @@ def _line(
   colour = _COLOURS[style]
   dash = _DASHES[style % len(_DASHES)]
   level = [y for x, y in own if x is None]
-  if level:  # it does not depend on x
+  if level:  # it does not depend on x, or lies beyond the axis
     axis.axhline(level[0].mean, color=colour, linestyle=dash, label=name)
     return
   own = sorted(own, key=lambda point: point[0])
