@@ -26,7 +26,7 @@ def get_config(argument: str = "") -> plan.Study:
   """
   smoke = plan.smoke(argument)
   clients = ("optdigits", "mnist") if smoke else digits.DOMAINS
-  seeds = (1, 2) if smoke else (1, 2, 3)
+  seeds = (1,) if smoke else (1, 2, 3)
   sizes = (5, 10) if smoke else (10, 30, 100, 200, 300)
   steps = (2, 4) if smoke else (10, 30, 100, 300, 1000)
   every = {"data.client": clients, "seed": seeds}

@@ -2,6 +2,7 @@
 
 import fnmatch
 from pathlib import Path
+import shlex
 import sys
 
 from absl import flags
@@ -50,12 +51,15 @@ def _study() -> plan.Study:
 
 def _command(name: str) -> str:
   """Returns the command line, with placeholders for places of this machine."""
-  flags_given = [
-    "--config.data.dir=DIR" if a.startswith("--config.data.dir=") else a
-    for a in sys.argv[1:]
-    if a.lstrip("-").startswith("config")
-  ]
-  lines = ["python -m ecos_jax.study", *flags_given]
+  lines = ["python -m ecos_jax.study"]
+  arguments = iter(sys.argv[1:])
+  for argument in arguments:
+    flag, equals, value = argument.partition("=")
+    if flag.lstrip("-").partition(".")[0] == "config":
+      value = value if equals else next(arguments, "")
+      if flag.endswith("data.dir"):
+        value = "DIR"
+      lines.append(f"{flag}={shlex.quote(value)}")
   lines += [f"--workdir=runs/{name}", "--out=docs/results.md"]
   return " \\\n  ".join(lines)
 
@@ -81,8 +85,7 @@ def main(argv: list[str]) -> None:
       f"--cells={_CELLS.value} fits no cell: --list shows them"
     )
   with workdir_lib.Workdir(workdir):
-    count = _WORKERS.value or run.workers()
-    run.run(study, chosen, workdir, count, study.figures())
+    run.run(study, chosen, workdir, _WORKERS.value)
     text, pictures = report.write(study, workdir, _command(study.name))
     if _OUT.value:
       report.insert(Path(_OUT.value), study.name, text, pictures)

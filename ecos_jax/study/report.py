@@ -115,8 +115,10 @@ def _made(study: plan.Study, rows: list[tables.Row], command: str) -> str:
     done += (
       f", {when}, {machines}; {versions}. A cell took {mean:.1f} s on average, "
       f"{sum(row['seconds'] for row in rows) / 3600:.1f} h in all, with one "
-      "process a core. Mean ± standard deviation over the seeds (of a sample)"
+      "process a core"
     )
+  if len({cell.config.seed for cell in study.cells()}) > 1:
+    done += ". Mean ± standard deviation (of a sample) over the seeds"
   return f"{done}.\n\n```\n{command}\n```"
 
 

@@ -228,8 +228,7 @@ def run(
   study: plan.Study,
   cells: Sequence[plan.Cell],
   workdir: Path,
-  count: int,
-  wanted: Collection[str],
+  count: int | None = None,
 ) -> None:
   """Runs the cells that are not done, failed ones again.
 
@@ -237,8 +236,7 @@ def run(
     study: What they are of.
     cells: Those to look at.
     workdir: Of the study, locked by the caller.
-    count: How many processes.
-    wanted: Names of the figures to measure.
+    count: How many processes; by default as many as `workers` says.
 
   Raises:
     EcosError: A cell was done with another configuration.
@@ -253,15 +251,15 @@ def run(
   }
   done: queue.Queue = queue.Queue()
   todo = _Todo(left)
-  count = min(count, len(left))
+  count = min(count or workers(), len(left))
   for number in range(count):
-    arguments = (workdir, number, count, todo, wanted, done)
+    arguments = (workdir, number, count, todo, study.figures(), done)
     threading.Thread(target=_serve, args=arguments, daemon=True).start()
   estimate = _Estimate(left, count)
-  total, running = len(cells), count
+  total, running, ended = len(cells), count, len(cells) - len(left)
   with tqdm.tqdm(
     total=total,
-    initial=total - len(left),
+    initial=ended,
     desc="cells",
     disable=None,
     bar_format="{desc} |{bar}| {n}/{total} [{elapsed}{postfix}]",
@@ -273,10 +271,11 @@ def run(
       cell, outcome = reply
       _keep(study, cell, workdir, outcome, where)
       estimate.add(cell, outcome["seconds"])
+      ended += 1
       bar.update()
       bar.set_postfix_str(f"{estimate.text()} left")
       left_text = f"about {estimate.text()} left"
-      tqdm.tqdm.write(f"[{bar.n}/{total}] {_line(cell, outcome)}; {left_text}")
+      tqdm.tqdm.write(f"[{ended}/{total}] {_line(cell, outcome)}; {left_text}")
 
 
 def _keep(

@@ -138,14 +138,7 @@ def test_killed_at_any_time_it_goes_on_and_failures_are_kept(tmp_path):
     for line in results.splitlines()
     if "ecos_jax.train" in line and "method=random" in line
   ]
-  assert (
-    lone.endswith(
-      "--config.seed=1 --config.privacy.insecure_noise_seed=1 "
-      "--config.sampling.method=random --config.sampling.budget=99999 "
-      "--config.train.steps=0"
-    )
-    or "--config.sampling.budget=99999" in lone
-  )
+  assert "--config.sampling.budget=99999" in lone
   code, out, _ = _run(tmp_path, "--list")
   assert code == 0
   assert "6 cells: 4 done, 2 failed, 0 left" in out
@@ -194,7 +187,7 @@ def test_a_cell_done_otherwise_is_refused_and_the_difference_named(tmp_path):
   folder = run.folder(tmp_path, cell)
   folder.mkdir(parents=True)
   assert run.row(tmp_path, cell) is None
-  fields = config_lib.flatten(cell.config)
+  fields = json.loads(json.dumps(config_lib.flatten(cell.config)))
   (folder / run.ROW).write_text(json.dumps({"config": fields}))
   assert run.row(tmp_path, cell) == {"config": fields}
   other = fields | {"train.steps": 3}

@@ -51,7 +51,7 @@ def test_smoke(name, tmp_path):
   rows = json.loads((tmp_path / "rows.json").read_bytes())
   assert len(rows) == len(study.cells())
   text = (tmp_path / "results.md").read_text()
-  assert "missing" not in text
+  assert "| missing" not in text
   assert "seeds)" not in text
   for plot in study.plots:
     assert f"![{plot.name}]({plot.name}.svg)" in text
