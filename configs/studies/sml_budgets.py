@@ -83,12 +83,12 @@ def get_config(argument: str = "") -> plan.Study:
     ),
     paper="sml_budgets",
   )
-  study.train.steps = 2 if smoke else 600
+  study.train.steps = 2 if smoke else 1000
   return study
 
 
 _ABOUT = """
-Supervised training on the proxy alone, 600 steps. `ideal` takes its samples at
+Supervised training on the proxy alone, 1,000 steps. `ideal` takes its samples at
 random from the client's own domain in the pool, which a cloud does not know;
 where the pool has fewer than the budget (about 1,900 of optdigits and 3,650 of
 usps and the others), all of them. `mak` sees the client's features. `local`

@@ -72,12 +72,12 @@ def get_config(argument: str = "") -> plan.Study:
     ),
     paper="sml_centroids",
   )
-  study.train.steps = 2 if smoke else 600
+  study.train.steps = 2 if smoke else 1000
   return study
 
 
 _ABOUT = """
-Budget 1,000, 600 steps, split `id_ood`. The client's multiply-adds with `ecos`
+Budget 1,000, 1,000 steps, split `id_ood`. The client's multiply-adds with `ecos`
 are those of its votes: every sample against R centroids of 72 numbers. Its
 features are made once, whatever R is, and are not counted: HOG takes some
 12,000 multiplications an image. `local` is the client training the same network

@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
     if _OUT.value:
       report.insert(Path(_OUT.value), study.name, text, pictures)
   print(f"\n{text}\nwritten to {workdir}: results.md, rows.csv, rows.json")
-  failed = [c.name for c in chosen if run.failure(workdir, c) is not None]
+  failed = [c.name for c in chosen if run.row(workdir, c) is None]
   if failed:
     raise errors.EcosError(
       f"{len(failed)} of {len(chosen)} cells failed, the first is {failed[0]}: "

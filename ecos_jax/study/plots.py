@@ -23,6 +23,8 @@ _COLOURS = (
 _MARKERS = "osD^vP*X"
 _DASHES = ("-", "--", "-.", ":")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "**")
+# Inches, of a panel, of a name below its bars, of the legend.
+_WIDTH, _NAME_WIDTH, _LEGEND_WIDTH = 4.2, 1.15, 1.4
 _STYLE = {
   "axes.grid": True,
   "axes.grid.axis": "y",
@@ -53,7 +55,9 @@ def draw(
     return []
   panels = tables.in_order(study, [(p,) for p, *_ in points], [_panel(plot)])
   with matplotlib.rc_context(_STYLE):
-    figure = figure_lib.Figure((4.2 * len(panels) + 1.8, 4.2))
+    wide = _NAME_WIDTH * len({x for *_, x, _ in points if isinstance(x, str)})
+    width = max(_WIDTH, wide) * len(panels) + _LEGEND_WIDTH
+    figure = figure_lib.Figure((width, 4.2))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (panel,) in zip(axes, panels, strict=True):
       own = [rest for p, *rest in points if p == panel]
@@ -68,7 +72,7 @@ def draw(
     figure.legend(
       named.values(), named.keys(), loc="center right", frameon=False
     )
-    figure.tight_layout(rect=(0, 0, 1 - 1.5 / figure.get_figwidth(), 1))
+    figure.tight_layout(rect=(0, 0, 1 - _LEGEND_WIDTH / width, 1))
     files = [folder / f"{plot.name}.{kind}" for kind in ("svg", "png")]
     figure.savefig(files[0], metadata={"Date": None})
     figure.savefig(files[1], dpi=150)
