@@ -88,8 +88,8 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-Supervised training on the proxy alone, 1,000 steps. `ideal` takes its samples at
-random from the client's own domain in the pool, which a cloud does not know;
+Supervised training on the proxy alone, 1,000 steps. `ideal` takes its samples
+at random from the client's own domain in the pool, which a cloud does not know;
 where the pool has fewer than the budget (about 1,900 of optdigits and 3,650 of
 usps and the others), all of them. `mak` sees the client's features. `local`
 trains on the client's own labelled data, half of its domain with `id_ood` and

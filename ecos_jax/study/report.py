@@ -126,8 +126,8 @@ def insert(document: Path, name: str, text: str, pictures: list[Path]) -> None:
   """Puts the text of a study into a document, in the place of its last one.
 
   The place is between `<!-- study NAME -->` and `<!-- end of NAME -->`; at the
-  end where there is none. The pictures go to a folder that is called as the
-  document.
+  end where there is none. The pictures that it shows go to a folder that is
+  called as the document.
 
   Args:
     document: A Markdown file.
@@ -142,6 +142,8 @@ def insert(document: Path, name: str, text: str, pictures: list[Path]) -> None:
   folder = document.with_suffix("")
   folder.mkdir(parents=True, exist_ok=True)
   for picture in pictures:
+    if picture.suffix != ".svg":
+      continue
     target = folder / f"{name}-{picture.name}"
     workdir_lib.write_atomically(target, picture.read_bytes())
     text = text.replace(f"]({picture.name})", f"]({folder.name}/{target.name})")

@@ -55,4 +55,5 @@ def test_smoke(name, tmp_path):
   assert "seeds)" not in text
   for plot in study.plots:
     assert f"![{plot.name}]({plot.name}.svg)" in text
-    assert (tmp_path / "document" / f"{name}-{plot.name}.png").exists()
+    assert (tmp_path / f"{plot.name}.png").exists()
+    assert (tmp_path / "document" / f"{name}-{plot.name}.svg").exists()
