@@ -140,6 +140,11 @@ class Study(config_lib.Config):
         cell.config.validate()
       except errors.ConfigError as error:
         found[f"{cell.name}: {error}"] = None
+    before = config_lib.flatten(read(self.base))
+    always = set.intersection(*map(set, self.grids)) | set(self.follow)
+    for name, value in config_lib.flatten(self.base_config()).items():
+      if name in always and value != before[name]:
+        found[f"--config.{name}={value}: the study sets it in all cells"] = None
     axes = {name for grid in self.grids for name in grid}
     for shown in (*self.tables, *self.plots):
       found |= dict.fromkeys(self._layout_errors(shown, axes))

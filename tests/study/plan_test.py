@@ -56,6 +56,16 @@ def test_an_override_of_the_study_reaches_its_cells():
   assert type(cell.config) is config_lib.Config
 
 
+def test_an_override_without_effect_is_refused():
+  study = _study({"seed": (1,)}, follow={"privacy.insecure_noise_seed": "seed"})
+  study.validate()
+  study.seed = study.privacy.insecure_noise_seed = 5
+  with pytest.raises(errors.ConfigError) as error:
+    study.validate()
+  assert "--config.seed=5: the study sets it" in str(error.value)
+  assert "insecure_noise_seed=5: the study sets it" in str(error.value)
+
+
 def test_all_errors_come_at_once():
   study = _study(
     {"sampling.method": ("ecos", "best"), "sampling.bugdet": (1,)},
