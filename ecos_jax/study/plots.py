@@ -69,8 +69,17 @@ def draw(
     for axis in axes:
       for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
         named.setdefault(name, handle)
+    # matplotlib would put level lines before all others.
+    shown = [
+      tables.label(study, plot.lines, value)
+      for value in [*tables.order(study, plot.lines), None]
+    ]
+    legend = [name for name in shown if name in named]
     figure.legend(
-      named.values(), named.keys(), loc="center right", frameon=False
+      [named[name] for name in legend],
+      legend,
+      loc="center right",
+      frameon=False,
     )
     figure.tight_layout(rect=(0, 0, 1 - _LEGEND_WIDTH / width, 1))
     files = [folder / f"{plot.name}.{kind}" for kind in ("svg", "png")]
