@@ -1,6 +1,7 @@
 """python -m ecos_jax.study: see the package's docstring."""
 
 import fnmatch
+import importlib.util
 from pathlib import Path
 import shlex
 import sys
@@ -71,6 +72,10 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     raise errors.ConfigError(
       "--workdir is missing: name a folder for the study"
+    )
+  if not importlib.util.find_spec("matplotlib"):
+    raise errors.EcosError(
+      "pictures need matplotlib: pip install 'ecos_jax[study]'"
     )
   study.validate()
   workdir = Path(_WORKDIR.value).absolute()

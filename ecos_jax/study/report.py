@@ -15,7 +15,6 @@ from ecos_jax import errors
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.study import paper
 from ecos_jax.study import plan
-from ecos_jax.study import plots
 from ecos_jax.study import run
 from ecos_jax.study import tables
 
@@ -33,6 +32,9 @@ def write(
   Returns:
     The Markdown, and the pictures that it shows, which lie in `workdir`.
   """
+  # Imported here: optional, and slow.
+  from ecos_jax.study import plots
+
   cells = study.cells()
   rows = [row for cell in cells if (row := run.row(workdir, cell)) is not None]
   failures = {
