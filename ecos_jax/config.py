@@ -38,7 +38,12 @@ class Method(enum.Enum):
   KCENTER = "kcenter"
   MAK = "mak"
   ALL = "all"
+  IDEAL = "ideal"
   LOCAL = "local"
+
+
+# They know what no cloud does, the client's data or which source is like them.
+SIMULATION_ONLY = (Method.MAK, Method.IDEAL, Method.LOCAL)
 
 
 class Within(enum.Enum):
@@ -174,7 +179,7 @@ class Sampling:
 
 @dataclasses.dataclass
 class Train:
-  """Training on the proxy.
+  """Training on the proxy; with 0 `steps` the run ends at the proxy.
 
   Images are `image_size` high and wide. A pretrained `model` starts from
   `weights`, which are as in `Encoder`, with a new last layer.
@@ -294,7 +299,6 @@ class Config:
       "codebook.iterations",
       "sampling.budget",
       "train.image_size",
-      "train.steps",
       "train.batch_size",
       "train.learning_rate",
       "train.log_every",
@@ -313,6 +317,7 @@ class Config:
       "codebook.tolerance",
       "codebook.sample_per_centroid",
       "sampling.threshold",
+      "train.steps",
       "train.weight_decay",
       "train.unlabelled_ratio",
       "distill.teacher_images",
@@ -357,6 +362,11 @@ class Config:
         "--config.distill.hard_share must lie in [0, 1], got "
         f"{self.distill.hard_share}"
       )
+    if not self.train.steps and self.sampling.method is Method.LOCAL:
+      found.append(
+        "--config.train.steps=0 ends at the proxy, and "
+        "--config.sampling.method=local has none"
+      )
     if self.train.task is Task.DISTILL and self.train.unlabelled_ratio:
       found.append(
         "--config.train.unlabelled_ratio is for labelled proxies: it must be 0 "
@@ -375,9 +385,9 @@ class Config:
         f"got {noise_seed}"
       )
     if self.client.remote:
-      if self.sampling.method in (Method.MAK, Method.LOCAL):
+      if self.sampling.method in SIMULATION_ONLY:
         found.append(
-          f"--config.sampling.method={self.sampling.method.value} reads the "
+          f"--config.sampling.method={self.sampling.method.value} knows the "
           "client's data, so it exists in simulation only: drop "
           "--config.client.remote"
         )
@@ -409,7 +419,7 @@ class Config:
         "--config.data.client_data is for simulation: drop it or "
         "--config.client.remote"
       )
-    asks = method in (Method.ECOS, Method.MAK, Method.LOCAL)
+    asks = method is Method.ECOS or method in SIMULATION_ONLY
     asks |= self.train.task is Task.CLIENT
     if data.client_data is None and asks and not self.client.remote:
       found.append(

@@ -71,7 +71,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
   return found
 
 
-def _processor() -> str:
+def processor() -> str:
+  """Returns the name of the processor."""
   if sys.platform == "linux":
     for line in Path("/proc/cpuinfo").read_text().splitlines():
       if line.startswith("model name"):
@@ -102,7 +103,7 @@ def describe() -> dict:
   on_cpu = devices[0].platform == "cpu"
   return {
     "platform": devices[0].platform,
-    "kind": _processor() if on_cpu else devices[0].device_kind,
+    "kind": processor() if on_cpu else devices[0].device_kind,
     "devices": len(devices),
     "cores": cores(),
     "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),

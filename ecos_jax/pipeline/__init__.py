@@ -12,6 +12,7 @@ from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax import workdir as workdir_lib
+from ecos_jax.data import problem as problem_lib
 from ecos_jax.models import registry as models
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import job as job_lib
@@ -22,7 +23,12 @@ from ecos_jax.pipeline import summary as summary_lib
 
 
 def run(
-  config: config_lib.Config, workdir: Path, *, verify: bool = False
+  config: config_lib.Config,
+  workdir: Path,
+  *,
+  verify: bool = False,
+  enter: Callable[[Path], workdir_lib.Workdir] = workdir_lib.Workdir,
+  load: Callable[..., problem_lib.Problem] = problem_lib.load,
 ) -> dict[str, Any] | None:
   """Runs the stages that are missing and returns the summary.
 
@@ -33,6 +39,8 @@ def run(
     workdir: Where every artefact goes, or is already.
     verify: Whether to read all of a bank that was made before, and to compare
       its checksums.
+    enter: Opens the workdir.
+    load: Reads the data, as `data.problem.load`; a study keeps them in memory.
 
   Returns:
     The content of `summary.json`; None if the run waits for a remote client.
@@ -58,8 +66,8 @@ def run(
   # What the configuration names is there, before any work is done.
   job_lib.encoder(config)
   models.check(config.train.model, config.train.weights)
-  with workdir_lib.Workdir(workdir) as work:
-    job = job_lib.Job(config, work, verify)
+  with enter(workdir) as work:
+    job = job_lib.Job(config, work, verify, load)
     terms: dict[str, Callable[[job_lib.Job], object]]
     terms = {"privacy": selection.terms}
     if labelling.wanted(job):
@@ -86,7 +94,7 @@ def run(
       labelling.request(job)
       if not labelling.labels(job):
         return None
-    if config.train.task is config_lib.Task.DISTILL:
+    if config.train.task is config_lib.Task.DISTILL and config.train.steps:
       distillation.teacher(job)
       if config.distill.logits is config_lib.Logits.CACHED:
         distillation.logits(job)

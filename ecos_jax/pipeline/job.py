@@ -51,11 +51,13 @@ class Job:
     config: config_lib.Config,
     work: workdir.Workdir,
     verify: bool = False,
+    load: Callable[..., problem_lib.Problem] = problem_lib.load,
   ):
     """Prepares a run; nothing is read or computed yet."""
     self.config = config
     self.work = work
     self.verify = verify
+    self._load = load
     self.stages: dict[str, workdir.Stage] = {}
 
   @functools.cached_property
@@ -65,7 +67,7 @@ class Job:
     Raises:
       EcosError: They are not to be had, or others than the run began with.
     """
-    problem = problem_lib.load(
+    problem = self._load(
       self.config.data,
       self.config.seed,
       remote=self.config.client.remote,

@@ -59,6 +59,7 @@ def wanted(job: Job) -> bool:
   return (
     job.config.train.task is config_lib.Task.CLIENT
     and job.config.sampling.method is not config_lib.Method.LOCAL
+    and job.config.train.steps > 0
   )
 
 

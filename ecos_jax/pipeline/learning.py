@@ -25,6 +25,8 @@ Method = config_lib.Method
 
 def wanted(job: Job) -> bool:
   """Returns whether there is something to train on: images, and targets."""
+  if not job.config.train.steps:
+    return False
   proxy = job.stages.get("proxy")
   if proxy is None or job.config.train.task is not config_lib.Task.MANUAL:
     return True

@@ -318,9 +318,28 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
       indices = baselines.mak(job.feature_bank, features, options.budget, key)
     case Method.RANDOM:
       indices = baselines.random(size, options.budget, key)
+    case Method.IDEAL:
+      indices = _of_the_client(job)
+      take = min(options.budget, len(indices))
+      indices = indices[baselines.random(len(indices), take, key)]
     case _:
       indices = np.arange(size)
   return indices, np.full(len(indices), -1, np.int32)
+
+
+def _of_the_client(job: Job) -> np.ndarray:
+  """Returns the pool indices of the client's domain: known in simulation only.
+
+  Raises:
+    EcosError: None are.
+  """
+  pool, source = job.problem.pool, job.problem.client_source
+  if source is None:
+    raise errors.EcosError(
+      "--config.sampling.method=ideal: no source of the pool is known to be of "
+      "the client's domain"
+    )
+  return np.flatnonzero(pool.source_of(np.arange(len(pool))) == source)
 
 
 def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -10,16 +10,18 @@ the sorted indices as little-endian int64); `proxy_client_share` and
 `delta`, `relation` of all that the client released (0 where nothing, null where
 it is not private), which is `epsilon_answers` answers: a simulated client's are
 those of its ledger, also of earlier calls that were redone; of a remote client
-only this run's are known, and its own ledger has the total; `paper_epsilon`,
-the paper's bound for the same noise on this run's scores; `scores_epsilon` and
-`labels_epsilon`, what each of this run's two answers costs alone (null where it
-was not asked); `labels_asked`, of these `labels_considered` before the budget
-was used up, of these `labels_answered`, and `labels_accuracy`, the share of the
-client's labels that are right;
+only this run's are known, and its own ledger has the total; `noise_epsilon`,
+the same if noise from a seed had come from the operating system;
+`paper_epsilon`, the paper's bound for the same noise on this run's scores;
+`scores_epsilon` and `labels_epsilon`, what each of this run's two answers costs
+alone (null where it was not asked); `labels_asked`, of these
+`labels_considered` before the budget was used up, of these `labels_answered`,
+and `labels_accuracy`, the share of the client's labels that are right;
 `bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
-and `teacher` (null without one: a pool of features, and one without labels that
-are to be given by hand, ends at the proxy), each with `name`, `accuracy`,
-`parameters` and `multiply_adds` of one image. What is not known is null.
+and `teacher` (null without one: with 0 steps, of features, and without labels
+that are to be given by hand, a run ends at the proxy), each with `name`,
+`accuracy`, `parameters` and `multiply_adds` of one image. What is not known is
+null.
 """
 
 from pathlib import Path
@@ -132,13 +134,15 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
       epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
     else:
       epsilon = accounting.Cost.total(costs, delta, relation)
-  if job.config.sampling.method in (config.Method.MAK, config.Method.LOCAL):
-    private, delta = False, None
+  noise_epsilon = epsilon
+  if job.config.sampling.method in config.SIMULATION_ONLY:
+    private, delta, noise_epsilon = False, None, None
   paper = scores and accounting.paper_epsilon(
     scores["sigma"], scores["gamma"], scores["delta"]
   )
   return {
     "epsilon": epsilon if private else None,
+    "noise_epsilon": noise_epsilon,
     "epsilon_answers": len(costs),
     "paper_epsilon": paper if private else None,
     "scores_epsilon": scores["epsilon"] if scores and private else None,
@@ -228,7 +232,7 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
       f"pool/{selection.UNREADABLE}"
     )
   if summary["model"] is None:
-    rows["model"] = "none: the run ends at the proxy, which has no labels yet"
+    rows["model"] = "none: the run ends at the proxy"
   else:
     rows["accuracy"] = _measured(summary["model"])
     files += [f"model/{export.FILE}", "metrics in model/metrics.jsonl"]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from configs import digits_client
+from configs import digits_distill
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import errors
@@ -22,6 +24,7 @@ from ecos_jax.encoders import registry
 from ecos_jax.models import weights
 from ecos_jax.pipeline import job as job_lib
 from ecos_jax.pipeline import selection
+from ecos_jax.privacy import accounting
 
 
 def _config(**sampling) -> config_lib.Config:
@@ -170,7 +173,9 @@ def _assert_nowhere(folder: Path, secret: bytes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["random", "kcenter", "mak", "all", "local"])
+@pytest.mark.parametrize(
+  "method", ["random", "kcenter", "mak", "all", "ideal", "local"]
+)
 def test_every_method_ends_in_a_summary(method, tmp_path):
   summary = pipeline.run(
     _config(method=config_lib.Method(method)), tmp_path / method
@@ -180,6 +185,51 @@ def test_every_method_ends_in_a_summary(method, tmp_path):
   assert summary["bytes_up"] == 0
   private = method in ("random", "kcenter", "all")
   assert summary["epsilon"] == (0.0 if private else None)
+
+
+def test_the_ideal_is_of_the_clients_domain_and_not_more_than_there_is(
+  tmp_path,
+):
+  config = _config(method=config_lib.Method.IDEAL, budget=32)
+  config.train.steps = 0
+  summary = pipeline.run(config, tmp_path / "some")
+  assert (summary["proxy_size"], summary["proxy_client_share"]) == (32, 1.0)
+  assert summary["epsilon"] is summary["noise_epsilon"] is None
+  config.sampling.budget = 1000
+  summary = pipeline.run(config, tmp_path / "all")
+  pool = digits.load(config.data, config.seed).pool
+  own = dict(zip(pool.source_names, pool.sizes, strict=True))["optdigits"]
+  assert (summary["proxy_size"], summary["proxy_client_share"]) == (own, 1.0)
+  config.data.split = config_lib.Split.OOD
+  with pytest.raises(errors.EcosError, match="method=ideal: no source"):
+    pipeline.run(config, tmp_path / "none")
+
+
+@pytest.mark.parametrize("example", [digits_client, digits_distill])
+def test_with_0_steps_a_run_ends_at_the_proxy(example, tmp_path):
+  config = example.get_config("smoke")
+  config.sampling.method = config_lib.Method.RANDOM
+  config.train.steps = 0
+  summary = pipeline.run(config, tmp_path)
+  assert summary["proxy_size"] == config.sampling.budget
+  assert summary["model"] is summary["teacher"] is None
+  assert summary["epsilon"] == 0
+  stages = {path.parent.name for path in tmp_path.glob("*/manifest.json")}
+  assert stages == {"pool", "proxy"}
+  config.sampling.method = config_lib.Method.LOCAL
+  with pytest.raises(errors.ConfigError, match=r"train\.steps=0"):
+    config.validate()
+
+
+def test_what_seeded_noise_would_cost_is_told_apart(finished):
+  config, _, summary = finished
+  assert summary["epsilon"] is None
+  assert summary["noise_epsilon"] == accounting.epsilon(
+    config.privacy.sigma,
+    config.privacy.gamma,
+    config.privacy.delta,
+    "add_remove",
+  )
 
 
 @pytest.mark.slow

@@ -1,0 +1,108 @@
+"""python -m ecos_jax.study: see the package's docstring."""
+
+import fnmatch
+import importlib.util
+from pathlib import Path
+import shlex
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from ecos_jax import cli
+from ecos_jax import errors
+from ecos_jax import workdir as workdir_lib
+from ecos_jax.study import plan
+from ecos_jax.study import report
+from ecos_jax.study import run
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "File of a study, and its argument: FILE[:ARGUMENT]."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study.")
+_LIST = flags.DEFINE_bool("list", False, "Show the cells, and run nothing.")
+_CELLS = flags.DEFINE_string(
+  "cells", "*", "Run only those whose name fits: --cells='client=usps,*'."
+)
+_WORKERS = flags.DEFINE_integer(
+  "workers",
+  None,
+  "Processes at once; by default one a core as far as memory goes, and one on "
+  "an accelerator.",
+  lower_bound=1,
+)
+_OUT = flags.DEFINE_string(
+  "out", None, "Markdown file to put the results into, as docs/results.md."
+)
+
+
+def _study() -> plan.Study:
+  value = _CONFIG.value
+  try:
+    # A missing file shows only when an attribute of its value is touched.
+    if hasattr(value, "seed") and isinstance(value, plan.Study):
+      return value
+  except OSError as error:
+    raise errors.ConfigError(f"--config: {error}") from None
+  raise errors.ConfigError(
+    "--config must name a file whose get_config() returns "
+    f"ecos_jax.study.plan.Study, got {type(value).__name__}"
+  )
+
+
+def _command(name: str) -> str:
+  """Returns the command line, with placeholders for places of this machine."""
+  lines = ["python -m ecos_jax.study"]
+  arguments = iter(sys.argv[1:])
+  for argument in arguments:
+    flag, equals, value = argument.partition("=")
+    if flag.lstrip("-").partition(".")[0] == "config":
+      value = value if equals else next(arguments, "")
+      if flag.endswith("data.dir"):
+        value = "DIR"
+      lines.append(f"{flag}={shlex.quote(value)}")
+  lines += [f"--workdir=runs/{name}", "--out=docs/results.md"]
+  return " \\\n  ".join(lines)
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is left of the study that --config and --workdir name."""
+  del argv
+  study = _study()
+  if not _WORKDIR.value:
+    raise errors.ConfigError(
+      "--workdir is missing: name a folder for the study"
+    )
+  if not importlib.util.find_spec("matplotlib"):
+    raise errors.EcosError(
+      "pictures need matplotlib: pip install 'ecos_jax[study]'"
+    )
+  study.validate()
+  workdir = Path(_WORKDIR.value).absolute()
+  if _LIST.value:
+    print(report.listing(study, workdir))
+    return
+  chosen = [
+    c for c in study.cells() if fnmatch.fnmatchcase(c.name, _CELLS.value)
+  ]
+  if not chosen:
+    raise errors.ConfigError(
+      f"--cells={_CELLS.value} fits no cell: --list shows them"
+    )
+  with workdir_lib.Workdir(workdir):
+    run.run(study, chosen, workdir, _WORKERS.value)
+    text, pictures = report.write(study, workdir, _command(study.name))
+    if _OUT.value:
+      report.insert(Path(_OUT.value), study.name, text, pictures)
+  print(f"\n{text}\nwritten to {workdir}: results.md, rows.csv, rows.json")
+  failed = [c.name for c in chosen if run.row(workdir, c) is None]
+  if failed:
+    raise errors.EcosError(
+      f"{len(failed)} of {len(chosen)} cells failed, the first is {failed[0]}: "
+      f"{workdir}/results.md has the reasons, and the same command runs these "
+      "again"
+    )
+
+
+if __name__ == "__main__":
+  cli.run(main)

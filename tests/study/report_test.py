@@ -1,0 +1,154 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+from ecos_jax.study import plan
+from ecos_jax.study import report
+from ecos_jax.study import run
+
+_BASE = f"{Path(__file__).parents[2] / 'configs/digits_manual.py'}:smoke"
+
+
+def _study() -> plan.Study:
+  return plan.of(
+    _BASE,
+    name="small",
+    title="Small",
+    about="What it is.",
+    grids=(
+      {
+        "sampling.method": ("ecos", "random"),
+        "sampling.budget": (100, 200),
+        "data.client": ("mnist", "optdigits"),
+        "seed": (1, 2),
+      },
+      {
+        "sampling.method": ("local",),
+        "data.client": ("mnist", "optdigits"),
+        "seed": (1, 2),
+      },
+    ),
+    tables=(
+      plan.Table(
+        "Accuracy",
+        rows=("sampling.method",),
+        columns="sampling.budget",
+        metrics=("accuracy",),
+        mean_over=("data.client",),
+      ),
+    ),
+    plots=(
+      plan.Plot(
+        "lines",
+        x="sampling.budget",
+        y="accuracy",
+        lines="sampling.method",
+        mean_over=("data.client",),
+        log_x=True,
+      ),
+      plan.Plot(
+        "bars",
+        x="data.client",
+        y="accuracy",
+        lines="sampling.method",
+        panels="sampling.budget",
+      ),
+    ),
+    paper="sml_budgets",
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A study of made-up rows, in which one cell has failed."""
+  folder = tmp_path_factory.mktemp("report")
+  study = _study()
+  *done, failed = study.cells()
+  for i, cell in enumerate(done):
+    path = run.folder(folder, cell)
+    path.mkdir(parents=True)
+    row = {
+      "name": cell.name,
+      "values": cell.values,
+      "config": config_lib.flatten(cell.config),
+      "summary": {"accuracy": 0.5 + i / 100, "seconds": {"pool": 0.25}},
+      "simulation": {},
+      "seconds": 2.0,
+      "date": f"2026-01-0{1 + i % 2}",
+      "versions": {"jax": "1.2.3"},
+      "machine": "abacus",
+    }
+    (path / run.ROW).write_text(json.dumps(row))
+  path = run.folder(folder, failed)
+  path.mkdir(parents=True)
+  failure = {"error": "out of beads", "command": "python -m one"}
+  (path / run.FAILURE).write_text(json.dumps(failure))
+  text, pictures = report.write(study, folder, "python -m all")
+  return study, folder, text, pictures
+
+
+def test_the_text_says_when_where_with_what_and_how(finished):
+  _, folder, text, _ = finished
+  assert (folder / "results.md").read_text() == text
+  for told in (
+    "## Small\n\nWhat it is.\n",
+    "19 of 20 cells, 2026-01-01 to 2026-01-02, abacus; jax 1.2.3.",
+    "A cell took 2.0 s",
+    "```\npython -m all\n```",
+    "| method | 100 | 200 |",
+    "out of beads",
+    "python -m one",
+    "SVHN is not to be had",
+    "![lines](lines.svg)",
+  ):
+    assert told in text
+
+
+def test_rows_as_json_and_csv_hold_every_field_and_number(finished):
+  study, folder, _, _ = finished
+  rows = json.loads((folder / "rows.json").read_bytes())
+  with (folder / "rows.csv").open() as file:
+    table = list(csv.DictReader(file))
+  assert len(table) == len(rows) == 19
+  fields = config_lib.flatten(study.cells()[0].config)
+  for row, line in zip(rows, table, strict=True):
+    assert line["name"] == row["name"]
+    assert float(line["summary.accuracy"]) == row["summary"]["accuracy"]
+    assert line["summary.seconds.pool"] == "0.25"
+    assert {f"config.{name}" for name in fields} <= line.keys()
+    assert line["config.sampling.method"] == row["values"]["sampling.method"]
+
+
+def test_pictures_are_there_and_the_same_every_time(finished):
+  study, folder, _, pictures = finished
+  assert [p.name for p in pictures] == [
+    *("lines.svg", "lines.png", "bars.svg", "bars.png")
+  ]
+  before = [p.read_bytes() for p in pictures]
+  _, again = report.write(study, folder, "python -m all")
+  assert [p.read_bytes() for p in again] == before
+  assert b"local" in before[0]
+
+
+def test_a_document_holds_each_study_once_and_keeps_the_rest(
+  finished, tmp_path
+):
+  _, _, text, pictures = finished
+  document = tmp_path / "results.md"
+  document.write_text("# Results\n\nBefore.\n")
+  report.insert(document, "small", text, pictures)
+  report.insert(document, "other", "Other.", [])
+  once = document.read_text()
+  assert once.startswith("# Results\n\nBefore.\n\n<!-- study small -->")
+  assert "![lines](results/small-lines.svg)" in once
+  shown = tmp_path / "results" / "small-lines.svg"
+  assert shown.read_bytes() == pictures[0].read_bytes()
+  report.insert(document, "small", text.replace("What", "That"), pictures)
+  assert document.read_text() == once.replace("What it is", "That it is")
+  document.write_text("<!-- study small -->\n")
+  with pytest.raises(errors.EcosError, match="end of small"):
+    report.insert(document, "small", text, pictures)
