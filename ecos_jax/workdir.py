@@ -212,14 +212,12 @@ class Workdir:
     Raises:
       WorkdirError: The folder holds this stage made from something else, or
         files that are not of a run, or the disk is full.
-      PreemptedError: The process was told to stop before the work began.
     """
     path = self.path / name
     identity = {"config": dict(config), "inputs": dict(inputs)}
     manifest = distributed.first(lambda: self._begin(path, identity, resumable))
     if manifest is not None:
       return Stage(path, manifest["result"], manifest["seconds"], skipped=True)
-    distributed.stop_if_told()
     begin = time.monotonic()
     with self._full_disk_named():
       if together:

@@ -16,12 +16,8 @@ import pytest
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
-from ecos_jax import errors
-from ecos_jax import workdir
 from ecos_jax.cloud import codebook
 from ecos_jax.cloud import encode
-from ecos_jax.clustering import assign
-from ecos_jax.clustering import kmeans
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
@@ -243,27 +239,6 @@ def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
   assert _shards(tmp_path) < 16
   _succeed(_worker(tmp_path, 2))
   _same(tmp_path, one)
-
-
-def test_passes_over_rows_stop_when_told(monkeypatch):
-  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 64)
-  features = np.ones((1000, 4), np.float32)
-  kmeans.fit(features, 2, jax.random.key(0))
-  monkeypatch.setattr(distributed, "told_to_stop", lambda: True)
-  with pytest.raises(errors.PreemptedError):
-    assign.assign(features, features[:2])
-  with pytest.raises(errors.PreemptedError):
-    kmeans.fit(features, 2, jax.random.key(0))
-
-
-def test_no_stage_begins_when_told_to_stop(tmp_path, monkeypatch):
-  with workdir.Workdir(tmp_path) as work:
-    work.stage("a", {}, {}, lambda path: {"done": 1})
-    monkeypatch.setattr(distributed, "told_to_stop", lambda: True)
-    assert work.stage("a", {}, {}, lambda path: {}).result == {"done": 1}
-    with pytest.raises(errors.PreemptedError):
-      work.stage("b", {}, {}, lambda path: {})
-    assert not work.done("b")
 
 
 _TRAIN = ("-m", "ecos_jax.train", "--config=configs/digits_manual.py:smoke")

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ecos_jax import distributed
 from ecos_jax.clustering import kernels
 
 _MEMORY_BUDGET = 256 << 20
@@ -34,8 +33,6 @@ _CPU_SCORE_BYTES = 2 << 20
 _CPU_CHUNK_BYTES = 16 << 20
 # A kernel keeps no scores, but wants 128 rows for each of 132 processors.
 _HOPPER_ROWS = 16384
-# How often a pass asks whether to stop, which is a message between processes.
-_CHUNKS_A_POLL = 16
 _DATA = jax.sharding.PartitionSpec("data")
 _REPLICATED = jax.sharding.PartitionSpec()
 
@@ -165,9 +162,6 @@ def chunks(
   Each process reads no more than its own rows of a chunk. A chunk may share
   memory with the block it came from, so what is computed from it must be ready
   before the next but one is asked for.
-
-  Raises:
-    PreemptedError: The process was told to stop.
   """
   n, d = features.shape
   sharding = jax.sharding.NamedSharding(mesh, _DATA)
@@ -179,9 +173,7 @@ def chunks(
     )
   else:
     blocks = features.blocks(rows, own)
-  for number, (start, block) in enumerate(blocks, 1):
-    if number % _CHUNKS_A_POLL == 0:
-      distributed.stop_if_told(mesh)
+  for start, block in blocks:
     missing = own.stop - own.start - len(block)
     if missing:
       block = np.pad(block, ((0, missing), (0, 0)))
