@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import socket
 import subprocess
@@ -241,6 +242,32 @@ def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
   _same(tmp_path, one)
 
 
+_HANGS = """
+import ctypes, os, signal, sys
+from absl import flags
+from ecos_jax import distributed
+distributed.define_flags()
+flags.FLAGS(sys.argv[:1])
+distributed._SAVE_SECONDS = 0.5
+distributed.start()
+with distributed.saving():
+  os.kill(os.getpid(), signal.SIGTERM)
+  ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_who_does_not_stop_in_time_is_stopped():
+  result = subprocess.run(
+    [sys.executable, "-c", _HANGS],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    timeout=30,
+  )
+  assert result.returncode == 75
+  assert result.stderr == f"{distributed.PREEMPTED}\n"
+
+
 _TRAIN = ("-m", "ecos_jax.train", "--config=configs/digits_manual.py:smoke")
 
 
@@ -281,31 +308,41 @@ def test_those_who_do_not_come_are_named_after_the_timeout(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_job_with_two_processes(tmp_path):
-  flags = (
-    "--config.privacy.insecure_noise_seed=3",
-    "--config.train.steps=60",
-  )
-  together, alone = tmp_path / "together", tmp_path / "alone"
-  processes = _start(_TRAIN, 2, *flags, f"--workdir={together}")
-  _wait_for((together / "model" / "checkpoints" / "10").exists, processes)
-  processes[1].kill()
-  code, _, err = _end(processes)[0]
-  assert code == 1
-  assert "error: another process was lost" in err
-  _succeed(_start(_TRAIN, 2, *flags, f"--workdir={together}"))
-  subprocess.run(
-    [sys.executable, *_TRAIN, *flags, f"--workdir={alone}"],
-    cwd=_ROOT,
-    env=os.environ | {"PYTHONPATH": str(_ROOT)},
-    check=True,
+@pytest.mark.parametrize(
+  "count, victim, begun",
+  [(2, 1, "model/checkpoints/10"), (4, 0, "codebook/started.json")],
+)
+def test_the_whole_job(count, victim, begun, finished_job, job_flags, tmp_path):
+  """Each has its own name for the folder that they share."""
+  shared = tmp_path / "shared"
+  shared.mkdir()
+  views = [tmp_path / f"view-{process}" for process in range(count)]
+  for view in views:
+    view.symlink_to(shared)
+  _, _, *flags = job_flags("manual", shared)
+  options = {"own_flags": [[f"--workdir={view}"] for view in views]}
+  processes = _start(_TRAIN, count, *flags, **options)
+  _wait_for((shared / begun).exists, processes)
+  processes[victim].kill()
+  begin = time.monotonic()
+  results = _end(processes)
+  assert time.monotonic() - begin < 5 + 10
+  del results[victim]
+  for code, _, err in results:
+    assert code != 0
+    assert re.search("process was lost|process 0 was lost|task died", err)
+  _succeed(_start(_TRAIN, count, *flags, **options))
+
+  alone = finished_job("manual")
+  np.testing.assert_array_equal(
+    *(np.load(path / "proxy" / "indices.npy") for path in (shared, alone))
   )
   summaries = [
     json.loads((folder / "summary.json").read_bytes())
-    for folder in (together, alone)
+    for folder in (shared, alone)
   ]
   for summary in summaries:
-    del summary["seconds"]
+    del summary["seconds"], summary["training"]
   # The sum of gradients is rounded otherwise, so an image may fall otherwise.
   accuracies = [summary.pop("accuracy") for summary in summaries]
   assert abs(accuracies[0] - accuracies[1]) < 0.03

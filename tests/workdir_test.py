@@ -83,7 +83,8 @@ def test_a_second_job_is_refused_with_the_holder(tmp_path):
   with holder:
     assert holder.stdout is not None
     holder.stdout.readline()
-    with pytest.raises(workdir_lib.WorkdirError, match=f"process {holder.pid}"):
+    said = rf"process {holder.pid} on \S+ since \d{{4}}-.* UTC: wait for it"
+    with pytest.raises(workdir_lib.WorkdirError, match=said):
       workdir_lib.Workdir(tmp_path)
     holder.send_signal(signal.SIGKILL)
   # The lock of a killed job is free.

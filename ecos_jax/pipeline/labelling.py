@@ -129,7 +129,7 @@ def labels(job: Job) -> bool:
 
   def work(path: Path) -> dict[str, Any]:
     request = selection.message(
-      asked / _REQUEST, protocol.LabelRequest.from_bytes
+      job, "request", _REQUEST, protocol.LabelRequest.from_bytes
     )
     data = (
       protocol.read_file(brought)
