@@ -1,5 +1,6 @@
 """What all tests share: compiled programs, and the main job without imports."""
 
+import contextlib
 import functools
 import json
 import os
@@ -49,7 +50,9 @@ class _Job:
       time.sleep(0.002)
 
   def signal(self, number: int) -> None:
-    os.kill(self.pid, number)
+    # It may have ended.
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(self.pid, number)
 
   def wait(self) -> int:
     """Returns the exit code."""

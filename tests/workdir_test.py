@@ -161,3 +161,12 @@ def test_a_damaged_array_is_named(tmp_path):
       workdir_lib.WorkdirError, match=r"sizes\.npy is damaged"
     ):
       workdir_lib.load_array(path, mode)
+
+
+def test_a_disk_that_became_read_only_is_named(work, monkeypatch):
+  def fails(path):
+    raise ValueError("INTERNAL: cannot open")
+
+  monkeypatch.setattr(workdir_lib.os, "access", lambda path, mode: False)
+  with pytest.raises(workdir_lib.WorkdirError, match="no longer be written to"):
+    work.stage("model", {}, {}, fails)
