@@ -3,8 +3,6 @@ from pathlib import Path
 import subprocess
 import sys
 
-import pytest
-
 _COMPILES = """
 import sys
 from absl import flags
@@ -16,7 +14,9 @@ compilation_cache.start()
 jax.monitoring.register_event_listener(
   lambda name, **_: print(name.rpartition("/")[2])
 )
-print(jax.jit(lambda x: x * 3 + 1)(jax.numpy.float32(2)))
+for factor in range(3):
+  value = jax.jit(lambda x: x * factor + 3)(jax.numpy.float32(2))
+print(value)
 """
 _MISS, _HIT = "cache_misses", "cache_hits"
 
@@ -44,18 +44,18 @@ def _entries(folder):
   return sorted(folder.glob("*-cache"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
-def test_what_is_damaged_is_compiled_again_in_silence(damage, tmp_path):
+def test_what_is_damaged_is_compiled_again_in_silence(tmp_path):
   flag = f"--compilation_cache={tmp_path}"
   assert _compile(flag) == {_MISS}
   files = _entries(tmp_path)
-  good = [file.read_bytes() for file in files]
-  assert files == list(tmp_path.iterdir())
+  assert files == sorted(tmp_path.iterdir())
   assert _compile(flag) == {_HIT}
-  for file, data in zip(files, good, strict=True):
+  for number, file in enumerate(files):
+    data = file.read_bytes()
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-    file.write_bytes({"cut": data[:middle], "empty": b""}.get(damage, flipped))
+    file.write_bytes((flipped, data[:middle], b"")[number % 3])
+  assert len(files) >= 3
   assert _compile(flag) == {_MISS}
   assert _compile(flag) == {_HIT}
 

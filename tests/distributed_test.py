@@ -132,7 +132,7 @@ def _worker(out, count, **options):
 def _end(processes):
   """Returns the exit code, stdout and stderr of each."""
   try:
-    told = [process.communicate(timeout=120) for process in processes]
+    told = [process.communicate(timeout=300) for process in processes]
   finally:
     for process in processes:
       process.kill()

@@ -16,7 +16,7 @@ _MANUAL = (
   ("response", "client.coverage:nearest"),
   ("proxy", "cloud.sampling:decompress"),
   ("proxy", "data.proxy:write"),
-  ("model", "training.loop:_next"),
+  ("model", "training.checkpoints:Checkpoints"),
   ("model", "training.loop:accuracy"),
 )
 _CLIENT = (
@@ -24,7 +24,7 @@ _CLIENT = (
   ("labels", "client.label:label"),
 )
 _DISTILL = (
-  ("teacher", "training.loop:_next"),
+  ("teacher", "training.checkpoints:Checkpoints"),
   ("teacher", "training.loop:accuracy"),
   ("logits", "pipeline.distillation:_finished_teacher"),
 )
@@ -33,7 +33,7 @@ _CASES += [("client", *case) for case in _CLIENT]
 _CASES += [("distill", *case) for case in _DISTILL]
 # These are given time to keep what they have; all others may be in native code
 # that takes long to return.
-_SAVING = "encoders.registry:encode", "training.loop:_next"
+_SAVING = "encoders.registry:encode", "training.checkpoints:Checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_sigterm_in_a_stage(task, stage, busy, run):
   assert not (path / stage / "manifest.json").exists()
   if stage == "bank":
     assert (path / "bank" / "shard-000000.json").exists()
-  if busy == "training.loop:_next":
+  if busy == "training.checkpoints:Checkpoints":
     [checkpoint] = (path / stage / "checkpoints").iterdir()
     assert 0 < int(checkpoint.name) < 8
 

@@ -213,8 +213,20 @@ def _any_label(source: loader.Source) -> bool:
   return False
 
 
-def _inputs(task: tasks.Task, batch_size: int, seed: int) -> dict[str, Any]:
-  """Returns an iterator for each stream, on this process's part."""
+def _inputs(
+  task: tasks.Task,
+  batch_size: int,
+  seed: int,
+  split: jax.sharding.NamedSharding,
+) -> dict[str, Any]:
+  """Returns an iterator for each stream, over batches on the devices."""
+
+  def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return {
+      key: jax.make_array_from_process_local_data(split, array)
+      for key, array in batch.items()
+    }
+
   seeds = np.random.SeedSequence(seed).generate_state(len(task.streams))
   return {
     name: loader.batches(
@@ -223,6 +235,7 @@ def _inputs(task: tasks.Task, batch_size: int, seed: int) -> dict[str, Any]:
       int(own_seed),
       jax.process_index(),
       jax.process_count(),
+      place,
     )
     for own_seed, (name, stream) in zip(
       seeds, sorted(task.streams.items()), strict=True
@@ -244,19 +257,6 @@ def _means(rows: list[tasks.Metrics], last_step: int) -> dict[str, float]:
         "--config.train.learning_rate and run again"
       )
   return {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
-
-
-def _next(
-  inputs: dict[str, Any], split: jax.sharding.NamedSharding
-) -> tasks.Batches:
-  """Returns the next batches, on the devices."""
-  return {
-    name: {
-      key: jax.make_array_from_process_local_data(split, array)
-      for key, array in next(iterator).items()
-    }
-    for name, iterator in inputs.items()
-  }
 
 
 def _start(
@@ -356,7 +356,7 @@ def train(
   )
   graph, state = _start(model, optimizer, seed)
   state = jax.device_put(state, shardings[0])
-  inputs = _inputs(task, config.batch_size, seed)
+  inputs = _inputs(task, config.batch_size, seed, shardings[1])
   step_fn = _step(task, graph, optimizer, shardings)
 
   with contextlib.ExitStack() as stack:
@@ -389,7 +389,7 @@ def train(
     last_asked, ask = first, first + 1
     for step in range(first + 1, config.steps + 1):
       begin = time.monotonic()
-      batches = _next(inputs, shardings[1])
+      batches = {name: next(iterator) for name, iterator in inputs.items()}
       waited += time.monotonic() - begin
       state, metrics = step_fn(state, batches)
       pending.append(metrics)
