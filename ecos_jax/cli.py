@@ -16,10 +16,7 @@ from ecos_jax import config
 from ecos_jax import distributed
 from ecos_jax import errors
 
-# EX_TEMPFAIL of sysexits.h: try again.
-EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
-_PREEMPTED = "stopped on SIGTERM: the same command goes on from here"
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -63,7 +60,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
   Exit codes: 0 done; 1 an `EcosError`, a wrong flag, an operating-system error
   on a file, or another process that was lost, told in one line on stderr; 75
-  stopped on SIGTERM at a safe point; 130 Ctrl-C. Any other exception is a
+  stopped on SIGTERM; 130 Ctrl-C. Any other exception is a
   defect of the program and keeps its traceback. Several processes end together.
 
   Args:
@@ -76,7 +73,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     except errors.EcosError as error:
       _fail(error)
     except errors.PreemptedError:
-      distributed.leave(EXIT_PREEMPTED, _PREEMPTED)
+      distributed.leave(distributed.EXIT_PREEMPTED, distributed.PREEMPTED)
     except Exception as error:
       if isinstance(error, OSError) and error.errno is not None:
         _fail(error)

@@ -7,16 +7,19 @@ those of process 0, shared through the coordination service of
 
 * `first` runs a function on process 0 and hands its value to all.
 * `barrier` returns when every process has called it.
-* `stop_if_told` ends all processes at the same call once one got SIGTERM.
 
-All must be called in the same order everywhere; with one process they cost
+They must be called in the same order everywhere; with one process they cost
 nothing. A process that leaves early tells the others, which leave with the same
 exit code. One that was killed is missed where a collective operation breaks, or
 else after the heartbeat timeout. If it was process 0, jax may end the others
 with a message and an exit code (134) of its own.
+
+SIGTERM ends all processes at once, whatever they are doing, since every stage
+survives a kill. Only what runs in `saving` is given time: it asks
+`told_to_stop`, saves, and raises `PreemptedError`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import json
@@ -40,6 +43,11 @@ from ecos_jax import errors
 T = TypeVar("T")
 
 EXIT_ERROR = 1
+# EX_TEMPFAIL of sysexits.h: try again.
+EXIT_PREEMPTED = 75
+PREEMPTED = "stopped on SIGTERM: the same command goes on from here"
+# Machines are taken away 30 seconds after SIGTERM.
+_SAVE_SECONDS = 25
 _WATCH_SECONDS = 0.5
 _WAIT_MILLISECONDS = 1000
 _FLAGS = "num_processes", "process_id"
@@ -48,6 +56,7 @@ _ADVICE = "start all of them again: they go on from here"
 _BROKEN = "Gloo|NCCL|coordination.service|Socket closed|Connection re"
 
 _told_to_stop = threading.Event()
+_saving = threading.Lock()
 _ended = threading.Event()
 _leaving = threading.Lock()
 _count = itertools.count()
@@ -99,12 +108,18 @@ def start() -> None:
   """Joins the other processes that the flags name; says who is there.
 
   After that line only process 0 prints to stdout; errors are told by all.
-  From here on SIGTERM no longer kills: it asks to stop at the next safe point.
+  From here on SIGTERM ends the command with `EXIT_PREEMPTED`.
 
   Raises:
     ConfigError: The flags do not fit together, or jax finds no cluster.
   """
-  signal.signal(signal.SIGTERM, lambda signum, frame: _told_to_stop.set())
+  # A handler in Python waits for compilers and collective operations to return;
+  # the number of a signal is written to this descriptor at once.
+  told, tells = os.pipe()
+  os.set_blocking(tells, False)
+  signal.set_wakeup_fd(tells)
+  signal.signal(signal.SIGTERM, lambda signum, frame: None)
+  threading.Thread(target=_obey, args=(told,), daemon=True).start()
   values = flags.FLAGS
   coordinator = values.coordinator
   if coordinator is None:
@@ -229,22 +244,20 @@ def told_to_stop() -> bool:
   return _told_to_stop.is_set()
 
 
-def stop_if_told(mesh: jax.sharding.Mesh | None = None) -> None:
-  """Returns unless a process was told to stop; all raise at the same call.
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+  """Gives what runs inside time to save its work, once it is told to stop."""
+  with _saving:
+    yield
 
-  Args:
-    mesh: The devices at work; None for those of all processes. On those of one
-      process alone, the others are not asked.
 
-  Raises:
-    PreemptedError: One was told to stop.
-  """
-  if mesh is None or mesh.is_multi_process:
-    stop = first(told_to_stop)
-  else:
-    stop = told_to_stop()
-  if stop:
-    raise errors.PreemptedError
+def _obey(told: int) -> None:
+  """Ends this process once SIGTERM came."""
+  while signal.SIGTERM not in os.read(told, 1):
+    pass
+  _told_to_stop.set()
+  _saving.acquire(timeout=_SAVE_SECONDS)
+  _leave_all(EXIT_PREEMPTED, PREEMPTED)
 
 
 def _watch(timeout: float) -> None:
@@ -259,8 +272,8 @@ def _watch(timeout: float) -> None:
       client.key_value_set(f"ecos/alive/{me}", str(beat), allow_overwrite=True)
       if told_to_stop():
         client.key_value_set(f"ecos/stop/{me}", "", allow_overwrite=True)
-      if client.key_value_dir_get("ecos/stop"):
-        _told_to_stop.set()
+      elif client.key_value_dir_get("ecos/stop"):
+        signal.raise_signal(signal.SIGTERM)
       alive = client.key_value_dir_get("ecos/alive")
     now = time.monotonic()
     for process, value in alive:
@@ -313,10 +326,18 @@ def leave(code: int, text: str) -> NoReturn:
   if _client() is None:
     print(text, file=sys.stderr)
     sys.exit(code)
-  me = f"process {jax.process_index()} on {socket.gethostname()}"
-  what = json.dumps({"code": code, "text": f"{text} ({me})"})
-  with _process_0_needed():
-    _client().key_value_set(f"ecos/left/{jax.process_index()}", what)
+  _leave_all(code, text)
+
+
+def _leave_all(code: int, text: str) -> NoReturn:
+  """As `leave`, at once and from any thread."""
+  me, client = jax_distributed.global_state.process_id, _client()
+  where = f"process {me} on {socket.gethostname()}"
+  what = json.dumps({"code": code, "text": f"{text} ({where})"})
+  # Process 0, which passes it on, may be gone, or not there yet.
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    if client is not None:
+      client.key_value_set(f"ecos/left/{me}", what)
   _exit(code, text)
 
 

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ecos_jax import cli
+from ecos_jax import compilation_cache
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
@@ -29,10 +30,11 @@ _WORKDIR = flags.DEFINE_string(
 _VERIFY = flags.DEFINE_bool(
   "verify",
   False,
-  "Read all of a feature bank that is there and compare its checksums: after a "
-  "copy, for instance. Its files and their sizes are always checked.",
+  "Read all of a feature bank that is there and compare its checksums, also if "
+  "no stage is left that reads it; their files and sizes are always checked.",
 )
 distributed.define_flags()
+compilation_cache.define_flags()
 
 
 def _resolved_config() -> config_lib.Config:
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> None:
   config = _resolved_config()
   if not _WORKDIR.value:
     raise errors.ConfigError("--workdir is missing: name a folder for this run")
+  compilation_cache.start()
   distributed.start()
   pipeline.run(config, Path(_WORKDIR.value), verify=_VERIFY.value)
   distributed.finish()

@@ -13,6 +13,7 @@ see. Process 0 alone locks it, decides and writes manifests; the others follow.
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import datetime
 import fcntl
 import hashlib
 import importlib.metadata
@@ -167,7 +168,11 @@ class Workdir:
         f"--workdir={self.path} is in use by {holder}: wait for it, or take "
         "another --workdir"
       ) from None
-    holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+    now = datetime.datetime.now(datetime.UTC)
+    holder = (
+      f"process {os.getpid()} on {socket.gethostname()} since "
+      f"{now:%Y-%m-%d %H:%M:%S} UTC\n"
+    )
     self._lock.truncate(0)
     self._lock.write(holder)
     self._lock.flush()
@@ -212,16 +217,14 @@ class Workdir:
     Raises:
       WorkdirError: The folder holds this stage made from something else, or
         files that are not of a run, or the disk is full.
-      PreemptedError: The process was told to stop before the work began.
     """
     path = self.path / name
     identity = {"config": dict(config), "inputs": dict(inputs)}
     manifest = distributed.first(lambda: self._begin(path, identity, resumable))
     if manifest is not None:
       return Stage(path, manifest["result"], manifest["seconds"], skipped=True)
-    distributed.stop_if_told()
     begin = time.monotonic()
-    with self._full_disk_named():
+    with self._disk_named():
       if together:
         result = work(path)
         manifest = distributed.first(
@@ -300,14 +303,27 @@ class Workdir:
     )
 
   @contextlib.contextmanager
-  def _full_disk_named(self):
+  def _disk_named(self):
     try:
       yield
-    # Libraries report a full disk in many ways: ask the disk itself.
+    # Libraries report these in many ways: ask the disk itself.
     except Exception as error:
-      if shutil.disk_usage(self.path).free < _FULL_DISK_BYTES:
+      if not os.access(self.path, os.W_OK):
+        raise WorkdirError(
+          f"--workdir={self.path} can no longer be written to: make it "
+          "writable and run the same command again"
+        ) from error
+      full = shutil.disk_usage(self.path).free < _FULL_DISK_BYTES
+      if full or "No space left" in _reasons(error):
         raise WorkdirError(
           f"no space left on the disk of --workdir={self.path}: free some and "
           "run the same command again"
         ) from error
       raise
+
+
+def _reasons(error: BaseException | None) -> str:
+  """Returns what an error and its causes say."""
+  if error is None:
+    return ""
+  return f"{error}\n{_reasons(error.__cause__ or error.__context__)}"

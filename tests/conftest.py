@@ -1,7 +1,15 @@
-"""What all tests share: compiled programs are kept between tests and runs."""
+"""What all tests share: compiled programs, and the main job without imports."""
 
+import contextlib
+import functools
+import json
 import os
 from pathlib import Path
+import subprocess
+import sys
+import time
+
+import pytest
 
 # A cache for each worker, since JAX does not write its entries atomically.
 # Tests that start processes hand it on.
@@ -9,3 +17,85 @@ _WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
 _CACHE = Path(__file__).parents[1] / ".cache" / f"xla-{_WORKER}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+class _Job:
+  """The main job in a process of its own; one at a time."""
+
+  def __init__(self, server, folder, flags, patched=None, devices=1):
+    self._server = server
+    self._files = folder / "out", folder / "err"
+    for file in self._files:
+      file.write_text("")
+    out, err = map(str, self._files)
+    job = {"flags": flags, "out": out, "err": err}
+    job |= {"patched": patched, "devices": devices}
+    server.stdin.write(json.dumps(job) + "\n")
+    server.stdin.flush()
+    self.pid = int(server.stdout.readline())
+
+  @property
+  def out(self) -> str:
+    return self._files[0].read_text()
+
+  @property
+  def err(self) -> str:
+    return self._files[1].read_text()
+
+  def wait_for(self, stage: str) -> None:
+    """Returns once the stage is done."""
+    deadline = time.monotonic() + 120
+    while f"\n{stage} " not in f"\n{self.out}":
+      assert time.monotonic() < deadline, self.out + self.err
+      time.sleep(0.002)
+
+  def signal(self, number: int) -> None:
+    # It may have ended.
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(self.pid, number)
+
+  def wait(self) -> int:
+    """Returns the exit code."""
+    return int(self._server.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def start_job(tmp_path_factory):
+  """Starts the main job with some flags, at a fraction of the usual cost."""
+  folder = tmp_path_factory.mktemp("jobs")
+  root = Path(__file__).parents[1]
+  with subprocess.Popen(
+    [sys.executable, str(Path(__file__).with_name("forks.py"))],
+    cwd=root,
+    env=os.environ | {"PYTHONPATH": str(root)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as server:
+    yield lambda *flags, **options: _Job(server, folder, flags, **options)
+    server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def job_flags():
+  """Returns the flags of a small run of a task in some folder."""
+  return lambda task, path: (
+    f"--config=configs/digits_{task}.py:smoke",
+    f"--workdir={path}",
+    "--config.bank.shard_rows=200",
+    "--config.privacy.insecure_noise_seed=3",
+  )
+
+
+@pytest.fixture(scope="session")
+def finished_job(start_job, job_flags, tmp_path_factory):
+  """Returns the folder of that run, which nothing disturbed."""
+  root = tmp_path_factory.mktemp("finished")
+
+  @functools.cache
+  def run(task):
+    job = start_job(*job_flags(task, root / task))
+    assert job.wait() == 0, job.err
+    return root / task
+
+  return run

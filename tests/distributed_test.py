@@ -17,13 +17,8 @@ import pytest
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
-from ecos_jax import errors
-from ecos_jax import workdir
 from ecos_jax.cloud import codebook
 from ecos_jax.cloud import encode
-from ecos_jax.clustering import assign
-from ecos_jax.clustering import chunks
-from ecos_jax.clustering import kmeans
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
@@ -137,7 +132,7 @@ def _worker(out, count, **options):
 def _end(processes):
   """Returns the exit code, stdout and stderr of each."""
   try:
-    told = [process.communicate(timeout=120) for process in processes]
+    told = [process.communicate(timeout=300) for process in processes]
   finally:
     for process in processes:
       process.kill()
@@ -248,25 +243,30 @@ def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
   _same(tmp_path, one)
 
 
-def test_passes_over_rows_stop_when_told(monkeypatch):
-  monkeypatch.setattr(chunks, "_CPU_CHUNK_BYTES", 64)
-  features = np.ones((1000, 4), np.float32)
-  kmeans.fit(features, 2, jax.random.key(0))
-  monkeypatch.setattr(distributed, "told_to_stop", lambda: True)
-  with pytest.raises(errors.PreemptedError):
-    assign.assign(features, features[:2])
-  with pytest.raises(errors.PreemptedError):
-    kmeans.fit(features, 2, jax.random.key(0))
+_HANGS = """
+import ctypes, os, signal, sys
+from absl import flags
+from ecos_jax import distributed
+distributed.define_flags()
+flags.FLAGS(sys.argv[:1])
+distributed._SAVE_SECONDS = 0.5
+distributed.start()
+with distributed.saving():
+  os.kill(os.getpid(), signal.SIGTERM)
+  ctypes.CDLL(None).sleep(60)
+"""
 
 
-def test_no_stage_begins_when_told_to_stop(tmp_path, monkeypatch):
-  with workdir.Workdir(tmp_path) as work:
-    work.stage("a", {}, {}, lambda path: {"done": 1})
-    monkeypatch.setattr(distributed, "told_to_stop", lambda: True)
-    assert work.stage("a", {}, {}, lambda path: {}).result == {"done": 1}
-    with pytest.raises(errors.PreemptedError):
-      work.stage("b", {}, {}, lambda path: {})
-    assert not work.done("b")
+def test_who_does_not_stop_in_time_is_stopped():
+  result = subprocess.run(
+    [sys.executable, "-c", _HANGS],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    timeout=30,
+  )
+  assert result.returncode == 75
+  assert result.stderr == f"{distributed.PREEMPTED}\n"
 
 
 _TRAIN = ("-m", "ecos_jax.train", "--config=configs/digits_manual.py:smoke")
@@ -309,31 +309,41 @@ def test_those_who_do_not_come_are_named_after_the_timeout(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_job_with_two_processes(tmp_path):
-  flags = (
-    "--config.privacy.insecure_noise_seed=3",
-    "--config.train.steps=60",
-  )
-  together, alone = tmp_path / "together", tmp_path / "alone"
-  processes = _start(_TRAIN, 2, *flags, f"--workdir={together}")
-  _wait_for((together / "model" / "checkpoints" / "10").exists, processes)
-  processes[1].kill()
-  code, _, err = _end(processes)[0]
-  assert code == 1
-  assert "error: another process was lost" in err
-  _succeed(_start(_TRAIN, 2, *flags, f"--workdir={together}"))
-  subprocess.run(
-    [sys.executable, *_TRAIN, *flags, f"--workdir={alone}"],
-    cwd=_ROOT,
-    env=os.environ | {"PYTHONPATH": str(_ROOT)},
-    check=True,
+@pytest.mark.parametrize(
+  "count, victim, begun",
+  [(2, 1, "model/checkpoints/10"), (4, 0, "codebook/started.json")],
+)
+def test_the_whole_job(count, victim, begun, finished_job, job_flags, tmp_path):
+  """Each has its own name for the folder that they share."""
+  shared = tmp_path / "shared"
+  shared.mkdir()
+  views = [tmp_path / f"view-{process}" for process in range(count)]
+  for view in views:
+    view.symlink_to(shared)
+  _, _, *flags = job_flags("manual", shared)
+  options = {"own_flags": [[f"--workdir={view}"] for view in views]}
+  processes = _start(_TRAIN, count, *flags, **options)
+  _wait_for((shared / begun).exists, processes)
+  processes[victim].kill()
+  begin = time.monotonic()
+  results = _end(processes)
+  assert time.monotonic() - begin < 5 + 10
+  del results[victim]
+  for code, _, err in results:
+    assert code != 0
+    assert re.search("process was lost|process 0 was lost|task died", err)
+  _succeed(_start(_TRAIN, count, *flags, **options))
+
+  alone = finished_job("manual")
+  np.testing.assert_array_equal(
+    *(np.load(path / "proxy" / "indices.npy") for path in (shared, alone))
   )
   summaries = [
     json.loads((folder / "summary.json").read_bytes())
-    for folder in (together, alone)
+    for folder in (shared, alone)
   ]
   for summary in summaries:
-    del summary["seconds"]
+    del summary["seconds"], summary["training"]
   # The sum of gradients is rounded otherwise, so an image may fall otherwise.
   accuracies = [summary.pop("accuracy") for summary in summaries]
   assert abs(accuracies[0] - accuracies[1]) < 0.03

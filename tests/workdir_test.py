@@ -83,7 +83,8 @@ def test_a_second_job_is_refused_with_the_holder(tmp_path):
   with holder:
     assert holder.stdout is not None
     holder.stdout.readline()
-    with pytest.raises(workdir_lib.WorkdirError, match=f"process {holder.pid}"):
+    said = rf"process {holder.pid} on \S+ since \d{{4}}-.* UTC: wait for it"
+    with pytest.raises(workdir_lib.WorkdirError, match=said):
       workdir_lib.Workdir(tmp_path)
     holder.send_signal(signal.SIGKILL)
   # The lock of a killed job is free.
@@ -160,3 +161,12 @@ def test_a_damaged_array_is_named(tmp_path):
       workdir_lib.WorkdirError, match=r"sizes\.npy is damaged"
     ):
       workdir_lib.load_array(path, mode)
+
+
+def test_a_disk_that_became_read_only_is_named(work, monkeypatch):
+  def fails(path):
+    raise ValueError("INTERNAL: cannot open")
+
+  monkeypatch.setattr(workdir_lib.os, "access", lambda path, mode: False)
+  with pytest.raises(workdir_lib.WorkdirError, match="no longer be written to"):
+    work.stage("model", {}, {}, fails)

@@ -27,6 +27,9 @@ coverage: n x d x R
   The client's exact votes.
 sample: N x d x R x B
   k-center inside R clusters, B samples in all.
+train: b
+  A step of training of a small network on a batch of b images, of 100 steps
+  without checkpoints; `bare` is a plain jitted step over batches in memory.
 
 `gemm` is the ceiling: a bare `jnp.dot` over the same blocks on the same devices
 in one compiled loop (for coverage numpy's float64 product). A rate over the

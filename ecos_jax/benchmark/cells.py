@@ -17,8 +17,11 @@ import numpy as np
 
 from ecos_jax import errors
 
-STAGES = ("encode", "assign", "fit", "converge", "stream", "coverage", "sample")
-_AXES = {"encode": 1, "sample": 4}
+STAGES = (
+  *("encode", "assign", "fit", "converge", "stream", "coverage", "sample"),
+  "train",
+)
+_AXES = {"encode": 1, "sample": 4, "train": 1}
 _DATA = ("blobs", "hog")
 _SHIFT = 3
 _NOISE, _SPREAD = 1.0, 0.5
@@ -33,7 +36,7 @@ class Cell(NamedTuple):
 
   Attributes:
     stage: One of `STAGES`.
-    shape: Images; or n, d, k; or N, d, R, B.
+    shape: Images; or n, d, k; or N, d, R, B; or images of a batch.
     data: Of `converge`: 'blobs' or 'hog'; empty elsewhere.
   """
 
@@ -50,14 +53,14 @@ class Cell(NamedTuple):
   @property
   def flops(self) -> float | None:
     """2 n k d, of a pass over all rows; None where that means nothing."""
-    if self.stage in ("encode", "sample"):
+    if self.stage in ("encode", "sample", "train"):
       return None
     return 2.0 * math.prod(self.shape)
 
   @property
   def bytes(self) -> int | None:
     """The bytes of a pass: features or images."""
-    if self.stage == "encode":
+    if self.stage in ("encode", "train"):
       return None
     size = 2 if self.stage == "stream" else 4
     return self.shape[0] * self.shape[1] * size
@@ -67,6 +70,8 @@ class Cell(NamedTuple):
     """About how long a call takes, in GFLOP: for the progress bar."""
     if self.stage == "encode":
       return 1e-5 * self.shape[0]
+    if self.stage == "train":
+      return self.shape[0]
     if self.stage == "sample":
       return 1e-6 * self.shape[0] * self.shape[1]
     passes = {"fit": 8, "converge": 40, "coverage": 4}
@@ -121,6 +126,7 @@ PRESETS = {
       "stream": "20000x32x10",
       "coverage": "500x16x20",
       "sample": "3000x16x10x50",
+      "train": "4",
     },
   ),
   "quick": Preset(
@@ -135,6 +141,7 @@ PRESETS = {
       "stream": "250000x512x100",
       "coverage": "20000x72x100",
       "sample": "100000x72x100x1000",
+      "train": "64",
     },
   ),
   "full": Preset(
@@ -149,6 +156,7 @@ PRESETS = {
       "stream": "4194304x512x1000,4194304x512x100,8388608x512x100",
       "coverage": "100000x72x100,100000x512x1000",
       "sample": "1e6x128x1000x10000",
+      "train": "64,256",
     },
   ),
 }
@@ -324,7 +332,7 @@ def prepare(cell: Cell, options: Options, folder: Path) -> None:
     folder: An empty folder.
   """
   rng = np.random.default_rng(1)
-  if cell.stage == "encode":
+  if cell.stage in ("encode", "train"):
     return
   n, d, k = cell.shape[:3]
   if cell.stage in ("stream", "sample"):

@@ -14,6 +14,7 @@ from ecos_jax import config
 from ecos_jax import distributed
 from ecos_jax.benchmark import calls
 from ecos_jax.benchmark import cells
+from ecos_jax.benchmark import training
 from ecos_jax.client import coverage
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import sampling
@@ -179,16 +180,20 @@ def _coverage_product(
 def our_call(
   name: str, cell: cells.Cell, options: cells.Options, folder: Path
 ) -> calls.Call:
-  """Returns the call of `ecos_jax`, of `gemm`, or of `memory`.
+  """Returns the call of `ecos_jax`, of `gemm`, of `memory`, or of `bare`.
 
   Args:
     name: The implementation; `memory` is ours on rows in memory, in `stream`;
-      `ecos_jax:minibatch` aims at the inertia of MiniBatchKMeans.
+      `bare` is a loop by hand, in `train`; `ecos_jax:minibatch` aims at the
+      inertia of MiniBatchKMeans.
     cell: What to run.
     options: Of the run.
     folder: With the data.
   """
   mesh = distributed.mesh()
+  if cell.stage == "train":
+    make = training.bare if name == "bare" else training.ours
+    return make(cell.shape[0])
   if cell.stage == "encode":
     encoder = registry.get(options.encoder)
     s = encoder.image_size

@@ -77,7 +77,8 @@ def complete(
   """Adds to the rows of one cell what follows from comparing them.
 
   `gemm_share` against the row of `gemm`, `memory_share` against `memory`,
-  `suspect` where a rate exceeds the peak, and on known chips `mfu`.
+  `bare_ratio` of the seconds to those of `bare`, round by round: the median and
+  its range; `suspect` where a rate exceeds the peak, and on known chips `mfu`.
 
   Args:
     rows: Of one cell.
@@ -86,6 +87,7 @@ def complete(
   """
   named = {found["implementation"]: found for found in rows}
   gemm, memory = named.get("gemm"), named.get("memory")
+  bare = named.get("bare")
   if gemm and gemm["stage"] in ("assign", "fit", "stream"):
     work = gemm["gflops"] * gemm["seconds"]
     peak_gflops = max(peak_gflops, work / gemm["spread"][0])
@@ -99,6 +101,12 @@ def complete(
       found["gemm_share"] = gflops / gemm["gflops"]
     if memory:
       found["memory_share"] = memory["seconds"] / found["seconds"]
+    if bare and found is not bare:
+      # Rounds may differ in number while a run goes on.
+      pairs = zip(found["rounds"], bare["rounds"], strict=False)
+      ratios = [ours / theirs for ours, theirs in pairs]
+      found["bare_ratio"] = statistics.median(ratios)
+      found["bare_ratio_spread"] = [min(ratios), max(ratios)]
 
 
 def _number(value: float | None) -> str:
@@ -125,6 +133,11 @@ def _remark(found: Mapping[str, Any]) -> str:
     remarks.append(f"{found['waiting_share']:.1%} waiting for data")
   if found.get("memory_share") and found["implementation"] == "ecos_jax":
     remarks.append(f"{found['memory_share']:.2f} of the rate in memory")
+  if "bare_ratio" in found:
+    low, high = found["bare_ratio_spread"]
+    remarks.append(
+      f"{found['bare_ratio']:.3f} of the time by hand ({low:.3f}..{high:.3f})"
+    )
   return "; ".join(remarks)
 
 

@@ -23,6 +23,7 @@ _OURS = {
   "converge": ["ecos_jax", "ecos_jax:minibatch"],
   "stream": ["ecos_jax", "memory", "gemm"],
   "coverage": ["ecos_jax", "gemm"],
+  "train": ["ecos_jax", "bare"],
 }
 _WITH_PEERS = ("assign", "fit", "converge")
 

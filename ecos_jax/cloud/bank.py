@@ -7,7 +7,8 @@ JSON fragment, written after it: a killed build goes on behind the shards that
 have one.
 
 Opening compares the size of every shard, which costs one listing; `verify`
-(`--verify` of the main job) reads everything and compares checksums. A bank
+reads everything and compares checksums: the main job does, before it reads a
+bank that an earlier call made. A bank
 holds finite numbers only: others are refused when it is made.
 """
 
@@ -129,13 +130,18 @@ class FeatureBank:
       )
     return bank
 
-  def verify(self) -> None:
+  def verify(self, *, alone: bool = False) -> None:
     """Reads every shard and compares checksums; processes share the work.
+
+    Args:
+      alone: Whether this process does it all.
 
     Raises:
       BankError: A shard was altered.
     """
-    own = self._shards[jax.process_index() :: jax.process_count()]
+    own = self._shards
+    if not alone:
+      own = own[jax.process_index() :: jax.process_count()]
     for shard in tqdm.tqdm(
       own, desc="checking the bank", unit=" shards", disable=None
     ):

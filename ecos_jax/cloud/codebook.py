@@ -69,7 +69,6 @@ def build(
 
   Raises:
     EcosError: R does not lie in 1..N, or the features are not finite.
-    PreemptedError: The process was told to stop.
   """
   options: dict[str, Any] = {
     "iterations": config.iterations,

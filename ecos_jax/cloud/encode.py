@@ -22,6 +22,7 @@ import numpy as np
 import tqdm
 
 from ecos_jax import distributed
+from ecos_jax import errors
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
@@ -172,9 +173,11 @@ def build(
   todo = distributed.first(lambda: _unfinished(folder, identity, ranges))
   if todo is not None:
     own = todo[jax.process_index() :: jax.process_count()]
-    _encode(folder, identity, pool, encoder, batch_size, ranges, own)
-    distributed.barrier()
-    distributed.stop_if_told()
+    with distributed.saving():
+      _encode(folder, identity, pool, encoder, batch_size, ranges, own)
+      distributed.barrier()
+      if distributed.first(distributed.told_to_stop):
+        raise errors.PreemptedError
     distributed.first(lambda: _complete(folder, identity, len(ranges)))
   return bank_lib.FeatureBank.open(path)
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ecos_jax import distributed
 from ecos_jax.clustering import kernels
 
 MEMORY_BUDGET = 256 << 20
@@ -24,8 +23,6 @@ _CPU_CHUNK_BYTES = 16 << 20
 _CPU_ALIGNMENT = 64
 # A kernel keeps no scores, but wants 128 rows for each of 132 processors.
 _HOPPER_ROWS = 16384
-# How often a pass asks whether to stop, which is a message between processes.
-_CHUNKS_A_POLL = 16
 _DATA = jax.sharding.PartitionSpec("data")
 
 
@@ -149,9 +146,6 @@ def read(
   Each process reads no more than its own rows of a chunk. A chunk may share
   memory with the block it came from, so what is computed from it must be ready
   before the next but one is asked for.
-
-  Raises:
-    PreemptedError: The process was told to stop.
   """
   n, d = features.shape
   sharding = jax.sharding.NamedSharding(mesh, _DATA)
@@ -163,9 +157,7 @@ def read(
     )
   else:
     blocks = features.blocks(rows, own)
-  for number, (start, block) in enumerate(blocks, 1):
-    if number % _CHUNKS_A_POLL == 0:
-      distributed.stop_if_told(mesh)
+  for start, block in blocks:
     missing = own.stop - own.start - len(block)
     if missing:
       block = np.pad(block, ((0, missing), (0, 0)))
@@ -203,9 +195,7 @@ def read_shifted(
   own = rows // mesh.size
   size = (own + 1) * d
   flat = features.reshape(-1)
-  for number, start in enumerate(range(0, n, rows), 1):
-    if number % _CHUNKS_A_POLL == 0:
-      distributed.stop_if_told(mesh)
+  for start in range(0, n, rows):
 
     def piece(index, start=start):
       device = (index[0].start or 0) // (own + 1)

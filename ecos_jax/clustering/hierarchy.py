@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from ecos_jax import distributed
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
@@ -284,7 +283,6 @@ def fit(
   )
   with progress:
     while True:
-      distributed.stop_if_told(mesh)
       tiles = _tiles(tree)
       sums, counts, inertia = kmeans.total(
         _lloyd_chunk(chunk, valid, tiles, mesh=mesh, block=plan.block, k=k)

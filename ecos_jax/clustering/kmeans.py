@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
@@ -189,7 +188,6 @@ def _lloyd(
   inertias: list[float] = []
   reseeded = 0
   while True:
-    distributed.stop_if_told(passes.mesh)
     sums, counts, inertia = passes.run(centroids)
     inertias.append(inertia)
     progress.set_postfix(inertia=f"{inertia:.6g}")
@@ -260,7 +258,6 @@ def fit(
 
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.
-    PreemptedError: The process was told to stop.
   """
   if isinstance(features, jax.Array):
     features = np.asarray(features)

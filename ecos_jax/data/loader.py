@@ -9,9 +9,10 @@ A batch is a dict of arrays: `image` uint8 [b, s, s, 3], `label` int64 [b] (-1
 unknown) and whatever else a source adds.
 """
 
+from collections.abc import Callable
 import functools
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -140,7 +141,8 @@ def batches(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+  place: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
+) -> grain.DatasetIterator[Any]:
   """Returns an endless iterator over batches, in a new order each epoch.
 
   `get_state()` is a JSON-able dict, which `set_state` takes to go on with the
@@ -153,6 +155,8 @@ def batches(
     seed: Of the order.
     process_index: Which slice of each batch to return.
     process_count: The number of slices; divides `batch_size`.
+    place: What to do with a batch in the thread that reads ahead: put it on the
+      devices, for instance.
   """
   samples = len(source)
   size = batch_size // process_count
@@ -165,6 +169,6 @@ def batches(
   def fetch(step: int) -> dict[str, np.ndarray]:
     epochs, places = np.divmod(step * batch_size + own, samples)
     indices = [order(int(e))[places[epochs == e]] for e in np.unique(epochs)]
-    return source.batch(np.concatenate(indices))
+    return place(source.batch(np.concatenate(indices)))
 
   return iter(grain.MapDataset.range(_STEPS).map(fetch).to_iter_dataset(_READ))

@@ -59,6 +59,7 @@ class Job:
     self.verify = verify
     self._load = load
     self.stages: dict[str, workdir.Stage] = {}
+    self._checked = False
 
   @functools.cached_property
   def problem(self) -> problem_lib.Problem:
@@ -120,6 +121,20 @@ class Job:
   def feature_bank(self) -> bank.FeatureBank:
     """The finished bank."""
     return bank.FeatureBank.open(self.stages["bank"].path)
+
+  def checked_bank(self, *, alone: bool = False) -> bank.FeatureBank:
+    """Returns the finished bank, after its checksums if it was made before.
+
+    Args:
+      alone: Whether the other processes do not call this as well.
+
+    Raises:
+      BankError: A shard was altered.
+    """
+    if self.stages["bank"].skipped and not self._checked:
+      self.feature_bank.verify(alone=alone)
+      self._checked = True
+    return self.feature_bank
 
   @functools.cached_property
   def test(self) -> tuple[np.ndarray, np.ndarray] | None:

@@ -131,7 +131,7 @@ def labels(job: Job) -> bool:
 
   def work(path: Path) -> dict[str, Any]:
     request = selection.message(
-      asked / _REQUEST, protocol.LabelRequest.from_bytes
+      job, "request", _REQUEST, protocol.LabelRequest.from_bytes
     )
     data = (
       wire.read_file(brought) if remote else _simulated(job, request.to_bytes())

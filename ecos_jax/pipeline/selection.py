@@ -124,8 +124,8 @@ def bank(job: Job) -> None:
     together=True,
     brought={"encoder": job.encoder.digest},
   )
-  if job.verify and job.stages["bank"].skipped:
-    job.feature_bank.verify()
+  if job.verify:
+    job.checked_bank()
 
 
 def codebook(job: Job) -> None:
@@ -134,7 +134,7 @@ def codebook(job: Job) -> None:
   def work(path: Path) -> dict[str, Any]:
     fitted = codebook_lib.build(
       path,
-      job.feature_bank,
+      job.checked_bank(),
       job.config.codebook,
       job.key("codebook"),
       distributed.mesh(),
@@ -151,12 +151,28 @@ def codebook(job: Job) -> None:
   job.stage("codebook", "codebook. seed", "bank", work, together=True)
 
 
+def _codebook(job: Job) -> codebook_lib.Codebook:
+  """Returns the finished codebook.
+
+  Raises:
+    EcosError: It is damaged.
+  """
+  stage = job.stages["codebook"]
+  book = codebook_lib.read(stage.path)
+  with workdir.redo_named(stage.path):
+    if book.digest != stage.result["digest"] or not np.array_equal(
+      np.bincount(book.assignment, minlength=len(book.sizes)), book.sizes
+    ):
+      raise errors.EcosError(f"the codebook in {stage.path} is damaged")
+  return book
+
+
 def query(job: Job) -> None:
   """Writes what the client receives."""
 
   def work(path: Path) -> dict[str, Any]:
     query = query_lib.make(
-      codebook_lib.read(job.stages["codebook"].path).centroids,
+      _codebook(job).centroids,
       job.encoder,
       terms(job),
     )
@@ -194,9 +210,7 @@ def response(job: Job) -> bool:
     return False
 
   def work(path: Path) -> dict[str, Any]:
-    query = message(
-      job.stages["query"].path / _QUERY, protocol.Query.from_bytes
-    )
+    query = message(job, "query", _QUERY, protocol.Query.from_bytes)
     data = (
       wire.read_file(brought) if remote else _simulated(job, query.to_bytes())
     )
@@ -281,7 +295,7 @@ def proxy(job: Job) -> None:
     budget = job.config.sampling.budget
     short = "" if len(indices) >= budget else f" of the {budget:,} asked for"
     return {
-      "digest": workdir.digest(np.sort(indices).astype("<i8").tobytes()),
+      "digest": _digest(indices),
       "size": len(indices),
       "client_share": share,
       "labelled": int((labels >= 0).sum()),
@@ -307,7 +321,8 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
     case Method.ECOS:
       return _decompress(job, key)
     case Method.KCENTER:
-      indices = baselines.kcenter(job.feature_bank, options.budget, key)
+      bank = job.checked_bank(alone=True)
+      indices = baselines.kcenter(bank, options.budget, key)
     case Method.MAK:
       features = respond.features(
         job.client,
@@ -315,7 +330,8 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
         job.encoder,
         job.config.encoder.batch_size,
       )
-      indices = baselines.mak(job.feature_bank, features, options.budget, key)
+      bank = job.checked_bank(alone=True)
+      indices = baselines.mak(bank, features, options.budget, key)
     case Method.RANDOM:
       indices = baselines.random(size, options.budget, key)
     case Method.IDEAL:
@@ -344,14 +360,13 @@ def _of_the_client(job: Job) -> np.ndarray:
 
 def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
   options = job.config.sampling
-  path = job.stages["response"].path / _RESPONSE
-  response = message(path, protocol.Response.from_bytes)
-  book = codebook_lib.read(job.stages["codebook"].path)
+  response = message(job, "response", _RESPONSE, protocol.Response.from_bytes)
+  book = _codebook(job)
   kept = sampling.keep(
     response.scores, response.statement.sigma, options.threshold
   )
   indices = sampling.decompress(
-    job.feature_bank,
+    job.checked_bank(alone=True),
     book.assignment,
     book.centroids,
     sampling.quotas(response.scores, book.sizes, kept, options.budget),
@@ -368,15 +383,28 @@ def _weights(job: Job, clusters: np.ndarray) -> np.ndarray:
   """
   if job.config.sampling.method is not Method.ECOS:
     return np.ones(len(clusters), np.float32)
-  path = job.stages["response"].path / _RESPONSE
-  scores = message(path, protocol.Response.from_bytes).scores
+  response = message(job, "response", _RESPONSE, protocol.Response.from_bytes)
+  scores = response.scores
   shares = scores[clusters] / np.bincount(clusters)[clusters]
   return (shares / shares.mean()).astype(np.float32)
 
 
 def chosen(job: Job) -> np.ndarray:
-  """Returns the pool indices of the proxy, int64 [B]."""
-  return workdir.load_array(job.stages["proxy"].path / _INDICES)
+  """Returns the pool indices of the proxy, int64 [B].
+
+  Raises:
+    EcosError: They are damaged.
+  """
+  stage = job.stages["proxy"]
+  indices = workdir.load_array(stage.path / _INDICES)
+  with workdir.redo_named(stage.path):
+    if _digest(indices) != stage.result["digest"]:
+      raise errors.EcosError(f"{stage.path / _INDICES} is damaged")
+  return indices
+
+
+def _digest(indices: np.ndarray) -> str:
+  return workdir.digest(np.sort(indices).astype("<i8").tobytes())
 
 
 def selected(job: Job) -> loader.Source:
@@ -405,14 +433,18 @@ def dataset(job: Job, stage: str) -> loader.Source:
     return loader.proxy_source(path / DATASET, job.config.train.image_size)
 
 
-def message(path: Path, read: Callable[[bytes], _Message]) -> _Message:
+def message(
+  job: Job, stage: str, file: str, read: Callable[[bytes], _Message]
+) -> _Message:
   """Returns the message that a finished stage left.
 
   Raises:
     EcosError: It is damaged.
   """
-  with workdir.redo_named(path.parent):
-    try:
-      return read(path.read_bytes())
-    except protocol.ProtocolError as error:
-      raise errors.EcosError(f"{path} is damaged ({error})") from error
+  finished = job.stages[stage]
+  path = finished.path / file
+  data = path.read_bytes()
+  with workdir.redo_named(finished.path):
+    if workdir.digest(data) != finished.result["digest"]:
+      raise errors.EcosError(f"{path} is damaged")
+  return read(data)

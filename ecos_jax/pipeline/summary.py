@@ -20,7 +20,9 @@ and `labels_accuracy`, the share of the client's labels that are right;
 `bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
 and `teacher` (null without one: with 0 steps, of features, and without labels
 that are to be given by hand, a run ends at the proxy), each with `name`,
-`accuracy`, `parameters` and `multiply_adds` of one image. What is not known is
+`accuracy`, `parameters` and `multiply_adds` of one image; `training` of the
+model, in the call that ended it: `images_per_second` and `input_wait_share`,
+the share of the time that the loop waited for images. What is not known is
 null.
 """
 
@@ -78,6 +80,7 @@ def collect(job: Job) -> dict[str, Any]:
     "labels_accuracy": labels.get("accuracy"),
     "bytes_down": _bytes(results, "query", "request"),
     "bytes_up": _bytes(results, "response", "labels"),
+    "training": _speed(results.get("model")),
     "seconds": {
       name: round(stage.seconds, 3) for name, stage in job.stages.items()
     },
@@ -168,6 +171,13 @@ def _network(name: str, result: dict[str, Any] | None) -> dict[str, Any] | None:
   return {"name": name} | {field: result[field] for field in fields}
 
 
+def _speed(result: dict[str, Any] | None) -> dict[str, Any] | None:
+  # A call that found all steps done has measured nothing.
+  if result is None or not result["images_per_second"]:
+    return None
+  return {n: result[n] for n in ("images_per_second", "input_wait_share")}
+
+
 def _measured(network: dict[str, Any]) -> str:
   return (
     f"{percent(network['accuracy'])} by {network['name']}: "
@@ -236,6 +246,11 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
   else:
     rows["accuracy"] = _measured(summary["model"])
     files += [f"model/{export.FILE}", "metrics in model/metrics.jsonl"]
+  if summary["training"] is not None:
+    rate, waited = summary["training"].values()
+    rows["training"] = (
+      f"{rate:,.0f} images/s, {percent(waited)} of the time waiting for input"
+    )
   if summary["teacher"] is not None:
     rows["teacher"] = _measured(summary["teacher"])
   if summary["accuracy"] is None and summary["model"] is not None:

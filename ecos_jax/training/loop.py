@@ -1,8 +1,9 @@
 """The training loop: one jitted step over a mesh, resumable to the bit.
 
 Everything that a step depends on is in the checkpoint (weights, statistics,
-optimizer, step, key, position of each input stream), and nothing else is: a run
-that is killed goes on from its last checkpoint and ends with the same numbers.
+optimizer, step, key, position of each input stream, metrics that wait for their
+row), and nothing else is: a run that is killed goes on from its last checkpoint
+and ends with the same numbers.
 """
 
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from ecos_jax.training import tasks
 
 _WARMUP = 0.1  # share of the steps
 _AHEAD = 2  # steps handed to the devices before the loop waits for one
+_ASK_SECONDS = 5.0  # between questions whether to stop
 _EVALUATION_BATCH = 512
 _SHOWN = ("loss", "accuracy", "agreement")  # on the bar
 
@@ -139,9 +141,6 @@ def logits(
     model: Maps [b, s, s, 3] float32 to logits; used in evaluation mode.
     source: At least one sample; its images are taken as they are.
     mesh: Each batch is split over its axis `data`.
-
-  Raises:
-    PreemptedError: The process was told to stop.
   """
   everywhere, split = _shardings(mesh)
   model.eval()
@@ -157,7 +156,6 @@ def logits(
   for start in tqdm.trange(
     0, len(source), size, desc="evaluation", disable=None
   ):
-    distributed.stop_if_told(mesh)
     indices = np.arange(start, min(start + size, len(source)))
     batch = source.batch(indices)["image"]
     padding = [(0, size - len(batch))] + [(0, 0)] * 3
@@ -215,8 +213,20 @@ def _any_label(source: loader.Source) -> bool:
   return False
 
 
-def _inputs(task: tasks.Task, batch_size: int, seed: int) -> dict[str, Any]:
-  """Returns an iterator for each stream, on this process's part."""
+def _inputs(
+  task: tasks.Task,
+  batch_size: int,
+  seed: int,
+  split: jax.sharding.NamedSharding,
+) -> dict[str, Any]:
+  """Returns an iterator for each stream, over batches on the devices."""
+
+  def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    return {
+      key: jax.make_array_from_process_local_data(split, array)
+      for key, array in batch.items()
+    }
+
   seeds = np.random.SeedSequence(seed).generate_state(len(task.streams))
   return {
     name: loader.batches(
@@ -225,6 +235,7 @@ def _inputs(task: tasks.Task, batch_size: int, seed: int) -> dict[str, Any]:
       int(own_seed),
       jax.process_index(),
       jax.process_count(),
+      place,
     )
     for own_seed, (name, stream) in zip(
       seeds, sorted(task.streams.items()), strict=True
@@ -232,13 +243,13 @@ def _inputs(task: tasks.Task, batch_size: int, seed: int) -> dict[str, Any]:
   }
 
 
-def _means(pending: list[tasks.Metrics], last_step: int) -> dict[str, float]:
+def _means(rows: list[tasks.Metrics], last_step: int) -> dict[str, float]:
   """Returns the means of the metrics of the steps up to `last_step`.
 
   Raises:
     EcosError: A loss is not a finite number.
   """
-  rows = jax.device_get(pending)
+  rows = jax.device_get(rows)
   for step, row in enumerate(rows, last_step - len(rows) + 1):
     if not np.isfinite(row["loss"]):
       raise errors.EcosError(
@@ -246,19 +257,6 @@ def _means(pending: list[tasks.Metrics], last_step: int) -> dict[str, float]:
         "--config.train.learning_rate and run again"
       )
   return {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
-
-
-def _next(
-  inputs: dict[str, Any], split: jax.sharding.NamedSharding
-) -> tasks.Batches:
-  """Returns the next batches, on the devices."""
-  return {
-    name: {
-      key: jax.make_array_from_process_local_data(split, array)
-      for key, array in next(iterator).items()
-    }
-    for name, iterator in inputs.items()
-  }
 
 
 def _start(
@@ -358,20 +356,23 @@ def train(
   )
   graph, state = _start(model, optimizer, seed)
   state = jax.device_put(state, shardings[0])
-  inputs = _inputs(task, config.batch_size, seed)
+  inputs = _inputs(task, config.batch_size, seed, shardings[1])
   step_fn = _step(task, graph, optimizer, shardings)
 
   with contextlib.ExitStack() as stack:
+    stack.enter_context(distributed.saving())
     saved = stack.enter_context(
       checkpoints.Checkpoints(directory / "checkpoints")
     )
     for iterator in inputs.values():
       stack.callback(iterator.close)
-    first = 0
+    first, pending = 0, []
     if restored := saved.restore(state):
       first, state = restored.step, restored.state
       for name, position in restored.record["inputs"].items():
         inputs[name].set_state(position)
+      for row in restored.record["pending"]:
+        pending.append({name: np.float32(value) for name, value in row.items()})
     else:
       _check_labels(task)
     writer = None
@@ -383,12 +384,13 @@ def train(
       )
     )
 
-    waited, pending = 0.0, []
-    compiled = time.monotonic()
+    waited = 0.0
+    compiled = asked = time.monotonic()
+    last_asked, ask = first, first + 1
     for step in range(first + 1, config.steps + 1):
-      asked = time.monotonic()
-      batches = _next(inputs, shardings[1])
-      waited += time.monotonic() - asked
+      begin = time.monotonic()
+      batches = {name: next(iterator) for name, iterator in inputs.items()}
+      waited += time.monotonic() - begin
       state, metrics = step_fn(state, batches)
       pending.append(metrics)
       if step == first + 1:
@@ -401,9 +403,15 @@ def train(
       last = step == config.steps
       save = last or step % config.checkpoint_every == 0
       stop = False
+      if step == ask:
+        # All ask process 0 at the same step, which says at which one again.
+        now = time.monotonic()
+        steps = int(_ASK_SECONDS / (now - asked) * (step - last_asked))
+        stop, steps = distributed.first(
+          lambda steps=steps: (distributed.told_to_stop(), max(steps, 1))
+        )
+        asked, last_asked, ask = now, step, step + steps
       if save or step % config.log_every == 0:
-        # Here the processes wait anyway, and no row of metrics is cut in two.
-        stop = distributed.first(distributed.told_to_stop)
         means = _means(pending, step)
         pending = []
         bar.set_postfix(
@@ -413,7 +421,11 @@ def train(
           writer.write(step, means)
       if save or stop:
         positions = {name: it.get_state() for name, it in inputs.items()}
-        record = {"inputs": positions, "steps": config.steps}
+        record = {
+          "inputs": positions,
+          "steps": config.steps,
+          "pending": jax.tree.map(float, jax.device_get(pending)),
+        }
         saved.save(step, state, record)
       if stop and not last:
         raise errors.PreemptedError

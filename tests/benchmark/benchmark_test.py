@@ -71,7 +71,7 @@ def test_every_stage_writes_its_rows(tmp_path):
   output = tmp_path / "result.json"
   with _start(
     "--preset=smoke",
-    "--implementations=ecos_jax,gemm,memory,scikit-learn",
+    "--implementations=ecos_jax,gemm,memory,bare,scikit-learn",
     f"--output={output}",
   ) as process:
     out, err = process.communicate(timeout=300)
@@ -96,6 +96,7 @@ def test_every_stage_writes_its_rows(tmp_path):
   assert by_name["converge", "scikit-learn"]["reached"]
   assert by_name["assign", "gemm"]["gemm_share"] == 1
   assert 0 <= by_name["stream", "ecos_jax"]["waiting_share"] <= 1
+  assert by_name["train", "ecos_jax"]["bare_ratio"] > 0.5
   # From the same centroids, the same number of iterations.
   ours, theirs = (
     by_name["fit", name]["inertia_per_row"]

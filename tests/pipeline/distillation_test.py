@@ -1,12 +1,7 @@
 import gc
 import json
-import os
 from pathlib import Path
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from unittest import mock
 
 import numpy as np
@@ -24,7 +19,6 @@ from ecos_jax.data import proxy
 from ecos_jax.models import registry
 from ecos_jax.training import loop
 
-_ROOT = Path(__file__).parents[2]
 _IMAGES = np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), np.uint8)
 
 
@@ -266,51 +260,3 @@ def test_the_configuration_names_registered_models():
     assert {config.train.model, config.distill.teacher} <= set(registry.names())
   with pytest.raises(errors.ConfigError, match="fast"):
     digits_distill.get_config("fast")
-
-
-def _start(path: Path) -> subprocess.Popen:
-  return subprocess.Popen(
-    [
-      sys.executable,
-      "-m",
-      "ecos_jax.train",
-      f"--config={_ROOT}/configs/digits_distill.py:smoke",
-      f"--workdir={path}",
-      "--config.sampling.method=random",
-      "--config.train.checkpoint_every=5",
-      "--config.train.steps=60",
-      "--config.distill.teacher_steps=60",
-    ],
-    # From elsewhere: the configuration finds what it shares by its own path.
-    cwd=path.parent,
-    env=os.environ | {"PYTHONPATH": str(_ROOT)},
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-@pytest.mark.slow
-def test_killed_in_each_stage_it_ends_as_uninterrupted(tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  _, err = (process := _start(whole)).communicate()
-  assert process.returncode == 0, err
-  begun = ("teacher/checkpoints/10", "logits/started.json")
-  for sign in (*begun, "model/checkpoints/10"):
-    stage = Path(sign).parts[0]
-    process = _start(killed)
-    while not (killed / sign).exists():
-      assert process.poll() is None, process.communicate()[1]
-      time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (killed / stage / "manifest.json").exists()
-  _, err = (process := _start(killed)).communicate()
-  assert process.returncode == 0, err
-  np.testing.assert_array_equal(_logits(killed), _logits(whole))
-  summaries = [
-    json.loads((path / "summary.json").read_bytes()) for path in (whole, killed)
-  ]
-  for summary in summaries:
-    summary.pop("seconds")
-  assert summaries[0] == summaries[1]

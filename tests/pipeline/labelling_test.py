@@ -1,12 +1,9 @@
 import dataclasses
-import os
 from pathlib import Path
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import dp_accounting
 from dp_accounting import pld
@@ -27,8 +24,6 @@ from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from ecos_jax.training import tasks
-
-_ROOT = Path(__file__).parents[2]
 
 
 def _config(**sampling) -> config_lib.Config:
@@ -307,53 +302,6 @@ def test_every_method_ends_in_a_summary(method, tmp_path):
   else:
     assert summary["epsilon"] is None
   assert (summary["labels_asked"] is None) == (method == "local")
-
-
-def _train(path: Path, *flags) -> subprocess.Popen:
-  return subprocess.Popen(
-    [
-      sys.executable,
-      "-m",
-      "ecos_jax.train",
-      "--config=configs/digits_client.py:smoke",
-      "--config.privacy.insecure_noise_seed=3",
-      "--config.train.steps=2",
-      f"--workdir={path}",
-      *flags,
-    ],
-    cwd=_ROOT,
-    env=os.environ | {"PYTHONPATH": str(_ROOT)},
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-@pytest.mark.slow
-def test_killed_in_each_stage_the_rerun_ends_the_same(tmp_path):
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  with _train(whole) as process:
-    _, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err
-  for stage in ("request", "labels"):
-    with _train(killed) as process:
-      begun = killed / stage / "started.json"
-      deadline = time.monotonic() + 240
-      while not begun.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-      process.send_signal(signal.SIGKILL)
-      process.communicate()
-    assert not (killed / "summary.json").exists()
-  with _train(killed) as process:
-    _, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err
-  for file in (
-    "labels/label_response.safetensors",
-    "labels/labels.npy",
-    "model/metrics.jsonl",
-  ):
-    assert (whole / file).read_bytes() == (killed / file).read_bytes()
 
 
 def _client(folder: Path, command: str, *flags) -> None:

@@ -257,10 +257,7 @@ def test_an_altered_shard_is_found_when_asked(finished, tmp_path):
   copy = shutil.copytree(path, tmp_path / "copy")
   # Every stage was done before, so that the seconds are those of then.
   assert pipeline.run(config, copy, verify=True) == summary
-  shard = copy / "bank" / "shard-000000.npy"
-  data = bytearray(shard.read_bytes())
-  data[-1] ^= 1
-  shard.write_bytes(data)
+  _flip(copy / "bank" / "shard-000000.npy")
   pipeline.run(config, copy)
   with pytest.raises(errors.EcosError, match=r"shard-000000\.npy was altered"):
     pipeline.run(config, copy, verify=True)
@@ -360,15 +357,39 @@ def test_terms_out_of_range_are_refused_before_any_work(tmp_path):
   assert not (tmp_path / "pool").exists()
 
 
-def test_a_damaged_codebook_is_named(finished, tmp_path):
-  config, path, _ = finished
-  copy = tmp_path / "run"
-  shutil.copytree(path, copy)
-  shutil.rmtree(copy / "proxy")
-  assignment = copy / "codebook" / "assignment.npy"
-  assignment.write_bytes(assignment.read_bytes()[:500])
-  with pytest.raises(errors.EcosError, match=re.escape(str(assignment))):
+def _flip(file: Path) -> None:
+  """Changes the lowest bit of the last byte: no size, no header."""
+  data = bytearray(file.read_bytes())
+  data[-1] ^= 1
+  file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+  ("stage", "file", "reader"),
+  [
+    ("bank", "shard-000000.npy", "codebook"),
+    ("bank", "shard-000000.npy", "proxy"),
+    ("codebook", "centroids.npy", "query"),
+    ("codebook", "sizes.npy", "proxy"),
+    ("codebook", "assignment.npy", "proxy"),
+    ("query", "query.safetensors", "response"),
+    ("response", "response.safetensors", "proxy"),
+  ],
+)
+def test_a_flipped_bit_is_found_by_the_next_reader(
+  stage, file, reader, finished, tmp_path
+):
+  config, path, summary = finished
+  copy = shutil.copytree(path, tmp_path / "run")
+  shutil.rmtree(copy / reader)
+  _flip(copy / stage / file)
+  said = rf"{stage}.* (damaged|altered).*: delete .*{copy / stage}"
+  with pytest.raises(errors.EcosError, match=said):
     pipeline.run(config, copy)
+  # As advised.
+  shutil.rmtree(copy / stage)
+  again = pipeline.run(config, copy)
+  assert again | {"seconds": 0} == summary | {"seconds": 0}
 
 
 def test_other_images_than_the_run_began_with_are_refused(
