@@ -14,7 +14,6 @@ from ecos_jax import protocol
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import sampling
-from ecos_jax.pipeline import selection
 from ecos_jax.training import metrics
 
 # What the page shows of a summary.
@@ -179,9 +178,10 @@ def source_of(sources: dict[str, int], indices: np.ndarray) -> np.ndarray:
 
 def _clusters(path: Path, threshold: float, chosen: np.ndarray) -> Clusters:
   book = codebook_lib.read(path / "codebook")
-  response = selection.message(
-    path / "response" / "response.safetensors", protocol.Response.from_bytes
-  )
+  folder = path / "response"
+  with workdir.redo_named(folder):
+    data = (folder / "response.safetensors").read_bytes()
+    response = protocol.Response.from_bytes(data)
   if not len(response.scores) == len(book.centroids) == len(book.sizes):
     raise errors.EcosError(
       f"{path}: the response has {len(response.scores)} scores for "
