@@ -241,8 +241,9 @@ def _shares(
 
 
 def _style(place: int) -> str:
-  """Returns the class of a run among several."""
-  return f"c{place % figures.COLOURS}"
+  """Returns the classes of a run among several: a colour, and a round."""
+  rounds, colour = divmod(place, figures.COLOURS)
+  return f"c{colour} again" if rounds else f"c{colour}"
 
 
 def _series(
