@@ -37,6 +37,7 @@ def _stage(path: Path) -> dict:
   return json.loads((path / "manifest.json").read_bytes())
 
 
+@pytest.mark.slow
 def test_the_second_cell_has_the_very_stages_of_the_first(cells):
   for name in _SHARED:
     first, second = (cells / b / name / "manifest.json" for b in ("32", "64"))
@@ -46,6 +47,7 @@ def test_the_second_cell_has_the_very_stages_of_the_first(cells):
     assert not first.samefile(second), name
 
 
+@pytest.mark.slow
 def test_a_cell_ends_as_a_run_alone(cells, tmp_path):
   pipeline.run(_config(64), tmp_path / "alone")
   cell, alone = cells / "64", tmp_path / "alone"
@@ -62,6 +64,7 @@ def test_a_cell_ends_as_a_run_alone(cells, tmp_path):
     assert (cell / file).read_bytes() == (alone / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stage_of_something_else_is_not_taken(cells, tmp_path):
   enter = functools.partial(store.SharingWorkdir, store=cells / "stages")
   other = _config(32)
