@@ -32,7 +32,7 @@ from typing import Any
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
-from ecos_jax.data import pools
+from ecos_jax.data import tfds_split
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 CLASSES = (
@@ -90,13 +90,13 @@ def _mock(config: config_lib.Config) -> None:
   """Puts random images in the place of DomainNet, for the whole process."""
   import tensorflow_datasets as tfds
 
-  class Mocked(pools.TfdsSource):
+  class Mocked(tfds_split.TfdsSource):
     def __init__(self, *arguments: Any):
       # Only here: the proxy is a dataset of TFDS too, and is not mocked.
       with tfds.testing.mock_data(num_examples=1000):
         super().__init__(*arguments)
 
-  pools.TfdsSource = Mocked
+  tfds_split.TfdsSource = Mocked
   config.encoder.name, config.train.model = "hog", "convnet"
   config.train.image_size = 28
   config.codebook.size = 10

@@ -13,33 +13,22 @@ size is allocated, and every refusal is a `ProtocolError` that names the field.
 Names are plain ASCII, since they are printed on the client's terminal.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import functools
-import hashlib
-import json
 import math
-import os
-from pathlib import Path
 import re
-import struct
-from typing import Any
 
 import numpy as np
 
 from ecos_jax import config
-from ecos_jax import errors
+from ecos_jax import wire
 
-VERSION = 1
 # 100 times the largest codebook of the paper's study, rounded up.
 MAX_CENTROIDS = 100_000
 # Features of the widest public encoders have a few thousand numbers.
 MAX_DIMENSION = 8192
 MAX_LABELS = 10_000_000
 MAX_CLASSES = 100_000
-# The client holds a message in memory a few times: 64 Mi numbers of 4 bytes.
-MAX_BYTES = 2**28
-MAX_HEADER_BYTES = 2**16
 MAX_SETTINGS = 64
 # More samples than any client has; bounds the counts that are plausible.
 MAX_SAMPLES = 2**40
@@ -53,39 +42,11 @@ NOISE_SPAN = 12
 MECHANISM = "poisson_discrete_gaussian"
 LABEL_MECHANISM = "poisson_private_knn"
 
+ProtocolError = wire.ProtocolError
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}")
 _TEXT = re.compile(r"[ -~]{0,256}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class ProtocolError(errors.EcosError):
-  """A message, or a term in one, that is refused; says which field and why."""
-
-
-def _number(value: object, field: str, low: float, high: float) -> float:
-  """Returns `value` as a float in [low, high]."""
-  if isinstance(value, bool) or not isinstance(
-    value, int | float | np.integer | np.floating
-  ):
-    raise ProtocolError(f"{field} must be a number")
-  # Compared before the conversion, which a huge integer would overflow.
-  if not low <= value <= high:
-    raise ProtocolError(f"{field} must be in [{low:g}, {high:g}]")
-  return float(value)
-
-
-def _integer(value: object, field: str, low: int, high: int) -> int:
-  if isinstance(value, bool) or not isinstance(value, int | np.integer):
-    raise ProtocolError(f"{field} must be an integer")
-  if not low <= value <= high:
-    raise ProtocolError(f"{field} must be in [{low}, {high}]")
-  return int(value)
-
-
-def _match(value: object, field: str, pattern: re.Pattern[str]) -> str:
-  if not isinstance(value, str) or not pattern.fullmatch(value):
-    raise ProtocolError(f"{field} must be text that matches {pattern.pattern}")
-  return value
 
 
 def _relation(value: object) -> str:
@@ -94,38 +55,6 @@ def _relation(value: object) -> str:
   except ValueError as error:
     names = ", ".join(relation.value for relation in config.Relation)
     raise ProtocolError(f"relation must be one of {names}") from error
-
-
-def _boolean(value: object, field: str) -> bool:
-  if not isinstance(value, bool):
-    raise ProtocolError(f"{field} must be true or false")
-  return value
-
-
-def _array(value: object, field: str, dtype: type, limits: tuple) -> np.ndarray:
-  """Returns a read-only copy of an array with 1 to `limits` of each axis."""
-  if not isinstance(value, np.ndarray) or value.dtype != dtype:
-    raise ProtocolError(f"{field} must be a {np.dtype(dtype)} array")
-  if value.ndim != len(limits) or not all(
-    1 <= size <= limit for size, limit in zip(value.shape, limits, strict=True)
-  ):
-    raise ProtocolError(
-      f"{field} must have {len(limits)} axes of 1 to {limits}, got "
-      f"{list(value.shape)}"
-    )
-  if value.nbytes + MAX_HEADER_BYTES > MAX_BYTES:
-    raise ProtocolError(f"{field} must be smaller than {MAX_BYTES} bytes")
-  if value.dtype.kind == "f" and not np.isfinite(value).all():
-    raise ProtocolError(f"{field} must be finite: it holds NaN or infinity")
-  value = np.array(value, order="C")
-  value.flags.writeable = False
-  return value
-
-
-def _set(message: object, **fields: object) -> None:
-  """Sets fields of a frozen dataclass to their normal form."""
-  for name, value in fields.items():
-    object.__setattr__(message, name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +75,11 @@ class Terms:
 
   def __post_init__(self):
     """Checks the ranges."""
-    _set(
+    wire.normalise(
       self,
-      sigma=_number(self.sigma, "sigma", MIN_SIGMA, MAX_SIGMA),
-      gamma=_number(self.gamma, "gamma", MIN_GAMMA, 1.0),
-      delta=_number(self.delta, "delta", MIN_DELTA, MAX_DELTA),
+      sigma=wire.number(self.sigma, "sigma", MIN_SIGMA, MAX_SIGMA),
+      gamma=wire.number(self.gamma, "gamma", MIN_GAMMA, 1.0),
+      delta=wire.number(self.delta, "delta", MIN_DELTA, MAX_DELTA),
       relation=_relation(self.relation),
     )
     # Else showing gamma of the samples as they are would count as private.
@@ -183,9 +112,9 @@ class Statement:
   def __post_init__(self):
     """Checks the ranges."""
     terms = Terms(self.sigma, self.gamma, self.delta, self.relation)
-    _set(self, **dataclasses.asdict(terms))
-    _set(self, epsilon=_number(self.epsilon, "epsilon", 0.0, 1e6))
-    _boolean(self.private, "private")
+    wire.normalise(self, **dataclasses.asdict(terms))
+    wire.normalise(self, epsilon=wire.number(self.epsilon, "epsilon", 0.0, 1e6))
+    wire.boolean(self.private, "private")
     if self.mechanism != MECHANISM:
       raise ProtocolError(f"mechanism must be {MECHANISM}")
 
@@ -217,16 +146,16 @@ class LabelTerms:
   def __post_init__(self):
     """Checks the ranges."""
     sigmas = {
-      name: _number(getattr(self, name), name, MIN_SIGMA, MAX_SIGMA)
+      name: wire.number(getattr(self, name), name, MIN_SIGMA, MAX_SIGMA)
       for name in ("sigma_screen", "sigma_vote")
     }
     terms = Terms(sigmas["sigma_vote"], self.gamma, self.delta, self.relation)
-    _set(
+    wire.normalise(
       self,
-      classes=_integer(self.classes, "classes", 2, MAX_CLASSES),
-      neighbours=_integer(self.neighbours, "neighbours", 1, MAX_SAMPLES),
+      classes=wire.integer(self.classes, "classes", 2, MAX_CLASSES),
+      neighbours=wire.integer(self.neighbours, "neighbours", 1, MAX_SAMPLES),
       **sigmas,
-      threshold=_number(self.threshold, "threshold", -1e12, 1e12),
+      threshold=wire.number(self.threshold, "threshold", -1e12, 1e12),
       gamma=terms.gamma,
       delta=terms.delta,
       relation=terms.relation,
@@ -234,130 +163,23 @@ class LabelTerms:
 
 
 def _check_encoder(message: "Query | LabelRequest") -> None:
-  _match(message.encoder_name, "encoder_name", _NAME)
-  _match(message.encoder_digest, "encoder_digest", _DIGEST)
+  wire.match(message.encoder_name, "encoder_name", _NAME)
+  wire.match(message.encoder_digest, "encoder_digest", _DIGEST)
   settings = message.encoder_settings
   if not isinstance(settings, dict) or len(settings) > MAX_SETTINGS:
     raise ProtocolError(
       f"encoder_settings must be at most {MAX_SETTINGS} named values"
     )
   for name, value in settings.items():
-    _match(name, "a name in encoder_settings", _NAME)
+    wire.match(name, "a name in encoder_settings", _NAME)
     field = f"encoder_settings.{name}"
     if isinstance(value, str):
-      _match(value, field, _TEXT)
+      wire.match(value, field, _TEXT)
     elif isinstance(value, int):
-      _integer(value, field, -(2**53), 2**53)
+      wire.integer(value, field, -(2**53), 2**53)
     else:
-      _number(value, field, -1e300, 1e300)
-  _set(message, encoder_settings=dict(settings))
-
-
-def _refuse_constant(text: str) -> None:
-  raise ValueError(f"{text} is no number of JSON")
-
-
-def _parse_json(data: bytes | str, field: str) -> Any:
-  try:
-    return json.loads(data, parse_constant=_refuse_constant)
-  # RecursionError: brackets nested thousands deep.
-  except (ValueError, RecursionError) as error:
-    raise ProtocolError(f"{field} is not valid JSON") from error
-
-
-def _dump_json(value: object) -> str:
-  return json.dumps(
-    value, sort_keys=True, separators=(",", ":"), allow_nan=False
-  )
-
-
-_DTYPES = {"F32": np.float32, "I32": np.int32, "I64": np.int64}
-_DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-
-
-def _pack(kind: str, fields: Mapping, name: str, array: np.ndarray) -> bytes:
-  """Returns the one safetensors encoding of a message."""
-  fields = {"kind": kind, "version": VERSION, **fields}
-  header = _dump_json(
-    {
-      "__metadata__": {"ecos_jax": _dump_json(fields)},
-      name: {
-        "dtype": _DTYPE_NAMES[array.dtype],
-        "shape": array.shape,
-        "data_offsets": [0, array.nbytes],
-      },
-    }
-  ).encode()
-  # Padded, so that the array is aligned in a file that is mapped.
-  header += b" " * (-len(header) % 8)
-  if len(header) > MAX_HEADER_BYTES:
-    raise ProtocolError(f"the header exceeds {MAX_HEADER_BYTES} bytes")
-  return struct.pack("<Q", len(header)) + header + array.tobytes()
-
-
-def _unpack(data: bytes, kind: str, name: str) -> tuple[dict, np.ndarray]:
-  """Returns the fields and the array of a message that is still to be checked.
-
-  Only what is needed to reach them is checked here. The message made of them
-  checks the values, and `_same` that nothing else was in the bytes.
-  """
-  if len(data) > MAX_BYTES:
-    raise ProtocolError(f"the {kind} exceeds {MAX_BYTES} bytes")
-  if len(data) < 8:
-    raise ProtocolError(f"the {kind} is cut off")
-  (length,) = struct.unpack_from("<Q", data)
-  if length > min(MAX_HEADER_BYTES, len(data) - 8):
-    raise ProtocolError(f"the {kind} is cut off, or its header length lies")
-  header = _parse_json(data[8 : 8 + length], "the header")
-  try:
-    text = header["__metadata__"]["ecos_jax"]
-    dtype, shape = header[name]["dtype"], header[name]["shape"]
-  except (KeyError, TypeError) as error:
-    raise ProtocolError(
-      f"this is no {kind} of ecos_jax: the header lacks ecos_jax or {name}"
-    ) from error
-  fields = _parse_json(text, "the metadata") if isinstance(text, str) else None
-  if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
-    raise ProtocolError(f"kind must be {kind}: this is another message")
-  version = fields.pop("version", None)
-  if version != VERSION:
-    raise ProtocolError(
-      f"version must be {VERSION}: cloud and client need ecos_jax of the same "
-      "protocol version"
-    )
-  if not isinstance(dtype, str) or dtype not in _DTYPES:
-    raise ProtocolError(f"{name} has an unknown dtype")
-  if not isinstance(shape, list) or len(shape) > 2:
-    raise ProtocolError(f"{name} has an unknown shape")
-  shape = [_integer(n, f"the shape of {name}", 1, MAX_BYTES) for n in shape]
-  body = memoryview(data)[8 + length :]
-  if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != len(body):
-    raise ProtocolError(f"{name} does not have the length that its shape says")
-  return fields, np.frombuffer(body, _DTYPES[dtype]).reshape(shape)
-
-
-def _take(fields: dict, cls: type, **given: object) -> Any:
-  """Returns a `cls` of `given` and of its fields taken out of `fields`."""
-  names = {field.name for field in dataclasses.fields(cls)} - set(given)
-  missing = names - set(fields)
-  if missing:
-    raise ProtocolError(f"missing field {', '.join(sorted(missing))}")
-  return cls(**given, **{name: fields.pop(name) for name in names})
-
-
-def _same(message: Any, fields: dict, data: bytes) -> None:
-  """Refuses bytes that hold anything beside the message."""
-  if fields:
-    raise ProtocolError(f"{len(fields)} unknown fields")
-  if message.to_bytes() != data:
-    raise ProtocolError(
-      "the bytes are not the canonical encoding of their content: duplicate "
-      "or hidden fields"
-    )
-
-
-def _digest(message: Any) -> str:
-  return hashlib.sha256(message.to_bytes()).hexdigest()
+      wire.number(value, field, -1e300, 1e300)
+  wire.normalise(message, encoder_settings=dict(settings))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -381,8 +203,9 @@ class Query:
   def __post_init__(self):
     """Checks all fields."""
     limits = (MAX_CENTROIDS, MAX_DIMENSION)
-    _set(
-      self, centroids=_array(self.centroids, "centroids", np.float32, limits)
+    wire.normalise(
+      self,
+      centroids=wire.array(self.centroids, "centroids", np.float32, limits),
     )
     _check_encoder(self)
 
@@ -394,7 +217,7 @@ class Query:
       "encoder_digest": self.encoder_digest,
       **dataclasses.asdict(self.terms),
     }
-    return _pack("query", fields, "centroids", self.centroids)
+    return wire.pack("query", fields, "centroids", self.centroids)
 
   @classmethod
   def from_bytes(cls, data: bytes) -> "Query":
@@ -403,16 +226,16 @@ class Query:
     Raises:
       ProtocolError: `data` is anything but one valid query.
     """
-    fields, centroids = _unpack(data, "query", "centroids")
-    terms = _take(fields, Terms)
-    query = _take(fields, cls, centroids=centroids, terms=terms)
-    _same(query, fields, data)
+    fields, centroids = wire.unpack(data, "query", "centroids")
+    terms = wire.take(fields, Terms)
+    query = wire.take(fields, cls, centroids=centroids, terms=terms)
+    wire.check_canonical(query, fields, data)
     return query
 
   @functools.cached_property
   def digest(self) -> str:
     """Returns the sha256 (hex) of the bytes."""
-    return _digest(self)
+    return wire.digest(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -431,8 +254,10 @@ class Response:
 
   def __post_init__(self):
     """Checks all fields."""
-    _set(self, scores=_array(self.scores, "scores", np.int64, (MAX_CENTROIDS,)))
-    _match(self.query_digest, "query_digest", _DIGEST)
+    wire.normalise(
+      self, scores=wire.array(self.scores, "scores", np.int64, (MAX_CENTROIDS,))
+    )
+    wire.match(self.query_digest, "query_digest", _DIGEST)
     span = math.ceil(NOISE_SPAN * self.statement.sigma)
     if self.scores.min() < -span or self.scores.max() > MAX_SAMPLES + span:
       raise ProtocolError(
@@ -446,7 +271,7 @@ class Response:
       "query_digest": self.query_digest,
       **dataclasses.asdict(self.statement),
     }
-    return _pack("response", fields, "scores", self.scores)
+    return wire.pack("response", fields, "scores", self.scores)
 
   @classmethod
   def from_bytes(cls, data: bytes) -> "Response":
@@ -455,10 +280,10 @@ class Response:
     Raises:
       ProtocolError: `data` is anything but one valid response.
     """
-    fields, scores = _unpack(data, "response", "scores")
-    statement = _take(fields, Statement)
-    response = _take(fields, cls, scores=scores, statement=statement)
-    _same(response, fields, data)
+    fields, scores = wire.unpack(data, "response", "scores")
+    statement = wire.take(fields, Statement)
+    response = wire.take(fields, cls, scores=scores, statement=statement)
+    wire.check_canonical(response, fields, data)
     return response
 
 
@@ -483,7 +308,9 @@ class LabelRequest:
   def __post_init__(self):
     """Checks all fields."""
     limits = (MAX_LABELS, MAX_DIMENSION)
-    _set(self, features=_array(self.features, "features", np.float32, limits))
+    wire.normalise(
+      self, features=wire.array(self.features, "features", np.float32, limits)
+    )
     _check_encoder(self)
 
   def to_bytes(self) -> bytes:
@@ -494,7 +321,7 @@ class LabelRequest:
       "encoder_digest": self.encoder_digest,
       **dataclasses.asdict(self.terms),
     }
-    return _pack("label_request", fields, "features", self.features)
+    return wire.pack("label_request", fields, "features", self.features)
 
   @classmethod
   def from_bytes(cls, data: bytes) -> "LabelRequest":
@@ -503,16 +330,16 @@ class LabelRequest:
     Raises:
       ProtocolError: `data` is anything but one valid request.
     """
-    fields, features = _unpack(data, "label_request", "features")
-    terms = _take(fields, LabelTerms)
-    request = _take(fields, cls, features=features, terms=terms)
-    _same(request, fields, data)
+    fields, features = wire.unpack(data, "label_request", "features")
+    terms = wire.take(fields, LabelTerms)
+    request = wire.take(fields, cls, features=features, terms=terms)
+    wire.check_canonical(request, fields, data)
     return request
 
   @functools.cached_property
   def digest(self) -> str:
     """Returns the sha256 (hex) of the bytes."""
-    return _digest(self)
+    return wire.digest(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -543,14 +370,16 @@ class LabelResponse:
 
   def __post_init__(self):
     """Checks all fields."""
-    _set(self, labels=_array(self.labels, "labels", np.int32, (MAX_LABELS,)))
+    wire.normalise(
+      self, labels=wire.array(self.labels, "labels", np.int32, (MAX_LABELS,))
+    )
     if self.labels.min() < -1 or self.labels.max() >= self.terms.classes:
       raise ProtocolError(f"labels must be in [-1, {self.terms.classes - 1}]")
     m = len(self.labels)
-    _set(
+    wire.normalise(
       self,
-      answers=_integer(self.answers, "answers", 1, m),
-      considered=_integer(self.considered, "considered", 1, m),
+      answers=wire.integer(self.answers, "answers", 1, m),
+      considered=wire.integer(self.considered, "considered", 1, m),
     )
     given = np.flatnonzero(self.labels >= 0)
     if len(given) > self.answers:
@@ -561,9 +390,9 @@ class LabelResponse:
     stop = given[-1] + 1 if len(given) == self.answers else m
     if self.considered != stop:
       raise ProtocolError("considered does not fit labels and answers")
-    _match(self.request_digest, "request_digest", _DIGEST)
-    _set(self, epsilon=_number(self.epsilon, "epsilon", 0.0, 1e6))
-    _boolean(self.private, "private")
+    wire.match(self.request_digest, "request_digest", _DIGEST)
+    wire.normalise(self, epsilon=wire.number(self.epsilon, "epsilon", 0.0, 1e6))
+    wire.boolean(self.private, "private")
     if self.mechanism != LABEL_MECHANISM:
       raise ProtocolError(f"mechanism must be {LABEL_MECHANISM}")
 
@@ -578,7 +407,7 @@ class LabelResponse:
       "private": self.private,
       **dataclasses.asdict(self.terms),
     }
-    return _pack("label_response", fields, "labels", self.labels)
+    return wire.pack("label_response", fields, "labels", self.labels)
 
   @classmethod
   def from_bytes(cls, data: bytes) -> "LabelResponse":
@@ -587,38 +416,8 @@ class LabelResponse:
     Raises:
       ProtocolError: `data` is anything but one valid response.
     """
-    fields, labels = _unpack(data, "label_response", "labels")
-    terms = _take(fields, LabelTerms)
-    response = _take(fields, cls, labels=labels, terms=terms)
-    _same(response, fields, data)
+    fields, labels = wire.unpack(data, "label_response", "labels")
+    terms = wire.take(fields, LabelTerms)
+    response = wire.take(fields, cls, labels=labels, terms=terms)
+    wire.check_canonical(response, fields, data)
     return response
-
-
-def read_file(path: Path) -> bytes:
-  """Returns the bytes of a message file, without reading more than allowed.
-
-  Raises:
-    ProtocolError: There is no such file, or it is too large for a message.
-  """
-  try:
-    with path.open("rb") as file:
-      data = file.read(MAX_BYTES + 1)
-  except (FileNotFoundError, IsADirectoryError) as error:
-    raise ProtocolError(f"{path} is not a file") from error
-  if len(data) > MAX_BYTES:
-    raise ProtocolError(f"{path} exceeds {MAX_BYTES} bytes: no message is so")
-  return data
-
-
-def write_file(path: Path, data: bytes) -> None:
-  """Writes a message file: the whole of it or nothing."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise

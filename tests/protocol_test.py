@@ -10,6 +10,7 @@ from safetensors import numpy as safetensors
 
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 
 TERMS = protocol.Terms(5.0, 0.8, 1e-5, "add_remove")
 LABEL_TERMS = protocol.LabelTerms(
@@ -345,27 +346,27 @@ def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
 
 def test_files_are_written_whole_and_read_within_limits(tmp_path, monkeypatch):
   path = tmp_path / "query.safetensors"
-  protocol.write_file(path, b"first")
-  protocol.write_file(path, b"second")
-  assert protocol.read_file(path) == b"second"
+  wire.write_file(path, b"first")
+  wire.write_file(path, b"second")
+  assert wire.read_file(path) == b"second"
   assert [file.name for file in tmp_path.iterdir()] == [path.name]
-  monkeypatch.setattr(protocol, "MAX_BYTES", 5)
+  monkeypatch.setattr(wire, "MAX_BYTES", 5)
   with pytest.raises(protocol.ProtocolError, match="exceeds"):
-    protocol.read_file(path)
+    wire.read_file(path)
   for missing in (tmp_path / "nothing", tmp_path):
     with pytest.raises(errors.EcosError, match="not a file"):
-      protocol.read_file(missing)
+      wire.read_file(missing)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "query.safetensors"
-  protocol.write_file(path, b"first")
+  wire.write_file(path, b"first")
 
   def fail(descriptor):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(protocol.os, "fsync", fail)
+  monkeypatch.setattr(wire.os, "fsync", fail)
   with pytest.raises(OSError, match="No space"):
-    protocol.write_file(path, b"second")
+    wire.write_file(path, b"second")
   assert path.read_bytes() == b"first"
   assert [file.name for file in tmp_path.iterdir()] == [path.name]

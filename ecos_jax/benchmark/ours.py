@@ -19,6 +19,7 @@ from ecos_jax.client import coverage
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.encoders import registry
 
@@ -53,7 +54,7 @@ def _gemm(features: np.ndarray, centroids: np.ndarray, rows: int) -> calls.Call:
   """Returns the call of the bare product, its seconds scaled to `rows`."""
   mesh = distributed.mesh()
   n = len(features)
-  block = assign.plan(features.shape, len(centroids), mesh).block
+  block = chunks.plan(features.shape, len(centroids), mesh).block
   block = min(block, n // mesh.size)
   used = n // (block * mesh.size) * block * mesh.size
   sharding = jax.sharding.NamedSharding(mesh, jax.P("data"))

@@ -13,6 +13,7 @@ from absl import flags
 
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 
 FEATURES = "features:"
 
@@ -117,7 +118,7 @@ def _same_file(a: Path, b: Path) -> bool:
 
 
 def _is_response(path: Path) -> bool:
-  data = protocol.read_file(path)
+  data = wire.read_file(path)
   for message in (protocol.Response, protocol.LabelResponse):
     with contextlib.suppress(protocol.ProtocolError):
       message.from_bytes(data)

@@ -35,6 +35,7 @@ from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax.client import command
 from ecos_jax.client import neighbours
 from ecos_jax.client import respond
@@ -482,7 +483,7 @@ def main(argv: list[str]) -> None:
   del argv
   f = flags.FLAGS
   out, ledger_path = command.checked_paths("request")
-  request_bytes = protocol.read_file(Path(f.request))
+  request_bytes = wire.read_file(Path(f.request))
   request = protocol.LabelRequest.from_bytes(request_bytes)
   encoder = respond.encoder_of(request, respond.own_encoder(), f.weights)
   classes = command.classes(request.terms.classes)
@@ -502,7 +503,7 @@ def main(argv: list[str]) -> None:
     encoder=encoder,
     batch_size=f.batch_size,
   )
-  protocol.write_file(out, data)
+  wire.write_file(out, data)
   response = protocol.LabelResponse.from_bytes(data)
   m, given = len(response.labels), int((response.labels >= 0).sum())
   print(f"labels   {outcome(m, response.considered, given)}")

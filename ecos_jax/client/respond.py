@@ -26,6 +26,7 @@ from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.data import features as feature_files
@@ -411,7 +412,7 @@ def main(argv: list[str]) -> None:
   del argv
   f = flags.FLAGS
   out, ledger_path = command.checked_paths("query")
-  query_bytes = protocol.read_file(Path(f.query))
+  query_bytes = wire.read_file(Path(f.query))
   query = protocol.Query.from_bytes(query_bytes)
   encoder = None
   if not f.data.startswith(command.FEATURES):
@@ -437,7 +438,7 @@ def main(argv: list[str]) -> None:
     encoder=encoder,
     batch_size=f.batch_size,
   )
-  protocol.write_file(out, response)
+  wire.write_file(out, response)
   print(f"wrote    {out} ({len(response)} bytes): carry it to the cloud")
 
 

@@ -3,10 +3,8 @@
 The nearest centroid of x maximises x.c - |c|^2 / 2, so an assignment is a
 matrix product and an argmax. The [n, k] scores would be far larger than the
 features, so rows go through in blocks whose scores fit a cache (CPU) or a
-memory budget (accelerators). Three things keep it near the rate of the product:
+memory budget (accelerators). Two things keep it near the rate of the product:
 
-* Chunks of rows have few distinct static shapes and a dynamic number of valid
-  rows: any n runs at once, and padding is not computed.
 * The argmax goes over groups of columns first: `jnp.argmax` costs more than the
   product on CPU.
 * Float16 is converted block by block, in cache.
@@ -15,24 +13,18 @@ Products are float32 at precision "highest", since the cloud and the client must
 agree on the nearest centroid. Equal scores go to the lowest index.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import functools
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kernels
 
-_MEMORY_BUDGET = 256 << 20
-# Scores that stay in a CPU's cache between the product and the argmax.
-_CPU_SCORE_BYTES = 2 << 20
-# Chunks that the allocator recycles: fresh pages cost more than the copy.
-_CPU_CHUNK_BYTES = 16 << 20
-# A kernel keeps no scores, but wants 128 rows for each of 132 processors.
-_HOPPER_ROWS = 16384
 _DATA = jax.sharding.PartitionSpec("data")
 _REPLICATED = jax.sharding.PartitionSpec()
 
@@ -48,140 +40,6 @@ class Assignment(NamedTuple):
 
   labels: jax.Array | np.ndarray
   distances: jax.Array | np.ndarray
-
-
-class Rows(Protocol):
-  """Features that need not fit in memory; a feature bank is one.
-
-  A block stays valid until the next but one is asked for; then its memory is
-  reused.
-  """
-
-  @property
-  def shape(self) -> tuple[int, int]:
-    """(n, d)."""
-
-  @property
-  def dtype(self) -> np.dtype:
-    """The type of the numbers in `blocks`."""
-
-  def blocks(
-    self, rows: int, part: slice = slice(None)
-  ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first row, [<= rows, d]) in order, of each block only a part.
-
-    The first row is that of the whole block; a part that lies behind the last
-    row is empty, and comes all the same.
-    """
-
-  def take(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the rows at `indices`, float32 [m, d]."""
-
-
-class Plan(NamedTuple):
-  """Static shapes: rows of a chunk over all devices, of a block on one."""
-
-  chunk: int
-  block: int
-
-
-def single_device_mesh() -> jax.sharding.Mesh:
-  """Returns the mesh of this process's first device."""
-  return jax.make_mesh(
-    (1,),
-    ("data",),
-    axis_types=(jax.sharding.AxisType.Auto,),
-    devices=jax.local_devices()[:1],
-  )
-
-
-def _power_of_two(value: int) -> int:
-  """Returns the largest power of two that is no larger; at least 1."""
-  return 1 << max(value.bit_length() - 1, 0)
-
-
-def plan(
-  shape: tuple[int, int],
-  k: int,
-  mesh: jax.sharding.Mesh,
-  memory_budget: int = _MEMORY_BUDGET,
-) -> Plan:
-  """Returns the shapes that suit [n, d] features and k centroids.
-
-  Chunk sizes are rounded up to eighths of a power of two, so that different n
-  share compiled code.
-  """
-  n, d = shape
-  share = memory_budget // 4
-  block = _power_of_two(share // (4 * k))
-  if mesh.devices.flat[0].platform == "cpu":
-    share = min(share, _CPU_CHUNK_BYTES)
-    cached = _power_of_two(_CPU_SCORE_BYTES // (4 * k))
-    block = min(block, max(cached, 256), 8192)
-  elif kernels.hopper(mesh.abstract_mesh):
-    block = max(block, _HOPPER_ROWS)
-  rows = max(-(-n // mesh.size), 1)
-  pieces = -(-rows // _power_of_two(share // (4 * d)))
-  rows = -(-rows // pieces)
-  step = max(_power_of_two(rows) // 8, 1)
-  rows = -(-rows // step) * step
-  return Plan(rows * mesh.size, min(block, rows))
-
-
-def _own_rows(
-  sharding: jax.sharding.NamedSharding, shape: tuple[int, int]
-) -> slice:
-  """Returns which rows of a sharded array this process holds: contiguous."""
-  indices = sharding.addressable_devices_indices_map(shape).values()
-  spans = [index[0].indices(shape[0]) for index in indices if index]
-  return slice(min(s[0] for s in spans), max(s[1] for s in spans))
-
-
-def _sharded(
-  own: np.ndarray,
-  first: int,
-  rows: int,
-  sharding: jax.sharding.NamedSharding,
-) -> jax.Array:
-  """Returns the array of `rows` rows whose part from `first` on is `own`."""
-
-  def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-    assert index is not None
-    start, stop, _ = index[0].indices(rows)
-    return own[start - first : stop - first]
-
-  shape = rows, own.shape[1]
-  return jax.make_array_from_callback(shape, sharding, piece)
-
-
-def chunks(
-  features: np.ndarray | Rows, rows: int, mesh: jax.sharding.Mesh
-) -> Iterator[tuple[int, int, jax.Array]]:
-  """Yields (first row, valid rows, chunk [rows, d] sharded over 'data').
-
-  Each process reads no more than its own rows of a chunk. A chunk may share
-  memory with the block it came from, so what is computed from it must be ready
-  before the next but one is asked for.
-  """
-  n, d = features.shape
-  sharding = jax.sharding.NamedSharding(mesh, _DATA)
-  own = _own_rows(sharding, (rows, d))
-  if isinstance(features, np.ndarray):
-    blocks = (
-      (start, features[start + own.start : start + own.stop])
-      for start in range(0, n, rows)
-    )
-  else:
-    blocks = features.blocks(rows, own)
-  for start, block in blocks:
-    missing = own.stop - own.start - len(block)
-    if missing:
-      block = np.pad(block, ((0, missing), (0, 0)))
-    yield (
-      start,
-      min(rows, n - start),
-      _sharded(block, own.start, rows, sharding),
-    )
 
 
 def _group_width(k: int) -> int:
@@ -299,44 +157,9 @@ def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
   return Assignment(labels, jnp.maximum(norms - 2 * scores, 0))
 
 
-def scan_blocks(
-  body: Callable[[Any, jax.Array, jax.Array, jax.Array], Any],
-  carry: Any,
-  chunk: jax.Array,
-  valid: jax.Array,
-  block: int,
-) -> Any:
-  """Returns the carry after `body` has seen the valid rows of a local chunk.
-
-  For use inside `shard_map` over 'data'. The last block overlaps the one before
-  where the chunk is not a whole number of blocks; `fresh` tells which rows are
-  valid and were not seen.
-
-  Args:
-    body: (carry, first local row, features float32 [block, d], fresh bool
-      [block]) -> carry.
-    carry: Arrays, the same on all devices.
-    chunk: [rows, d], this device's part.
-    valid: int32, valid rows of the whole chunk.
-    block: Rows of a block.
-  """
-  rows = len(chunk)
-  valid = jnp.clip(valid - jax.lax.axis_index("data") * rows, 0, rows)
-
-  def step(i, carry):
-    start = jnp.minimum(i * block, rows - block)
-    features = jax.lax.dynamic_slice_in_dim(chunk, start, block)
-    row = start + jax.lax.iota(jnp.int32, block)
-    fresh = (row >= i * block) & (row < valid)
-    return body(carry, start, features.astype(jnp.float32), fresh)
-
-  carry = jax.lax.pcast(carry, "data", to="varying")
-  return jax.lax.fori_loop(0, -(-valid // block), step, carry)
-
-
 @functools.partial(jax.jit, static_argnames=("mesh", "block"))
-def _assign_chunk(chunk, valid, centroids, *, mesh, block):
-  def local(chunk, valid, centroids):
+def _assign_chunk(chunk, valid, offset, centroids, *, mesh, block):
+  def local(chunk, valid, offset, centroids):
     def body(carry, start, features, fresh):
       del fresh
       update = functools.partial(
@@ -344,16 +167,16 @@ def _assign_chunk(chunk, valid, centroids, *, mesh, block):
       )
       return jax.tree.map(update, carry, nearest(features, centroids))
 
-    rows = len(chunk)
+    rows = len(chunk) - (offset is not None)
     carry = Assignment(jnp.zeros(rows, jnp.int32), jnp.zeros(rows))
-    return scan_blocks(body, carry, chunk, valid, block)
+    return chunks.scan_blocks(body, carry, chunk, valid, block, offset)
 
   assignment = jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(_DATA, _REPLICATED, _REPLICATED),
+    in_specs=(_DATA, _REPLICATED, _REPLICATED, _REPLICATED),
     out_specs=_DATA,
-  )(chunk, valid, centroids)
+  )(chunk, valid, offset, centroids)
   if not mesh.is_multi_process:
     return assignment
   everywhere = jax.sharding.NamedSharding(mesh, _REPLICATED)
@@ -361,11 +184,11 @@ def _assign_chunk(chunk, valid, centroids, *, mesh, block):
 
 
 def stream(
-  features: np.ndarray | Rows,
+  features: np.ndarray | chunks.Rows,
   centroids: jax.typing.ArrayLike,
   *,
   mesh: jax.sharding.Mesh | None = None,
-  memory_budget: int = _MEMORY_BUDGET,
+  memory_budget: int = chunks.MEMORY_BUDGET,
 ) -> Iterator[tuple[int, Assignment]]:
   """Yields (first row, assignment) of successive rows, as numpy arrays.
 
@@ -377,12 +200,20 @@ def stream(
     mesh: Devices to share the rows of a chunk; None for one.
     memory_budget: Bytes for a chunk and for the scores of a block, together.
   """
-  mesh = mesh or single_device_mesh()
+  mesh = mesh or chunks.single_device_mesh()
   centroids = jnp.asarray(centroids, jnp.float32)
-  rows, block = plan(features.shape, len(centroids), mesh, memory_budget)
+  rows, block = chunks.plan(features.shape, len(centroids), mesh, memory_budget)
+  parts = chunks.read(features, rows, mesh)
+  offset = 0
+  if isinstance(features, np.ndarray):
+    offset = chunks.offset(features, rows, mesh)
+    if offset:
+      parts = chunks.read_shifted(features, rows, mesh, offset)
   under_way = None
-  for start, valid, chunk in chunks(features, rows, mesh):
-    found = _assign_chunk(chunk, valid, centroids, mesh=mesh, block=block)
+  for start, valid, chunk in parts:
+    found = _assign_chunk(
+      chunk, valid, offset or None, centroids, mesh=mesh, block=block
+    )
     if under_way:
       yield _fetched(*under_way)
     under_way = start, valid, found
@@ -399,7 +230,7 @@ def assign(
   centroids: jax.typing.ArrayLike,
   *,
   mesh: jax.sharding.Mesh | None = None,
-  memory_budget: int = _MEMORY_BUDGET,
+  memory_budget: int = chunks.MEMORY_BUDGET,
 ) -> Assignment:
   """Returns the assignment of features in memory, as numpy arrays.
 

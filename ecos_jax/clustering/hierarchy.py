@@ -21,6 +21,7 @@ import numpy as np
 import tqdm
 
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import start as start_lib
 
@@ -144,7 +145,7 @@ def _coarse(
 
   rows = len(chunk)
   none = jnp.full(rows, len(centroids), jnp.int32)
-  labels = assign.scan_blocks(body, none, chunk, valid, block)
+  labels = chunks.scan_blocks(body, none, chunk, valid, block)
   row = jax.lax.axis_index("data") * rows + jnp.arange(rows)
   return jnp.where(row < valid, labels, len(centroids))
 
@@ -189,7 +190,7 @@ def _lloyd_chunk(chunk, valid, tiles, *, mesh, block, k):
 
 
 def stream(
-  features: np.ndarray | assign.Rows,
+  features: np.ndarray | chunks.Rows,
   tree: Tree,
   *,
   mesh: jax.sharding.Mesh | None = None,
@@ -203,16 +204,16 @@ def stream(
     mesh: Devices to share the rows of a chunk; None for one.
     memory_budget: Bytes for a chunk and for the scores of a block, together.
   """
-  mesh = mesh or assign.single_device_mesh()
-  plan = assign.plan(features.shape, len(tree.coarse), mesh, memory_budget)
+  mesh = mesh or chunks.single_device_mesh()
+  plan = chunks.plan(features.shape, len(tree.coarse), mesh, memory_budget)
   tiles = _tiles(tree)
-  for start, valid, chunk in assign.chunks(features, plan.chunk, mesh):
+  for start, valid, chunk in chunks.read(features, plan.chunk, mesh):
     found = _assign_chunk(chunk, valid, tiles, mesh=mesh, block=plan.block)
     yield start, assign.Assignment(*(np.asarray(f)[:valid] for f in found))
 
 
 def _first(
-  features: np.ndarray | assign.Rows, coarse: np.ndarray, k: int, key, mesh
+  features: np.ndarray | chunks.Rows, coarse: np.ndarray, k: int, key, mesh
 ) -> Tree:
   """Returns a tree with k random rows as fine centroids."""
   rows = start_lib.subsample(features.shape[0], k, key)
@@ -226,7 +227,7 @@ def _first(
 
 
 def fit(
-  features: np.ndarray | assign.Rows,
+  features: np.ndarray | chunks.Rows,
   k: int,
   key: jax.Array,
   *,
@@ -257,7 +258,7 @@ def fit(
   Raises:
     EcosError: k or `coarse` does not lie in 1..n, or features are not finite.
   """
-  mesh = mesh or assign.single_device_mesh()
+  mesh = mesh or chunks.single_device_mesh()
   n, d = features.shape
   kmeans.check_size(k, n)
   sample_key, coarse_key, fine_key = jax.random.split(key, 3)
@@ -275,7 +276,7 @@ def fit(
     mesh=mesh,
   ).centroids
   tree = _first(features, top, k, fine_key, mesh)
-  plan = assign.plan((n, d), len(tree.coarse), mesh, _MEMORY_BUDGET)
+  plan = chunks.plan((n, d), len(tree.coarse), mesh, _MEMORY_BUDGET)
   inertias: list[float] = []
   progress = tqdm.tqdm(
     total=iterations, desc="fine k-means", unit=" iterations", disable=None
@@ -285,7 +286,7 @@ def fit(
       tiles = _tiles(tree)
       sums, counts, inertia = kmeans.total(
         _lloyd_chunk(chunk, valid, tiles, mesh=mesh, block=plan.block, k=k)
-        for _, valid, chunk in assign.chunks(features, plan.chunk, mesh)
+        for _, valid, chunk in chunks.read(features, plan.chunk, mesh)
       )
       inertias.append(inertia)
       progress.set_postfix(inertia=f"{inertia:.6g}")

@@ -22,6 +22,7 @@ import tqdm
 
 from ecos_jax import errors
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import lloyd
 from ecos_jax.clustering import start as start_lib
 
@@ -66,7 +67,7 @@ class _Passes:
     self._plan = plan
     self.mesh = mesh
     self._kept = (
-      list(assign.chunks(features, plan.chunk, mesh)) if resident else None
+      list(chunks.read(features, plan.chunk, mesh)) if resident else None
     )
     self._prune = prune and resident
     self._bounds: list[lloyd.Bounds] | None = None
@@ -81,10 +82,10 @@ class _Passes:
     if not self._prune or self._wait:
       self._wait = max(self._wait - 1, 0)
       self._bounds = None
-      chunks = self._kept or assign.chunks(
+      parts = self._kept or chunks.read(
         self._features, self._plan.chunk, self.mesh
       )
-      for _, valid, chunk in chunks:
+      for _, valid, chunk in parts:
         yield lloyd.plain(chunk, valid, device_centroids, **options)
       return
     assert self._kept is not None
@@ -125,7 +126,7 @@ class _Passes:
     return far[distances > 1e-6 * np.sum(far * far, axis=1)]
 
 
-def take(features: np.ndarray | assign.Rows, rows: np.ndarray) -> np.ndarray:
+def take(features: np.ndarray | chunks.Rows, rows: np.ndarray) -> np.ndarray:
   """Returns some rows of an array or a bank, float32 [m, d]."""
   if isinstance(features, np.ndarray):
     return features[rows].astype(np.float32)
@@ -162,7 +163,7 @@ def total(parts: Iterable) -> tuple[np.ndarray, np.ndarray, float]:
   return np.asarray(sums), np.asarray(counts), inertia
 
 
-def _in_memory(features: assign.Rows, rows: int) -> np.ndarray:
+def _in_memory(features: chunks.Rows, rows: int) -> np.ndarray:
   array = np.empty(features.shape, features.dtype)
   for start, block in features.blocks(rows):
     array[start : start + len(block)] = block
@@ -211,7 +212,7 @@ def _lloyd(
 
 
 def fit(
-  features: np.ndarray | jax.Array | assign.Rows,
+  features: np.ndarray | jax.Array | chunks.Rows,
   k: int,
   key: jax.Array,
   *,
@@ -256,13 +257,13 @@ def fit(
     features = np.asarray(features)
   n, d = features.shape
   check_size(k, n)
-  mesh = mesh or assign.single_device_mesh()
+  mesh = mesh or chunks.single_device_mesh()
   sample_key, start_key = jax.random.split(key)
   if sample is not None and sample < n:
     n = max(sample, k)
     rows = start_lib.subsample(features.shape[0], n, sample_key)
     features = take(features, rows)
-  plan = assign.plan((n, d), k, mesh)
+  plan = chunks.plan((n, d), k, mesh)
   resident = n * d * features.dtype.itemsize <= memory_budget
   if resident and not isinstance(features, np.ndarray):
     features = _in_memory(features, plan.chunk)

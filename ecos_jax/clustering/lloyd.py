@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 
 _ROWS = jax.P("data")
 _EVERYWHERE = jax.P()
@@ -115,7 +116,7 @@ def plain(
       labels, distances = assign.nearest(features, centroids)
       return _add(sums, features, fresh, labels, distances, jnp.sum(fresh))
 
-    sums = assign.scan_blocks(body, _zeros(centroids), chunk, valid, block)
+    sums = chunks.scan_blocks(body, _zeros(centroids), chunk, valid, block)
     return jax.lax.psum(sums, "data")
 
   return jax.shard_map(
@@ -213,7 +214,7 @@ def pruned(
       return _add(sums, features, fresh, labels, distances, compared), after
 
     after = Bounds(jnp.zeros(len(chunk), jnp.int32), jnp.zeros(len(chunk)))
-    sums, after = assign.scan_blocks(
+    sums, after = chunks.scan_blocks(
       body, (_zeros(centroids), after), chunk, valid, block
     )
     return jax.lax.psum(sums, "data"), after

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import lloyd
 from ecos_jax.clustering import start as start_lib
 
 
 def fit(
-  features: np.ndarray | assign.Rows,
+  features: np.ndarray | chunks.Rows,
   k: int,
   key: jax.Array,
   *,
@@ -51,12 +51,12 @@ def fit(
   """
   n, d = features.shape
   kmeans.check_size(k, n)
-  mesh = mesh or assign.single_device_mesh()
+  mesh = mesh or chunks.single_device_mesh()
   if init is None:
     rows = start_lib.subsample(n, start_lib.sample_rows(n, k), key)
     init = start_lib.centroids(kmeans.take(features, rows), k, key, mesh)
   centroids = np.array(init, np.float32)
-  plan = assign.plan((min(n, batch), d), k, mesh)
+  plan = chunks.plan((min(n, batch), d), k, mesh)
   options = {"mesh": mesh, "block": plan.block}
   seen = np.zeros(k, np.int64)
   moves = 0
@@ -65,7 +65,7 @@ def fit(
   )
   with progress:
     for _ in range(epochs):
-      for _, valid, chunk in assign.chunks(features, plan.chunk, mesh):
+      for _, valid, chunk in chunks.read(features, plan.chunk, mesh):
         part = lloyd.plain(chunk, valid, jnp.asarray(centroids), **options)
         sums, counts, inertia = kmeans.total([part])
         seen += counts
@@ -79,7 +79,7 @@ def fit(
   fixed = jnp.asarray(centroids)
   _, sizes, inertia = kmeans.total(
     lloyd.plain(chunk, valid, fixed, **options)
-    for _, valid, chunk in assign.chunks(features, plan.chunk, mesh)
+    for _, valid, chunk in chunks.read(features, plan.chunk, mesh)
   )
   return kmeans.KMeans(
     centroids, sizes, np.array([inertia]), moves, converged=False, reseeded=0

@@ -52,6 +52,7 @@ from ecos_jax import errors
 from ecos_jax import workdir
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
+from ecos_jax.data import tfds_split
 
 DOMAINS = ("mnist", "usps", "optdigits", "mnist_m", "synthdigits")
 SIZE = 28
@@ -280,7 +281,7 @@ def write_mnist(folder: Path) -> None:
   """
   arrays = {}
   for part in ("train", "test"):
-    source = pools.TfdsSource("mnist", part)
+    source = tfds_split.TfdsSource("mnist", part)
     indices = np.arange(len(source))
     arrays[f"{part}_images"] = source.images(indices, SIZE)[..., 0]
     arrays[f"{part}_labels"] = source.labels(indices).astype(np.uint8)

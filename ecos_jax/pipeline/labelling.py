@@ -16,6 +16,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax import workdir
 from ecos_jax.client import label as label_lib
 from ecos_jax.cloud import labels as labels_lib
@@ -132,9 +133,7 @@ def labels(job: Job) -> bool:
       job, "request", _REQUEST, protocol.LabelRequest.from_bytes
     )
     data = (
-      protocol.read_file(brought)
-      if remote
-      else _simulated(job, request.to_bytes())
+      wire.read_file(brought) if remote else _simulated(job, request.to_bytes())
     )
     response = labels_lib.read(data, request)
     workdir.write_atomically(path / _RESPONSE, data)

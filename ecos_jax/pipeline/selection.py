@@ -18,6 +18,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import baselines
@@ -211,9 +212,7 @@ def response(job: Job) -> bool:
   def work(path: Path) -> dict[str, Any]:
     query = message(job, "query", _QUERY, protocol.Query.from_bytes)
     data = (
-      protocol.read_file(brought)
-      if remote
-      else _simulated(job, query.to_bytes())
+      wire.read_file(brought) if remote else _simulated(job, query.to_bytes())
     )
     statement = query_lib.read(data, query).statement
     workdir.write_atomically(path / _RESPONSE, data)

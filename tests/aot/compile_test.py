@@ -16,6 +16,7 @@ import pytest
 
 from ecos_jax import config as config_lib
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kernels
 from ecos_jax.clustering import lloyd
 from ecos_jax.data import loader
@@ -125,7 +126,7 @@ def described(shape, dtype, mesh, *axes):
 
 
 def clustering(function, mesh, n, d, k):
-  plan = assign.plan((n, d), k, mesh)
+  plan = chunks.plan((n, d), k, mesh)
   lowered = function.lower(
     described((plan.chunk, d), jnp.float16, mesh, "data"),
     described((), jnp.int32, mesh),

@@ -15,6 +15,7 @@ from sklearn import neighbors as sklearn_neighbors
 
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax.client import label
 from ecos_jax.client import neighbours
 from ecos_jax.data import pools
@@ -479,7 +480,7 @@ def _folder(tmp_path):
     tmp_path / "images.npz", images=images, labels=random.integers(0, 3, 211)
   )
   features = registry.encode(registry.get("hog"), images[:20])
-  protocol.write_file(tmp_path / "request", _request(features).to_bytes())
+  wire.write_file(tmp_path / "request", _request(features).to_bytes())
   return tmp_path
 
 

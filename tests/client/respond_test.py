@@ -10,6 +10,7 @@ from scipy import stats
 
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.client import respond
@@ -346,7 +347,7 @@ def test_data_that_cannot_be_read_spend_nothing(query, tmp_path):
 _KILLED = """
 import json, os, pathlib, random, signal, sys
 import numpy as np
-from ecos_jax import protocol
+from ecos_jax import protocol, wire
 from ecos_jax.client import respond
 from ecos_jax.privacy import ledger, mechanisms
 
@@ -358,7 +359,7 @@ query = protocol.Query(features[:4], "own", {}, "0" * 64, terms).to_bytes()
 def run(folder):
   response = respond.answer(query, lambda: features, mechanism,
     folder / "ledger", "mine", consent=lambda text: None)
-  protocol.write_file(folder / "out", response)
+  wire.write_file(folder / "out", response)
 
 def traced(folder, last):
   lines = 0
@@ -487,7 +488,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(tmp_path):
   np.save(tmp_path / "images.npy", images)
   features = registry.encode(registry.get("hog"), images)
   query = _query(features[:5])
-  protocol.write_file(tmp_path / "query", query.to_bytes())
+  wire.write_file(tmp_path / "query", query.to_bytes())
   script = (
     "import runpy, sys\n"
     "try:\n"
@@ -560,7 +561,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(tmp_path):
 def test_mistakes_end_in_one_line_that_names_the_flag(
   tmp_path, features, query, arguments, message
 ):
-  protocol.write_file(tmp_path / "query", query.to_bytes())
+  wire.write_file(tmp_path / "query", query.to_bytes())
   np.save(tmp_path / "f.npy", features)
   np.save(tmp_path / "wide.npy", np.zeros((2, 3)))
   (tmp_path / "link").hardlink_to(tmp_path / "f.npy")
@@ -581,7 +582,7 @@ def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
 ):
   terms = protocol.Terms(10.0, 1.0, 1e-5, "add_remove")
   query = dataclasses.replace(query, terms=terms)
-  protocol.write_file(tmp_path / "query", query.to_bytes())
+  wire.write_file(tmp_path / "query", query.to_bytes())
   np.save(tmp_path / "f.npy", features)
   data = f"--data=features:{tmp_path}/f.npy"
   arguments = (data, "--epsilon=0.5", "--relation=replace_one", "--yes")

@@ -6,7 +6,7 @@ from sklearn import datasets
 
 from ecos_jax import distributed
 from ecos_jax import errors
-from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import hierarchy
 
 KEY = jax.random.key(0)
@@ -61,7 +61,7 @@ def test_rows_go_to_the_nearest_of_their_coarse_cluster(
     random.normal(size=(starts[-1], 4)).astype(np.float32),
     starts,
   )
-  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 1 << 13)
+  monkeypatch.setattr(chunks, "_CPU_CHUNK_BYTES", 1 << 13)
   labels, distances = collect(hierarchy.stream(features, tree))
   expected, gaps = brute_force(features, tree)
   np.testing.assert_array_equal(labels, expected)

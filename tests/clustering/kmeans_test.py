@@ -10,6 +10,7 @@ from sklearn import datasets
 
 from ecos_jax import errors
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 
 KEY = jax.random.key(0)
@@ -134,8 +135,8 @@ def test_a_stream_gives_the_result_of_memory(dtype, memory_budget):
 def test_many_chunks(monkeypatch):
   features = blobs(spread=3.0)
   expected = kmeans.fit(features, 12, KEY, iterations=7, tolerance=0)
-  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 4096)
-  assert assign.plan((3000, 6), 12, assign.single_device_mesh()).chunk < 200
+  monkeypatch.setattr(chunks, "_CPU_CHUNK_BYTES", 4096)
+  assert chunks.plan((3000, 6), 12, chunks.single_device_mesh()).chunk < 200
   got = kmeans.fit(Stream(features), 12, KEY, iterations=7, tolerance=0)
   np.testing.assert_allclose(got.centroids, expected.centroids, atol=1e-5)
 
@@ -152,7 +153,7 @@ def test_fit_on_a_sample():
 @pytest.fixture
 def small_chunks(monkeypatch):
   # Samples are whole chunks: small ones, so that small data are nested.
-  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 1 << 18)
+  monkeypatch.setattr(chunks, "_CPU_CHUNK_BYTES", 1 << 18)
 
 
 def test_a_nested_start_is_as_good_as_plain_iterations(small_chunks):
@@ -205,18 +206,26 @@ import sys
 import jax
 import numpy as np
 from ecos_jax import distributed
-from ecos_jax.clustering import assign, kmeans
+from ecos_jax.clustering import assign, chunks, kmeans
 mesh = distributed.mesh()
 assert mesh.size == 8
 features = np.load(sys.argv[1])
 # Small data, and all that large data meet: pruning and several chunks.
 kmeans._MIN_PRUNED_CENTROIDS = 1
-assign._CPU_CHUNK_BYTES = 1 << 13
+chunks._CPU_CHUNK_BYTES = 1 << 13
 fit = kmeans.fit(features, 12, jax.random.key(0), mesh=mesh)
 stream = kmeans.fit(
   features, 12, jax.random.key(0), mesh=mesh, memory_budget=0)
 assert np.allclose(fit.centroids, stream.centroids, atol=1e-5)
 labels = assign.assign(features, fit.centroids, mesh=mesh).labels
+# The same wherever the features begin in memory.
+for offset in (1, 4, 5):
+  memory = np.empty(features.size + 32, np.float32)
+  begin = -memory.ctypes.data % 64 // 4 + offset
+  shifted = memory[begin : begin + features.size].reshape(features.shape)
+  shifted[:] = features
+  again = assign.assign(shifted, fit.centroids, mesh=mesh).labels
+  assert np.array_equal(again, labels)
 np.savez(sys.argv[2], labels=labels, **fit._asdict())
 """
 

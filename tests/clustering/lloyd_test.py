@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import lloyd
 
-MESH = assign.single_device_mesh()
+MESH = chunks.single_device_mesh()
 
 
 def blobs(n, d, k, spread, seed=0):
@@ -154,7 +154,7 @@ def test_padding_counts_nowhere():
 @pytest.mark.parametrize("n", [4000, 4097])
 def test_a_pruned_fit_is_the_plain_one(n, monkeypatch):
   monkeypatch.setattr(kmeans, "_MIN_PRUNED_CENTROIDS", 1)
-  monkeypatch.setattr(assign, "_CPU_CHUNK_BYTES", 1 << 15)
+  monkeypatch.setattr(chunks, "_CPU_CHUNK_BYTES", 1 << 15)
   features = blobs(n, 6, 30, spread=2.0)
   fits = [
     kmeans.fit(

@@ -6,11 +6,11 @@ import pytest
 from sklearn import cluster
 from sklearn import datasets
 
-from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start
 
 KEY = jax.random.key(0)
-MESH = assign.single_device_mesh()
+MESH = chunks.single_device_mesh()
 
 
 def blobs(n, d, k, spread, seed=0):

@@ -12,6 +12,7 @@ from ecos_jax import errors
 from ecos_jax.data import digits
 from ecos_jax.data import digits_made
 from ecos_jax.data import pools
+from ecos_jax.data import tfds_split
 
 
 def load(*, seed=1, client="optdigits", split=config.Split.ID_OOD, **kwargs):
@@ -312,7 +313,7 @@ class TestWriteMnist:
   def test_writes_what_tfds_has(self, tmp_path):
     with tfds.testing.mock_data(num_examples=10):
       digits.write_mnist(tmp_path / "a" / "b")
-      source = pools.TfdsSource("mnist", "test")
+      source = tfds_split.TfdsSource("mnist", "test")
       expected = everything(source)[..., 0]
       classes = labels(source)
     assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["mnist.npz"]

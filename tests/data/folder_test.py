@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -92,6 +94,15 @@ def _broken(data):
   return {"empty": b"", "cut": cut, "text": b"no image", "flipped": flipped}
 
 
+def _garbage_in_order(data):
+  """A PNG whose checksums are right and whose pixels are none."""
+  begin = data.index(b"IDAT")
+  (length,) = struct.unpack(">I", data[begin - 4 : begin])
+  chunk = b"IDAT" + b"\xff" * length
+  checksum = struct.pack(">I", zlib.crc32(chunk))
+  return data[:begin] + chunk + checksum + data[begin + 8 + length :]
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_broken_images_are_left_out_and_listed(tmp_path, kind):
   save(tmp_path / f"m.{kind}", random_images(64, 64, 3))
@@ -100,6 +111,8 @@ def test_broken_images_are_left_out_and_listed(tmp_path, kind):
   bad = _broken(data)
   if kind != "png":  # they have no checksums, and this may be decodable
     del bad["flipped"]
+  else:
+    bad["garbage"] = _garbage_in_order(data)
   for name, content in bad.items():
     (tmp_path / f"{name}.{kind}").write_bytes(content)
   (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from ecos_jax import errors
 from ecos_jax.data import folder
 from ecos_jax.data import pools
+from ecos_jax.data import tfds_split
 
 
 def random_images(*shape, seed=0):
@@ -130,7 +131,7 @@ class TestTfdsSource:
       Image.fromarray(pixels).save(file, kind)
       files.append(file.getvalue())
     write_tfds(tmp_path, files)
-    source = pools.TfdsSource("shapes", "train", str(tmp_path))
+    source = tfds_split.TfdsSource("shapes", "train", str(tmp_path))
     assert (source.name, len(source)) == ("shapes:train", 3)
     assert [source.encoded(index) for index in range(3)] == files
     images = source.images(np.arange(2), 9)
@@ -138,17 +139,17 @@ class TestTfdsSource:
     assert images.shape == (2, 9, 9, 3)
     assert source.labels(np.array([2, 0])).tolist() == [12, 10]
     assert source.digest == "shapes/1.0.0:train"
-    part = pools.TfdsSource("shapes:1.0.0", "train[1:]", str(tmp_path))
+    part = tfds_split.TfdsSource("shapes:1.0.0", "train[1:]", str(tmp_path))
     assert len(part) == 2
     np.testing.assert_array_equal(part.images(np.array([0]), 9), images[1:2])
 
   def test_classes_are_chosen_by_name(self):
     name = "domainnet/real"
     with tfds.testing.mock_data(num_examples=40):
-      everything = pools.TfdsSource(name, "train")
+      everything = tfds_split.TfdsSource(name, "train")
       names = tfds.builder(name).info.features["label"].names
       classes = names[:99:-1]  # the last ones, from the last
-      some = pools.TfdsSource(name, "train", None, classes)
+      some = tfds_split.TfdsSource(name, "train", None, classes)
       labels = everything.labels(np.arange(40))
       assert (everything.classes, some.classes) == (345, 245)
       expected = np.where(labels >= 100, 344 - labels, -1)
@@ -162,17 +163,17 @@ class TestTfdsSource:
       )
       assert known.labels(rows).tolist() == expected[places].tolist()
       with pytest.raises(errors.EcosError, match="no class unicorn"):
-        pools.TfdsSource(name, "train", None, ["zebra", "unicorn"])
+        tfds_split.TfdsSource(name, "train", None, ["zebra", "unicorn"])
 
   def test_labels_are_unknown_without_any(self, tmp_path):
     source = pools.ArraySource("a", random_images(2, 8, 8, 3))
     write_tfds(tmp_path, [source.encoded(0), source.encoded(1)], labels=False)
-    shapes = pools.TfdsSource("shapes", "train", str(tmp_path))
+    shapes = tfds_split.TfdsSource("shapes", "train", str(tmp_path))
     assert shapes.labels(np.arange(2)).tolist() == [-1, -1]
 
   def test_reads_mock_data(self):
     with tfds.testing.mock_data(num_examples=5):
-      source = pools.TfdsSource("mnist", "train")
+      source = tfds_split.TfdsSource("mnist", "train")
       images = source.images(np.arange(5), 28)
       labels = source.labels(np.arange(5))
       encoded = source.encoded(3)
@@ -184,7 +185,7 @@ class TestTfdsSource:
 
   def test_a_damaged_sample_is_named(self, tmp_path):
     write_tfds(tmp_path, [b"no image"])
-    source = pools.TfdsSource("shapes", "train", str(tmp_path))
+    source = tfds_split.TfdsSource("shapes", "train", str(tmp_path))
     with pytest.raises(
       errors.EcosError, match=r"tfds:shapes:train\[0\] cannot"
     ):
@@ -194,18 +195,18 @@ class TestTfdsSource:
     with pytest.raises(
       errors.EcosError, match=r"open tfds:nosuch:train: .*not"
     ):
-      pools.TfdsSource("nosuch", "train", str(tmp_path))
+      tfds_split.TfdsSource("nosuch", "train", str(tmp_path))
     write_tfds(
       tmp_path, [pools.ArraySource("a", random_images(1, 8, 8)).encoded(0)]
     )
     with pytest.raises(errors.EcosError, match=r"'test'.*\['train'\]"):
-      pools.TfdsSource("shapes", "test", str(tmp_path))
+      tfds_split.TfdsSource("shapes", "test", str(tmp_path))
 
   def test_refuses_a_dataset_without_images(self, tmp_path):
     data = pools.ArraySource("a", random_images(1, 8, 8)).encoded(0)
     write_tfds(tmp_path, [data], feature="picture")
     with pytest.raises(errors.EcosError, match="image"):
-      pools.TfdsSource("shapes", "train", str(tmp_path))
+      tfds_split.TfdsSource("shapes", "train", str(tmp_path))
 
 
 class TestOpenSource:
@@ -261,7 +262,9 @@ class TestOpenSource:
   )
   def test_tfds(self, monkeypatch, spec, name, split):
     calls = []
-    monkeypatch.setattr(pools, "TfdsSource", lambda *args: calls.append(args))
+    monkeypatch.setattr(
+      tfds_split, "TfdsSource", lambda *args: calls.append(args)
+    )
     pools.open_source(spec, "there", ["a"])
     assert calls == [(name, split, "there", ["a"])]
 

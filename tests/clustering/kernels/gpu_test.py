@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kernels
 from ecos_jax.clustering.kernels import gpu
 
@@ -167,7 +168,7 @@ def test_lowers_for_cuda(n, d, k):
 
 
 def test_other_chips_get_no_kernel():
-  assert not kernels.hopper(assign.single_device_mesh().abstract_mesh)
+  assert not kernels.hopper(chunks.single_device_mesh().abstract_mesh)
   assert not kernels.hopper(jax.sharding.get_abstract_mesh())
   for platform in ("cpu", "cuda", "tpu"):
     # No mesh says that these are Hopper GPUs.

@@ -1,0 +1,50 @@
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from ecos_jax.clustering import chunks
+
+
+def test_scores_stay_within_the_memory_budget():
+  mesh = chunks.single_device_mesh()
+  for k in (1, 100, 10**5):
+    shapes = chunks.plan((10**7, 512), k, mesh, memory_budget=64 << 20)
+    assert shapes.block * k * 4 <= 16 << 20
+    assert shapes.chunk * 512 * 4 <= 16 << 20
+
+
+def test_chunk_shapes_are_shared_by_many_lengths():
+  mesh = chunks.single_device_mesh()
+  plans = {chunks.plan((n, 72), 100, mesh) for n in range(1, 10**6, 97)}
+  assert len(plans) < 200
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("n", [10**6, 1_940_001, 10**8])
+def test_the_last_of_many_chunks_leaves_devices_idle_for_little(n, devices):
+  mesh = types.SimpleNamespace(
+    size=devices, devices=np.array(jax.devices() * devices)
+  )
+  chunk, block = chunks.plan((n, 128), 1000, mesh)
+  rows = chunk // devices
+  assert rows % block == 0
+  # Device 0 has the most to do.
+  busy = n // chunk * rows + min(n % chunk, rows)
+  assert busy < 1.02 * n / devices
+
+
+def test_chunks_share_the_memory_of_unaligned_features():
+  n, d = 4096, 32
+  memory = np.zeros(n * d + 32, np.float32)
+  begin = -memory.ctypes.data % 64 // 4 + 4
+  features = memory[begin : begin + n * d].reshape(n, d)
+  mesh = chunks.single_device_mesh()
+  assert chunks.offset(features, 512, mesh) == 4
+  parts = list(chunks.read_shifted(features, 512, mesh, 4))
+  assert [part[:2] for part in parts] == [(i, 512) for i in range(0, n, 512)]
+  # The first and the last would begin or end outside.
+  for start, _, chunk in parts[1:-1]:
+    address = features.ctypes.data + 4 * (start * d - 4)
+    assert chunk.unsafe_buffer_pointer() == address
