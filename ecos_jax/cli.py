@@ -60,8 +60,8 @@ def run(main: Callable[[list[str]], None]) -> None:
 
   Exit codes: 0 done; 1 an `EcosError`, a wrong flag, an operating-system error
   on a file, or another process that was lost, told in one line on stderr; 75
-  stopped on SIGTERM; 130 Ctrl-C. Any other exception is a
-  defect of the program and keeps its traceback. Several processes end together.
+  stopped on SIGTERM; 130 Ctrl-C. Any other exception is a defect of the program
+  and keeps its traceback. Several processes end together.
 
   Args:
     main: Takes argv[:1]: a command's options are all flags.

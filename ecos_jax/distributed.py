@@ -307,8 +307,10 @@ def _follow() -> None:
 def _exit(code: int, text: str) -> NoReturn:
   # Never released: one thread gets to tell why.
   _leaving.acquire()
-  print(text, file=sys.stderr, flush=True)
-  sys.stdout.flush()
+  # Who reads may be gone.
+  with contextlib.suppress(OSError):
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
   if jax_distributed.global_state.service is not None:
     # Process 0 holds what the others have yet to read.
     time.sleep(4 * _WATCH_SECONDS)

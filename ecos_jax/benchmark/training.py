@@ -87,9 +87,10 @@ def bare(batch_size: int) -> calls.Call:
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
-    (_, rest), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, rest), gradients = gradient(params)
     updates, moments = optimizer.update(gradients, moments, params)
-    return optax.apply_updates(params, updates), rest, moments
+    return (optax.apply_updates(params, updates), rest, moments), value
 
   step = jax.jit(step, donate_argnums=0, out_shardings=everywhere)
   data = _data(config)
@@ -106,8 +107,12 @@ def bare(batch_size: int) -> calls.Call:
     nonlocal state
 
     def run(state):
+      losses = []
       for i, key in enumerate(keys):
-        state = step(state, *batches[i % _BATCHES], key)
+        state, loss = step(state, *batches[i % _BATCHES], key)
+        losses.append(loss)
+        # Devices on one CPU may wait for one another if far more is under way.
+        jax.block_until_ready(losses[max(i - 2, 0)])
       return jax.block_until_ready(state)
 
     seconds, state = calls.timed(lambda: run(state))

@@ -8,8 +8,8 @@ have one.
 
 Opening compares the size of every shard, which costs one listing; `verify`
 reads everything and compares checksums: the main job does, before it reads a
-bank that an earlier call made. A bank
-holds finite numbers only: others are refused when it is made.
+bank that an earlier call made. A bank holds finite numbers only: others are
+refused when it is made.
 """
 
 import collections
