@@ -208,7 +208,7 @@ class Sampling:
   density_power: float = 0.5
   within: Within = Within.KCENTER
   likely: float = 0.7
-  central: float = 0.9
+  central: float = 1.0
 
   def resolved(self) -> "Sampling":
     """Returns the options that the method runs with."""

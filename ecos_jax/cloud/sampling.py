@@ -192,6 +192,7 @@ def _among(
   features: np.ndarray,
   density: np.ndarray,
   distances: np.ndarray,
+  ranks: np.ndarray,
   quota: int,
   options: config.Sampling,
 ) -> np.ndarray:
@@ -205,6 +206,7 @@ def _among(
     features: float32 [m, d].
     density: float [m], from `_density`.
     distances: float32 [m], to the centroid.
+    ranks: int64 [m], random, for equal densities.
     quota: How many will be chosen; at most m.
     options: `likely` and `central`.
   """
@@ -214,7 +216,7 @@ def _among(
   copies = np.ones(len(rows), np.bool_)
   copies[np.unique(rows, return_index=True)[1]] = False
   limit = math.ceil(options.likely * np.count_nonzero(~copies))
-  among = np.lexsort((-density, copies))[: max(quota, limit)]
+  among = np.lexsort((ranks, -density, copies))[: max(quota, limit)]
   limit = math.ceil(options.central * limit)
   order = np.lexsort((distances[among], copies[among]))
   return among[order[: max(quota, limit)]]
@@ -272,10 +274,13 @@ def _spread(
       parts = np.split(taken, ends[:-1])
       around = _neighbours(centroids, clusters)
       for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
+        # Of the sorted rows: the candidates are in random order.
+        ranks = np.argsort(candidates[r])
         among = _among(
           part,
           _density(part, centroids[around[i]], density[around[i]]),
           np.sum((part - centroids[r]) ** 2, axis=1),
+          ranks,
           int(quotas[r]),
           options,
         )
@@ -283,8 +288,7 @@ def _spread(
         nearest[i, among] = np.inf
         first[i] = among[0]
         if options.within is config.Within.RANDOM:
-          # The candidates are in random order.
-          among = among[np.argsort(np.argsort(candidates[r])[among])]
+          among = among[np.argsort(ranks[among])]
         chosen[r] = members[i][np.sort(among[: quotas[r]])]
       if options.within is config.Within.KCENTER:
         order = np.asarray(

@@ -27,6 +27,7 @@ _GRID = 256
 _ITERATIONS = 200
 # Clusters that G is fitted on; more would not make it much better.
 _FITTED = 4096
+_LEAST = 1e-15
 
 
 def p_values(scores: np.ndarray, sigma: float) -> np.ndarray:
@@ -125,6 +126,8 @@ def posterior_mean(
   for _ in range(_ITERATIONS):
     # Each cluster's posterior, averaged.
     prior = prior * (fitted.T @ (1 / (fitted @ prior))) / len(fitted)
+  # A score unlike all that G was fitted on must not come out as 0 / 0.
+  prior += _LEAST
   result = np.empty(len(scores))
   for start in range(0, len(scores), _FITTED):
     rows = slice(start, start + _FITTED)

@@ -386,7 +386,6 @@ def test_density_is_interpolated():
   weights = np.exp(-gaps / np.median(np.sort(gaps, axis=1)[:, 2]))
   expected = [w @ density / w.sum() for w in weights]
   np.testing.assert_allclose(got, expected, rtol=1e-4)
-  assert got[1] < got[2] < got[3]
   np.testing.assert_allclose(
     sampling._density(features, centroids[:1], density[:1]), 1.0
   )
@@ -400,3 +399,17 @@ def test_neighbours_are_the_nearest_centroids():
     gaps = np.sum((centroids - centroids[r]) ** 2, axis=1)
     assert set(row.tolist()) == set(np.argsort(gaps)[:8].tolist())
   assert sampling._neighbours(centroids[:3], [0]).shape == (1, 3)
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_equal_densities_favour_no_part_of_the_pool(within):
+  features = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+  got = decompress(
+    Bank(features),
+    np.zeros(1000, np.int32),
+    np.zeros((1, 3), np.float32),
+    np.array([200]),
+    within,
+    likely=0.3,
+  )
+  assert 430 < got.mean() < 570

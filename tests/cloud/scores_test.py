@@ -157,6 +157,11 @@ def test_posterior_mean_fits_the_prior_on_a_part(monkeypatch):
   monkeypatch.setattr(scores_lib, "_FITTED", 300)
   part = scores_lib.posterior_mean(scores, sizes, 10.0)
   assert np.sqrt(np.mean((whole - part) ** 2)) < 5
+  # One that the fit did not see, and unlike all others.
+  scores[1], sizes[1] = 10**6, 2000
+  got = scores_lib.posterior_mean(scores, sizes, 10.0)
+  assert np.isfinite(got).all()
+  assert abs(got[1] / 10**6 - 1) < 0.05
 
 
 @hypothesis.settings(deadline=None, max_examples=30)
