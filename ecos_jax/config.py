@@ -34,6 +34,7 @@ class Method(enum.Enum):
   """How the proxy is chosen."""
 
   ECOS = "ecos"
+  ECOS_PAPER = "ecos_paper"
   RANDOM = "random"
   KCENTER = "kcenter"
   MAK = "mak"
@@ -42,8 +43,25 @@ class Method(enum.Enum):
   LOCAL = "local"
 
 
+# They ask the client.
+ASKING = (Method.ECOS, Method.ECOS_PAPER)
 # They know what no cloud does, the client's data or which source is like them.
 SIMULATION_ONLY = (Method.MAK, Method.IDEAL, Method.LOCAL)
+
+
+class Filter(enum.Enum):
+  """Which clusters are dropped, whatever their estimate."""
+
+  NONE = "none"
+  THRESHOLD = "threshold"
+  DISCOVERY = "discovery"
+
+
+class Estimate(enum.Enum):
+  """How many votes a cluster is taken to have."""
+
+  SCORE = "score"
+  POSTERIOR = "posterior"
 
 
 class Within(enum.Enum):
@@ -169,12 +187,49 @@ class Privacy:
 
 @dataclasses.dataclass
 class Sampling:
-  """Choice of the proxy; `threshold` is in multiples of sigma."""
+  """Choice of the proxy; the formulas are in docs/sampling.md.
+
+  Of the clusters that `filter` leaves, each gets a quota in proportion to
+  v (v / n)^`density_power`, with v the votes that it is taken to have, by
+  `estimate`, and n its size. `threshold` is in multiples of sigma and for that
+  filter only; `false_discovery` is the rate of the filter `discovery`.
+
+  Inside a cluster, `within` chooses among the share `likely` of the samples
+  where the client's are densest, and of these the share `central` that is
+  nearest to the centroid.
+
+  The method `ecos_paper` is `ecos` with all of these as the paper has them
+  (`PAPER`), whatever they say here.
+  """
 
   method: Method = Method.ECOS
   budget: int = 1000
-  within: Within = Within.KCENTER
+  filter: Filter = Filter.NONE
   threshold: float = 1.0
+  false_discovery: float = 0.1
+  estimate: Estimate = Estimate.POSTERIOR
+  density_power: float = 0.5
+  within: Within = Within.KCENTER
+  likely: float = 0.7
+  central: float = 1.0
+
+  def resolved(self) -> "Sampling":
+    """Returns the options that the method runs with."""
+    if self.method is Method.ECOS_PAPER:
+      return dataclasses.replace(self, **PAPER)
+    return self
+
+
+# Outlined in the paper, the threshold and the plain proportion are ours.
+PAPER: dict[str, Any] = {
+  "filter": Filter.THRESHOLD,
+  "threshold": 1.0,
+  "estimate": Estimate.SCORE,
+  "density_power": 0.0,
+  "within": Within.KCENTER,
+  "likely": 1.0,
+  "central": 1.0,
+}
 
 
 @dataclasses.dataclass
@@ -318,6 +373,7 @@ class Config:
       "codebook.sample_per_centroid",
       "sampling.threshold",
       "train.steps",
+      "sampling.density_power",
       "train.weight_decay",
       "train.unlabelled_ratio",
       "distill.teacher_images",
@@ -335,7 +391,13 @@ class Config:
     ]
     found += [
       f"--config.{name} must lie in (0, 1], got {fields[name]}"
-      for name in ("privacy.gamma", "train.confidence", "labelling.gamma")
+      for name in (
+        "privacy.gamma",
+        "sampling.likely",
+        "sampling.central",
+        "train.confidence",
+        "labelling.gamma",
+      )
       if not 0 < fields[name] <= 1
     ]
     if self.codebook.coarse > self.codebook.size:
@@ -372,10 +434,11 @@ class Config:
         "--config.train.unlabelled_ratio is for labelled proxies: it must be 0 "
         "with --config.train.task=distill"
       )
-    if not 0 < self.privacy.delta < 1:
-      found.append(
-        f"--config.privacy.delta must lie in (0, 1), got {self.privacy.delta}"
-      )
+    found += [
+      f"--config.{name} must lie in (0, 1), got {fields[name]}"
+      for name in ("privacy.delta", "sampling.false_discovery")
+      if not 0 < fields[name] < 1
+    ]
     if self.seed >= 2**32:
       found.append(f"--config.seed must be below 2^32, got {self.seed}")
     noise_seed = self.privacy.insecure_noise_seed
@@ -419,7 +482,7 @@ class Config:
         "--config.data.client_data is for simulation: drop it or "
         "--config.client.remote"
       )
-    asks = method is Method.ECOS or method in SIMULATION_ONLY
+    asks = method in (*ASKING, *SIMULATION_ONLY)
     asks |= self.train.task is Task.CLIENT
     if data.client_data is None and asks and not self.client.remote:
       found.append(
@@ -481,7 +544,7 @@ class Config:
         f"--config.sampling.budget={self.sampling.budget} is larger than the "
         f"pool of {size} samples"
       )
-    if self.codebook.size > size and self.sampling.method is Method.ECOS:
+    if self.codebook.size > size and self.sampling.method in ASKING:
       found.append(
         f"--config.codebook.size={self.codebook.size} is larger than the pool "
         f"of {size} samples"

@@ -147,8 +147,9 @@ def _sampling(cell: cells.Cell, folder: Path) -> calls.Call:
         bank,
         assignment,
         centroids,
+        np.ones(r),
         quotas,
-        config.Within.KCENTER,
+        config.Sampling(likely=1.0, central=1.0),
         jax.random.key(1),
       )
     )

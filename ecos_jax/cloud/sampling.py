@@ -1,10 +1,12 @@
-"""From noisy scores to the proxy: filter, quotas, samples inside clusters.
+"""From weights of clusters to the proxy: quotas, samples inside clusters.
 
-A response tells how many of the client's samples lie near each centroid.
-Clusters of low score are dropped, the budget is spread over the others in
-proportion to the scores, and each cluster gives its quota of samples that cover
-it without redundancy (ECOS, algorithm 1; the rules are ours). All of it
-post-processes the response, and costs no privacy.
+The budget is spread over the clusters in proportion to their weights, which
+`scores.py` makes of a response, and each cluster gives its quota of samples
+that cover it without redundancy (ECOS, algorithm 1; the rules are ours). All of
+it post-processes the response, and costs no privacy.
+
+Copies of one row of the bank lie in one cluster; one of them is chosen, the
+others only once the cluster has nothing else.
 
 Of a large cluster only random candidates are looked at: 8 to 16 times its quota
 and at least 4,096, so that the work is bounded, whatever the pool.
@@ -12,6 +14,7 @@ and at least 4,096, so that the work is bounded, whatever the pool.
 
 from collections.abc import Iterator
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,47 +33,25 @@ _MIN_CANDIDATES = 4096
 _SCAN_ROWS = 1 << 22
 _GROUP_ROWS = 1 << 15
 _MIN_WIDTH = 64
+# Clusters that the density at a sample is interpolated between.
+_NEIGHBOURS = 8
 
 
-def keep(scores: np.ndarray, sigma: float, threshold: float) -> np.ndarray:
-  """Returns which clusters have a score that noise does not explain, bool [R].
-
-  Args:
-    scores: int64 [R], noisy.
-    sigma: Standard deviation of the noise in a score.
-    threshold: How many sigma a score must reach; it must be positive, too.
-
-  Raises:
-    EcosError: No cluster is left.
-  """
-  kept = (scores >= threshold * sigma) & (scores > 0)
-  if not kept.any():
-    raise errors.EcosError(
-      f"no score reaches {threshold:g} x sigma = {threshold * sigma:g} (the "
-      f"highest is {scores.max()}): lower --config.sampling.threshold or "
-      "--config.privacy.sigma, or ask clients with more samples"
-    )
-  return kept
-
-
-def quotas(
-  scores: np.ndarray, sizes: np.ndarray, kept: np.ndarray, budget: int
-) -> np.ndarray:
+def quotas(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
   """Returns how many samples to take from each cluster, int64 [R].
 
-  In proportion to the score; a cluster that is too small gives all it has, and
+  In proportion to the weight; a cluster that is too small gives all it has, and
   the others share the rest in proportion. Fractions are settled by largest
   remainder, equal ones in order of index. Exact: the sum is `budget`, or the
-  size of the kept clusters together if that is less.
+  size of the clusters of positive weight together if that is less.
 
     >>> scores, sizes = np.array([60, 30, 10]), np.array([20, 500, 500])
     >>> quotas(scores, sizes, keep(scores, sigma=5, threshold=1), 100)
     array([20, 60, 20])
 
   Args:
-    scores: int64 [R], positive where kept.
+    weights: float64 [R], not negative; below 2^-52 of the largest they are 0.
     sizes: int64 [R], samples in each cluster.
-    kept: bool [R].
     budget: Number of samples to choose.
 
   Raises:
@@ -78,34 +59,37 @@ def quotas(
   """
   if budget < 1:
     raise errors.EcosError(f"--config.sampling.budget={budget}: it must be > 0")
-  # Python integers: products of counts overflow int64 in huge pools.
+  if not np.isfinite(weights).all() or weights.min() < 0:
+    raise ValueError("weights must be finite and not negative")
+  # Python integers: products of counts overflow int64 in huge pools. A power of
+  # two as the unit leaves the weights as they are, but for the smallest.
+  unit = 52 - np.frexp(weights.max())[1]
+  shares = np.rint(np.ldexp(weights.astype(np.float64), unit)).tolist()
   clusters = [
-    (int(scores[r]), int(sizes[r]), int(r)) for r in np.flatnonzero(kept)
+    (int(share), size, r)
+    for r, (share, size) in enumerate(zip(shares, sizes.tolist(), strict=True))
+    if share
   ]
-  if any(score <= 0 for score, _, _ in clusters):
-    raise ValueError("kept clusters must have positive scores")
-  result = np.zeros(len(scores), np.int64)
+  result = np.zeros(len(weights), np.int64)
   left = budget
-  total = sum(score for score, _, _ in clusters)
-  # The smallest size per score fills up first.
+  total = sum(share for share, _, _ in clusters)
+  # The smallest size per share fills up first.
   clusters.sort(
     key=functools.cmp_to_key(lambda a, b: a[1] * b[0] - b[1] * a[0])
   )
   full = 0
-  for score, size, r in clusters:
-    if left * score < size * total:
+  for share, size, r in clusters:
+    if left * share < size * total:
       break
     result[r] = size
     left -= size
-    total -= score
+    total -= share
     full += 1
-  shares = [
-    (*divmod(left * score, total), r) for score, _, r in clusters[full:]
-  ]
-  for whole, _, r in shares:
+  parts = [(*divmod(left * share, total), r) for share, _, r in clusters[full:]]
+  for whole, _, r in parts:
     result[r] = whole
-  shares.sort(key=lambda share: (-share[1], share[2]))
-  for _, _, r in shares[: left - sum(whole for whole, _, _ in shares)]:
+  parts.sort(key=lambda part: (-part[1], part[2]))
+  for _, _, r in parts[: left - sum(whole for whole, _, _ in parts)]:
     result[r] += 1
   return result
 
@@ -208,12 +192,75 @@ def _groups(
       yield clusters[first : first + sets].tolist(), sets, int(width)
 
 
+def _among(
+  features: np.ndarray,
+  density: np.ndarray,
+  distances: np.ndarray,
+  ranks: np.ndarray,
+  quota: int,
+  options: config.Sampling,
+) -> np.ndarray:
+  """Returns which samples of a cluster to choose among, the nearest first.
+
+  Of those that differ the share `likely` that is densest, of these the share
+  `central` that is nearest to the centroid; at least `quota`. Copies of others
+  come last.
+
+  Args:
+    features: float32 [m, d].
+    density: float [m], from `_density`.
+    distances: float32 [m], to the centroid.
+    ranks: int64 [m], random, for equal densities.
+    quota: How many will be chosen; at most m.
+    options: `likely` and `central`.
+  """
+  # Adding 0 makes -0 a 0, so that equal rows are equal bytes.
+  rows = np.ascontiguousarray(features + np.float32(0))
+  rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
+  copies = np.ones(len(rows), np.bool_)
+  copies[np.unique(rows, return_index=True)[1]] = False
+  limit = math.ceil(options.likely * np.count_nonzero(~copies))
+  among = np.lexsort((ranks, -density, copies))[: max(quota, limit)]
+  limit = math.ceil(options.central * limit)
+  order = np.lexsort((distances[among], copies[among]))
+  return among[order[: max(quota, limit)]]
+
+
+def _neighbours(centroids: np.ndarray, clusters: list[int]) -> np.ndarray:
+  """Returns the centroids nearest to those of `clusters`, int64 [g, k]."""
+  k = min(_NEIGHBOURS, len(centroids))
+  gaps = (centroids**2).sum(axis=1) - 2 * centroids[clusters] @ centroids.T
+  return np.argpartition(gaps, k - 1, axis=1)[:, :k]
+
+
+def _density(
+  features: np.ndarray, centroids: np.ndarray, density: np.ndarray
+) -> np.ndarray:
+  """Returns the density at samples, between those of nearby clusters, [m].
+
+  A mean with the weights exp(-(a - a_min) / s), where a is the squared distance
+  to a centroid and s the median of a - a_min for the third nearest.
+
+  Args:
+    features: float32 [m, d].
+    centroids: float32 [k, d].
+    density: float64 [k], of their clusters.
+  """
+  gaps = (centroids**2).sum(axis=1) - 2 * features @ centroids.T
+  gaps -= gaps.min(axis=1, keepdims=True)
+  third = np.sort(gaps, axis=1)[:, min(2, len(centroids) - 1)]
+  scale = max(float(np.median(third)), np.finfo(np.float32).tiny)
+  weights = np.exp(-gaps / scale)
+  return weights @ density / weights.sum(axis=1)
+
+
 def _spread(
   bank: bank_lib.FeatureBank,
   candidates: list[np.ndarray],
   centroids: np.ndarray,
+  density: np.ndarray,
   quotas: np.ndarray,
-  within: config.Within,
+  options: config.Sampling,
 ) -> dict[int, np.ndarray]:
   """Returns the chosen rows of each cluster that has more than its quota."""
   chosen = {}
@@ -223,30 +270,38 @@ def _spread(
   with progress:
     for clusters, sets, width in _groups(candidates, quotas):
       features = np.zeros((sets, width, bank.shape[1]), np.float32)
-      distances = np.full((sets, width), np.inf, np.float32)
+      nearest = np.full((sets, width), -np.inf, np.float32)
+      first = np.zeros(sets, np.int32)
       members = [np.sort(candidates[r]) for r in clusters]
       taken = bank.take(np.concatenate(members))
       ends = np.cumsum([len(rows) for rows in members])
       parts = np.split(taken, ends[:-1])
+      around = _neighbours(centroids, clusters)
       for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
-        features[i, : len(part)] = part
-        distances[i, : len(part)] = np.sum((part - centroids[r]) ** 2, axis=1)
-      if within is config.Within.NEAREST:
-        order = np.argsort(
-          np.argsort(distances, axis=1, kind="stable"), axis=1, kind="stable"
+        # Of the sorted rows: the candidates are in random order.
+        ranks = np.argsort(candidates[r])
+        among = _among(
+          part,
+          _density(part, centroids[around[i]], density[around[i]]),
+          np.sum((part - centroids[r]) ** 2, axis=1),
+          ranks,
+          int(quotas[r]),
+          options,
         )
-      else:
-        nearest = np.where(np.isinf(distances), -np.inf, np.inf)
+        features[i, : len(part)] = part
+        nearest[i, among] = np.inf
+        first[i] = among[0]
+        if options.within is config.Within.RANDOM:
+          among = among[np.argsort(ranks[among])]
+        chosen[r] = members[i][np.sort(among[: quotas[r]])]
+      if options.within is config.Within.KCENTER:
         order = np.asarray(
           farthest_first(
-            features,
-            nearest.astype(np.float32),
-            np.argmin(distances, axis=1).astype(np.int32),
-            np.int32(quotas[clusters].max()),
+            features, nearest, first, np.int32(quotas[clusters].max())
           )
         )
-      for i, (r, rows) in enumerate(zip(clusters, members, strict=True)):
-        chosen[r] = rows[order[i, : len(rows)] < quotas[r]]
+        for i, (r, rows) in enumerate(zip(clusters, members, strict=True)):
+          chosen[r] = rows[order[i, : len(rows)] < quotas[r]]
       progress.update(int(quotas[clusters].sum()))
   return chosen
 
@@ -255,22 +310,28 @@ def decompress(
   bank: bank_lib.FeatureBank,
   assignment: np.ndarray,
   centroids: np.ndarray,
+  density: np.ndarray,
   quotas: np.ndarray,
-  within: config.Within,
+  options: config.Sampling,
   key: jax.Array,
 ) -> np.ndarray:
   """Returns the chosen samples, int64 [B], sorted by cluster, then by index.
 
-  `kcenter` begins with the sample nearest to the centroid and goes on with the
-  one farthest from all chosen; `nearest` takes those nearest to the centroid;
-  `random` any. All choose among the candidates (see the module).
+  `within=kcenter` begins with the sample nearest to the centroid and goes on
+  with the one farthest from all chosen; `nearest` takes those nearest to the
+  centroid; `random` any. All choose among the candidates (see the module): of
+  these, first, the share `likely` where the client's samples are densest, by
+  interpolation between the centroids around; then the share `central` that is
+  nearest to the centroid, since k-center takes outliers first.
 
   Args:
     bank: Features, [N, d].
     assignment: int32 [N], the cluster of each sample; may be mapped from disk.
     centroids: float32 [R, d].
+    density: float64 [R], of the client's samples over the pool's, up to a
+      factor.
     quotas: int64 [R], how many to take; at most the size of the cluster.
-    within: How to choose inside a cluster.
+    options: `within`, `likely`, `central`.
     key: Random key: of the candidates, and of `random`.
   """
   sizes = np.zeros(len(quotas), np.int64)
@@ -280,13 +341,11 @@ def decompress(
   if np.any(quotas > sizes):
     raise ValueError("a quota is larger than its cluster")
   candidates = _candidates(assignment, sizes, quotas, key)
-  chosen = {}
-  if within is not config.Within.RANDOM:
-    partial = np.where(quotas < sizes, quotas, 0)
-    chosen = _spread(bank, candidates, centroids, partial, within)
+  partial = np.where(quotas < sizes, quotas, 0)
+  chosen = _spread(bank, candidates, centroids, density, partial, options)
   return np.concatenate(
     [
-      chosen[r] if r in chosen else np.sort(candidates[r][: quotas[r]])
+      chosen[r] if r in chosen else np.sort(candidates[r])
       for r in range(len(quotas))
     ]
   )

@@ -83,7 +83,7 @@ def run(
     selection.pool(job)
     if config.sampling.method in selection.NEEDS_BANK or labelling.wanted(job):
       selection.bank(job)
-    if config.sampling.method is config_lib.Method.ECOS:
+    if config.sampling.method in config_lib.ASKING:
       selection.codebook(job)
       selection.query(job)
       if not selection.response(job):

@@ -26,6 +26,7 @@ from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import query as query_lib
 from ecos_jax.cloud import sampling
+from ecos_jax.cloud import scores as scores_lib
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.pipeline.job import Job
@@ -35,7 +36,7 @@ Method = config_lib.Method
 
 _Message = TypeVar("_Message")
 
-NEEDS_BANK = (Method.ECOS, Method.KCENTER, Method.MAK)
+NEEDS_BANK = (*config_lib.ASKING, Method.KCENTER, Method.MAK)
 DATASET = "dataset"
 INDEX = "index.npy"
 UNREADABLE = "unreadable.txt"
@@ -307,7 +308,7 @@ def proxy(job: Job) -> None:
   inputs = "pool"
   if job.config.sampling.method in NEEDS_BANK:
     inputs += " bank"
-  if job.config.sampling.method is Method.ECOS:
+  if job.config.sampling.method in config_lib.ASKING:
     inputs += " codebook response"
   job.stage("proxy", "sampling. train.task seed", inputs, work)
 
@@ -318,7 +319,7 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
   key = job.key("proxy")
   size = job.stages["pool"].result["size"]
   match options.method:
-    case Method.ECOS:
+    case Method.ECOS | Method.ECOS_PAPER:
       return _decompress(job, key)
     case Method.KCENTER:
       bank = job.checked_bank(alone=True)
@@ -359,33 +360,43 @@ def _of_the_client(job: Job) -> np.ndarray:
 
 
 def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-  options = job.config.sampling
-  response = message(job, "response", _RESPONSE, protocol.Response.from_bytes)
+  options = job.config.sampling.resolved()
   book = _codebook(job)
-  kept = sampling.keep(
-    response.scores, response.statement.sigma, options.threshold
-  )
+  votes = _votes(job)
+  density = scores_lib.density(votes, book.sizes)
+  weights = votes * density**options.density_power
   indices = sampling.decompress(
     job.checked_bank(alone=True),
     book.assignment,
     book.centroids,
-    sampling.quotas(response.scores, book.sizes, kept, options.budget),
-    options.within,
+    density,
+    sampling.quotas(weights, book.sizes, options.budget),
+    options,
     key,
   )
   return indices, book.assignment[indices]
 
 
+def _votes(job: Job) -> np.ndarray:
+  """Returns how many votes each cluster is taken to have, float64 [R]."""
+  response = message(job, "response", _RESPONSE, protocol.Response.from_bytes)
+  return scores_lib.votes(
+    response.scores,
+    _codebook(job).sizes,
+    response.statement.sigma,
+    job.config.sampling.resolved(),
+  )
+
+
 def _weights(job: Job, clusters: np.ndarray) -> np.ndarray:
   """Returns for how much each chosen sample stands, float32 [B], 1 on average.
 
-  The scores of a cluster, shared by the samples that were chosen from it.
+  The votes of a cluster, shared by the samples that were chosen from it.
   """
-  if job.config.sampling.method is not Method.ECOS:
+  if job.config.sampling.method not in config_lib.ASKING:
     return np.ones(len(clusters), np.float32)
-  response = message(job, "response", _RESPONSE, protocol.Response.from_bytes)
-  scores = response.scores
-  shares = scores[clusters] / np.bincount(clusters)[clusters]
+  votes = _votes(job)
+  shares = votes[clusters] / np.bincount(clusters)[clusters]
   return (shares / shares.mean()).astype(np.float32)
 
 

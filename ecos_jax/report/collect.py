@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import enum
 import json
 import os
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
-from ecos_jax.cloud import sampling
+from ecos_jax.cloud import scores
 from ecos_jax.training import metrics
 
 # What the page shows of a summary.
@@ -36,7 +38,7 @@ class Clusters(NamedTuple):
     assignment: int32 [N], mapped from disk.
     sizes: int64 [R], samples of the pool.
     scores: int64 [R], the noised coverage.
-    kept: bool [R], those that the filter left.
+    votes: float64 [R], the votes that the sampler took them to have.
     taken: int64 [R], samples of the proxy.
     statement: What the client states about the noise.
   """
@@ -45,7 +47,7 @@ class Clusters(NamedTuple):
   assignment: np.ndarray
   sizes: np.ndarray
   scores: np.ndarray
-  kept: np.ndarray
+  votes: np.ndarray
   taken: np.ndarray
   statement: protocol.Statement
 
@@ -79,6 +81,14 @@ class Run:
   def result(self, stage: str) -> dict[str, Any]:
     """Returns what a stage came to; nothing if it was not needed."""
     return self.stages.get(stage, {}).get("result", {})
+
+  @property
+  def threshold(self) -> float | None:
+    """Returns what a score had to reach, in sigma; None without that filter."""
+    options = _sampling(self.config)
+    if options.filter is not config.Filter.THRESHOLD:
+      return None
+    return options.threshold
 
 
 def read(path: Path) -> Run:
@@ -126,18 +136,18 @@ def _json(path: Path) -> dict[str, Any]:
 def _read(
   path: Path, summary: dict[str, Any], stages: dict[str, dict[str, Any]]
 ) -> Run:
-  config = flat(_json(path / "config.json"))
+  fields = flat(_json(path / "config.json"))
   chosen = None
   if "proxy" in stages:
     chosen = workdir.load_array(path / "proxy" / "indices.npy", mmap_mode="r")
   sources = stages["pool"]["result"]["sizes"]
   clusters = None
   if "response" in stages and chosen is not None:
-    clusters = _clusters(path, config["sampling.threshold"], chosen)
+    clusters = _clusters(path, _sampling(fields), chosen)
   return Run(
     path=path,
     summary=summary,
-    config=config,
+    config=fields,
     stages=stages,
     sources=sources,
     chosen=chosen,
@@ -176,7 +186,20 @@ def source_of(sources: dict[str, int], indices: np.ndarray) -> np.ndarray:
   return np.searchsorted(ends, indices, "right")
 
 
-def _clusters(path: Path, threshold: float, chosen: np.ndarray) -> Clusters:
+def _sampling(fields: dict[str, Any]) -> config.Sampling:
+  """Returns the options that the sampler ran with."""
+  options = config.Sampling()
+  for name, default in dataclasses.asdict(options).items():
+    value = fields[f"sampling.{name}"]
+    if isinstance(default, enum.Enum):
+      value = type(default)(value)
+    setattr(options, name, value)
+  return options.resolved()
+
+
+def _clusters(
+  path: Path, options: config.Sampling, chosen: np.ndarray
+) -> Clusters:
   book = codebook_lib.read(path / "codebook")
   folder = path / "response"
   with workdir.redo_named(folder):
@@ -191,7 +214,9 @@ def _clusters(path: Path, threshold: float, chosen: np.ndarray) -> Clusters:
   return Clusters(
     *(book.centroids, book.assignment, book.sizes),
     scores=response.scores,
-    kept=sampling.keep(response.scores, response.statement.sigma, threshold),
+    votes=scores.votes(
+      response.scores, book.sizes, response.statement.sigma, options
+    ),
     taken=np.bincount(book.assignment[chosen], minlength=len(book.sizes)),
     statement=response.statement,
   )

@@ -132,22 +132,25 @@ class _Axes:
       _add(self._svg, "text", "end", text, x=self.left - 6, y=y + 4)
 
 
-def coverage(clusters: collect.Clusters, threshold: float) -> markupsafe.Markup:
+def coverage(
+  clusters: collect.Clusters, threshold: float | None
+) -> markupsafe.Markup:
   """Returns the noised coverage as bars, highest first.
 
   Behind them lies where a cluster without a vote ends up: within one and within
-  two standard deviations of the noise.
+  two standard deviations of the noise; across them, how many votes the sampler
+  took the cluster to have.
 
   Args:
     clusters: Of a run.
-    threshold: What a score must reach, in sigma.
+    threshold: What a score must reach, in sigma; None if there is no filter.
   """
   scores, sigma = clusters.scores, clusters.statement.sigma
   order = np.argsort(-scores, kind="stable")
   if len(order) > _BARS:
     order = order[np.linspace(0, len(order) - 1, _BARS).round().astype(int)]
   svg = _svg(720, 340, "Noised coverage of each cluster, sorted")
-  limit = max(threshold, 2.4) * sigma
+  limit = max(threshold or 0, 2.4) * sigma
   y = (min(float(scores.min()), -2.4 * sigma), max(float(scores.max()), limit))
   axes = _Axes(svg, (58, 10, 714, 330), (0, len(order)), y)
   for style, reach in (("band2", 2 * sigma), ("band1", sigma)):
@@ -163,7 +166,7 @@ def coverage(clusters: collect.Clusters, threshold: float) -> markupsafe.Markup:
   for place, r in enumerate(order.tolist()):
     top, bottom = sorted((axes.y(int(scores[r])), axes.y(0)))
     bar = _add(
-      *(svg, "rect", "kept" if clusters.kept[r] else "dropped"),
+      *(svg, "rect", "kept" if clusters.taken[r] else "dropped"),
       x=axes.x(place) + 0.1 * step,
       width=0.8 * step,
       y=top,
@@ -171,12 +174,17 @@ def coverage(clusters: collect.Clusters, threshold: float) -> markupsafe.Markup:
     )
     _add(
       *(bar, "title", ""),
-      f"cluster {r}: {scores[r]:,} noised votes; {clusters.sizes[r]:,} samples "
-      f"in the pool, {clusters.taken[r]:,} taken",
+      f"cluster {r}: {scores[r]:,} noised votes, taken for "
+      f"{clusters.votes[r]:,.1f}; {clusters.sizes[r]:,} samples in the pool, "
+      f"{clusters.taken[r]:,} taken",
     )
-  zero, line = axes.y(0), axes.y(threshold * sigma)
+    x, y = axes.x(place), axes.y(clusters.votes[r])
+    _add(svg, "line", "estimate", x1=x, x2=x + step, y1=y, y2=y)
+  zero = axes.y(0)
   _add(svg, "line", "axis", x1=axes.left, x2=axes.right, y1=zero, y2=zero)
-  _add(svg, "line", "filter", x1=axes.left, x2=axes.right, y1=line, y2=line)
+  if threshold is not None:
+    line = axes.y(threshold * sigma)
+    _add(svg, "line", "filter", x1=axes.left, x2=axes.right, y1=line, y2=line)
   return _markup(svg)
 
 
@@ -240,7 +248,7 @@ def _circles(
   for r in order.tolist():
     score = int(clusters.scores[r])
     circle = _add(
-      *(svg, "circle", "hub" if clusters.kept[r] else "hole"),
+      *(svg, "circle", "hub" if clusters.taken[r] else "hole"),
       cx=places[r][0],
       cy=places[r][1],
       r=max(_MAX_RADIUS * math.sqrt(max(score, 0) / largest), 2),

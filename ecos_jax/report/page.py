@@ -162,12 +162,13 @@ def _view(run: collect.Run, label: str, anchor: str) -> View:
   plane = projection.project(run)
   coverage = passing = None
   if run.clusters is not None:
-    threshold = run.config["sampling.threshold"]
+    threshold = run.threshold
     coverage = figures.coverage(run.clusters, threshold)
-    # Scores are integers, and positive where they pass.
-    sigma = run.clusters.statement.sigma
-    lowest = max(math.ceil(threshold * sigma), 1)
-    passing = float(scipy.stats.norm.sf((lowest - 0.5) / sigma))
+    if threshold is not None:
+      # Scores are integers, and positive where they pass.
+      sigma = run.clusters.statement.sigma
+      lowest = max(math.ceil(threshold * sigma), 1)
+      passing = float(scipy.stats.norm.sf((lowest - 0.5) / sigma))
   return View(
     run,
     label,

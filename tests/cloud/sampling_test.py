@@ -1,3 +1,5 @@
+import dataclasses
+
 import hypothesis
 from hypothesis import strategies
 import jax
@@ -24,6 +26,32 @@ class Bank:
     return self.features[indices].astype(np.float32)
 
 
+def decompress(
+  bank,
+  assignment,
+  centroids,
+  quotas,
+  within,
+  *,
+  density=None,
+  key=KEY,
+  **shares,
+):
+  """Returns the choice, among everything unless shares are given."""
+  options = config.Sampling(within=within, likely=1.0, central=1.0)
+  if density is None:
+    density = np.ones(len(quotas))
+  return sampling.decompress(
+    bank,
+    assignment,
+    centroids,
+    density,
+    quotas,
+    dataclasses.replace(options, **shares),
+    key,
+  )
+
+
 def clusters(sizes, d=5, seed=0):
   """Returns a bank of integer features, its assignment, the centroids."""
   random = np.random.default_rng(seed)
@@ -48,24 +76,6 @@ def greedy(features, quota, first):
   return chosen
 
 
-def test_keep():
-  scores = np.array([-4, 0, 9, 10, 11, 300])
-  np.testing.assert_array_equal(
-    sampling.keep(scores, 10.0, 1.0), [False, False, False, True, True, True]
-  )
-  np.testing.assert_array_equal(
-    sampling.keep(scores, 10.0, 0.0), [False, False, True, True, True, True]
-  )
-  np.testing.assert_array_equal(
-    sampling.keep(scores, 0.0, 5.0), [False, False, True, True, True, True]
-  )
-
-
-def test_keep_refuses_to_keep_nothing():
-  with pytest.raises(errors.EcosError, match=r"highest is 19.*threshold"):
-    sampling.keep(np.array([-4, 19]), 10.0, 2.0)
-
-
 @pytest.mark.parametrize(
   "scores, sizes, kept, budget, expected",
   [
@@ -83,9 +93,8 @@ def test_keep_refuses_to_keep_nothing():
 )
 def test_quotas_by_hand(scores, sizes, kept, budget, expected):
   expected = expected or [budget - budget // 2, budget // 2]
-  got = sampling.quotas(
-    np.array(scores), np.array(sizes), np.array(kept, bool), budget
-  )
+  weights = np.where(kept, scores, 0)
+  got = sampling.quotas(weights, np.array(sizes), budget)
   np.testing.assert_array_equal(got, expected)
   assert got.dtype == np.int64
 
@@ -105,7 +114,7 @@ def test_quotas_by_hand(scores, sizes, kept, budget, expected):
 )
 def test_quotas_properties(rows, budget):
   scores, sizes, kept = map(np.array, zip(*rows, strict=True))
-  got = sampling.quotas(scores, sizes, kept, budget)
+  got = sampling.quotas(np.where(kept, scores, 0), sizes, budget)
   assert got.sum() == min(budget, sizes[kept].sum())
   assert np.all((got >= 0) & (got <= sizes))
   assert not got[~kept].any()
@@ -124,12 +133,35 @@ def test_quotas_properties(rows, budget):
     assert np.all(sizes[full] <= share * scores[full] + 2)
 
 
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+  strategies.lists(
+    strategies.tuples(
+      strategies.floats(0, 1e12, allow_subnormal=False),
+      strategies.integers(0, 10**8),
+    ),
+    min_size=1,
+    max_size=30,
+  ),
+  strategies.integers(1, 10**9),
+)
+def test_quotas_of_fractional_weights(rows, budget):
+  weights, sizes = map(np.array, zip(*rows, strict=True))
+  got = sampling.quotas(weights, sizes, budget)
+  counted = weights > weights.max() * 2.0**-51
+  assert got.sum() >= min(budget, sizes[counted].sum())
+  assert got.sum() <= min(budget, sizes[weights > 0].sum())
+  assert np.all((got >= 0) & (got <= sizes))
+  # A larger budget takes nothing away but a fraction that is settled anew.
+  assert np.all(sampling.quotas(weights, sizes, budget + 1) >= got - 1)
+
+
 def test_quotas_refuse_bad_input():
-  kept = np.array([True])
   with pytest.raises(errors.EcosError, match="budget=0"):
-    sampling.quotas(np.array([1]), np.array([5]), kept, 0)
-  with pytest.raises(ValueError, match="positive"):
-    sampling.quotas(np.array([0]), np.array([5]), kept, 3)
+    sampling.quotas(np.array([1]), np.array([5]), 0)
+  for weight in (-1.0, np.nan, np.inf):
+    with pytest.raises(ValueError, match="weights"):
+      sampling.quotas(np.array([weight]), np.array([5]), 3)
 
 
 @pytest.mark.parametrize("d", [1, 8])
@@ -170,9 +202,7 @@ QUOTAS = np.array([0, 1, 2, 64, 30, 7, 0, 0, 12])
 
 def test_kcenter_equals_a_loop():
   bank, assignment, centroids = clusters(SIZES)
-  got = sampling.decompress(
-    bank, assignment, centroids, QUOTAS, config.Within.KCENTER, KEY
-  )
+  got = decompress(bank, assignment, centroids, QUOTAS, config.Within.KCENTER)
   expected = []
   for r, quota in enumerate(QUOTAS):
     members = np.flatnonzero(assignment == r)
@@ -186,9 +216,7 @@ def test_kcenter_equals_a_loop():
 
 def test_nearest_equals_a_sort():
   bank, assignment, centroids = clusters(SIZES)
-  got = sampling.decompress(
-    bank, assignment, centroids, QUOTAS, config.Within.NEAREST, KEY
-  )
+  got = decompress(bank, assignment, centroids, QUOTAS, config.Within.NEAREST)
   expected = []
   for r, quota in enumerate(QUOTAS):
     members = np.flatnonzero(assignment == r)
@@ -200,7 +228,7 @@ def test_nearest_equals_a_sort():
 @pytest.mark.parametrize("within", WITHIN)
 def test_decompress_keeps_the_quotas_in_order(within):
   bank, assignment, centroids = clusters(SIZES)
-  got = sampling.decompress(bank, assignment, centroids, QUOTAS, within, KEY)
+  got = decompress(bank, assignment, centroids, QUOTAS, within)
   assert got.dtype == np.int64
   labels = assignment[got]
   np.testing.assert_array_equal(np.bincount(labels, minlength=9), QUOTAS)
@@ -212,24 +240,26 @@ def test_decompress_keeps_the_quotas_in_order(within):
 def test_decompress_is_independent_of_block_sizes(within, monkeypatch):
   monkeypatch.setattr(sampling, "_MIN_CANDIDATES", 16)
   bank, assignment, centroids = clusters(SIZES)
-  arguments = (bank, assignment, centroids, np.minimum(QUOTAS, 9), within, KEY)
-  expected = sampling.decompress(*arguments)
+  arguments = (bank, assignment, centroids, np.minimum(QUOTAS, 9), within)
+  expected = decompress(*arguments, likely=0.8, central=0.7)
   monkeypatch.setattr(sampling, "_SCAN_ROWS", 7)
   monkeypatch.setattr(sampling, "_GROUP_ROWS", 64)
-  np.testing.assert_array_equal(sampling.decompress(*arguments), expected)
+  np.testing.assert_array_equal(
+    decompress(*arguments, likely=0.8, central=0.7), expected
+  )
 
 
 def test_random_is_uniform_and_follows_the_key():
   bank, assignment, centroids = clusters([50, 30])
   quotas = np.array([10, 15])
   draws = [
-    sampling.decompress(
+    decompress(
       bank,
       assignment,
       centroids,
       quotas,
       config.Within.RANDOM,
-      jax.random.key(seed),
+      key=jax.random.key(seed),
     )
     for seed in range(300)
   ]
@@ -262,8 +292,8 @@ def test_kcenter_covers_better_than_random():
   assignment = np.zeros(2000, np.int32)
 
   def radius(within):
-    rows = sampling.decompress(
-      bank, assignment, np.zeros((1, 4)), np.array([50]), within, KEY
+    rows = decompress(
+      bank, assignment, np.zeros((1, 4)), np.array([50]), within
     )
     gaps = np.sum((features[:, None] - features[rows]) ** 2, axis=2)
     return gaps.min(axis=1).max()
@@ -271,22 +301,115 @@ def test_kcenter_covers_better_than_random():
   assert radius(config.Within.KCENTER) < 0.6 * radius(config.Within.RANDOM)
 
 
-def test_duplicates_are_chosen_last():
+@pytest.mark.parametrize("within", WITHIN)
+def test_duplicates_are_chosen_last(within):
   features = np.repeat(np.eye(5, dtype=np.float32), [9, 9, 9, 9, 9], axis=0)
-  got = sampling.decompress(
+  got = decompress(
     Bank(features),
     np.zeros(45, np.int32),
     np.zeros((1, 5)),
     np.array([5]),
-    config.Within.KCENTER,
-    KEY,
+    within,
   )
   np.testing.assert_array_equal(got // 9, np.arange(5))
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_copies_fill_what_nothing_else_does(within):
+  features = np.repeat(np.eye(3, dtype=np.float32), [4, 1, 2], axis=0)
+  features[1, 1] = -0.0
+  for quota in range(1, 8):
+    got = decompress(
+      Bank(features),
+      np.zeros(7, np.int32),
+      np.zeros((1, 3)),
+      np.array([quota]),
+      within,
+      central=0.5,
+    )
+    assert len(set(got.tolist())) == quota
+    kinds = np.argmax(features[got], axis=1)
+    # Half of the three that differ is two of them.
+    assert len(set(kinds.tolist())) >= min(quota, 2 + (quota > 2))
+
+
+@pytest.mark.parametrize("within", WITHIN)
+@pytest.mark.parametrize("central", [0.01, 0.3, 0.9])
+def test_central_leaves_out_what_is_far(within, central):
+  bank, assignment, centroids = clusters(SIZES)
+  got = decompress(bank, assignment, centroids, QUOTAS, within, central=central)
+  np.testing.assert_array_equal(
+    np.bincount(assignment[got], minlength=9), QUOTAS
+  )
+  for r, quota in enumerate(QUOTAS):
+    members = np.flatnonzero(assignment == r)
+    gaps = np.sum((bank.features[members] - centroids[r]) ** 2, axis=1)
+    limit = max(quota, int(np.ceil(central * len(members))))
+    central_members = members[np.argsort(gaps, kind="stable")[:limit]]
+    assert set(got[assignment[got] == r]) <= set(central_members)
 
 
 def test_decompress_refuses_a_quota_above_its_cluster():
   bank, assignment, centroids = clusters([5, 5])
   with pytest.raises(ValueError, match="quota"):
-    sampling.decompress(
-      bank, assignment, centroids, np.array([6, 0]), WITHIN[0], KEY
+    decompress(bank, assignment, centroids, np.array([6, 0]), WITHIN[0])
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_likely_chooses_where_the_client_is_dense(within):
+  # On a line, with the client's samples to the right of everything.
+  features = np.linspace(-1, 1, 400, dtype=np.float32)[:, None]
+  centroids = np.array([[-0.5], [0.5]], np.float32)
+  assignment = (features[:, 0] > 0).astype(np.int32)
+  for likely in (0.25, 0.6):
+    got = decompress(
+      Bank(features),
+      assignment,
+      centroids,
+      np.array([20, 20]),
+      within,
+      density=np.array([0.1, 0.9]),
+      likely=likely,
     )
+    # The densest part of each cluster is what lies to the right in it.
+    assert got[:20].min() >= 200 - 200 * likely - 1
+    assert got[20:].min() >= 400 - 200 * likely - 1
+
+
+def test_density_is_interpolated():
+  centroids = np.array([[0.0], [2], [10], [90]], np.float32)
+  density = np.array([1.0, 3, 0, 100])
+  features = np.array([[-50.0], [0], [1], [2]], np.float32)
+  got = sampling._density(features, centroids, density)
+  gaps = (features - centroids[:, 0]) ** 2
+  gaps -= gaps.min(axis=1, keepdims=True)
+  weights = np.exp(-gaps / np.median(np.sort(gaps, axis=1)[:, 2]))
+  expected = [w @ density / w.sum() for w in weights]
+  np.testing.assert_allclose(got, expected, rtol=1e-4)
+  np.testing.assert_allclose(
+    sampling._density(features, centroids[:1], density[:1]), 1.0
+  )
+
+
+def test_neighbours_are_the_nearest_centroids():
+  random = np.random.default_rng(0)
+  centroids = random.normal(size=(30, 3)).astype(np.float32)
+  got = sampling._neighbours(centroids, [4, 17])
+  for r, row in zip((4, 17), got, strict=True):
+    gaps = np.sum((centroids - centroids[r]) ** 2, axis=1)
+    assert set(row.tolist()) == set(np.argsort(gaps)[:8].tolist())
+  assert sampling._neighbours(centroids[:3], [0]).shape == (1, 3)
+
+
+@pytest.mark.parametrize("within", WITHIN)
+def test_equal_densities_favour_no_part_of_the_pool(within):
+  features = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+  got = decompress(
+    Bank(features),
+    np.zeros(1000, np.int32),
+    np.zeros((1, 3), np.float32),
+    np.array([200]),
+    within,
+    likely=0.3,
+  )
+  assert 430 < got.mean() < 570

@@ -19,8 +19,8 @@ def _clusters(scores, sigma=10.0):
     assignment=np.zeros(9, np.int32),
     sizes=np.full(count, 9),
     scores=scores,
-    kept=scores >= sigma,
-    taken=np.zeros(count, np.int64),
+    votes=np.maximum(scores, 0.0),
+    taken=np.where(scores >= sigma, 1, 0),
     statement=statement,
   )
 
@@ -50,7 +50,7 @@ def test_ticks_are_few_and_within(high):
   assert max(found) <= high * (1 + 1e-9)
 
 
-def test_bars_are_sorted_and_coloured_by_the_filter():
+def test_bars_are_sorted_and_coloured_by_what_was_taken():
   svg = ElementTree.fromstring(figures.coverage(_clusters([3, 90, -7, 40]), 1))
   kept, dropped = _of_class(svg, "kept"), _of_class(svg, "dropped")
   titles = [bar[0].text.partition(" noised")[0] for bar in kept + dropped]
@@ -73,6 +73,16 @@ def test_bars_are_sorted_and_coloured_by_the_filter():
   [band] = _of_class(svg, "band1")
   assert float(band.get("y")) == float(line.get("y1"))
   assert float(band.get("height")) == pytest.approx(2 * heights[0] / 9, abs=0.2)
+  # What the cloud took the counts for: here the counts, or none.
+  estimates = [float(e.get("y1")) for e in _of_class(svg, "estimate")]
+  tops = [float(bar.get("y")) for bar in kept]
+  assert estimates[:2] == pytest.approx(tops, abs=0.11)
+  assert estimates[3] == base
+
+
+def test_without_a_filter_there_is_no_line():
+  svg = ElementTree.fromstring(figures.coverage(_clusters([3, 90]), None))
+  assert not _of_class(svg, "filter")
 
 
 def test_a_large_codebook_is_thinned_out():

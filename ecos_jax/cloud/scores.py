@@ -1,0 +1,168 @@
+"""What noisy scores say of each cluster: which hold votes, and how many.
+
+A score is a count of votes plus discrete Gaussian noise of a scale that is
+known, and no vote at all is noise alone. So one can test whether a cluster has
+votes, and estimate how many. Both post-process the response and cost no
+privacy, and both are O(R).
+
+The estimate is empirical Bayes. Of the score s_r of a cluster of n_r samples
+
+    s_r | q_r ~ Normal(q_r n_r, sigma^2),    q_r ~ G,
+
+where q_r is the density of the client's samples over that of the pool's, up to
+a factor. G may be any distribution on [0, oo) and is fitted to all scores by
+maximum likelihood (Kiefer and Wolfowitz 1956), on a grid, by EM (Laird 1978;
+Jiang and Zhang, Annals of Statistics 2009). The estimate of the votes is
+n_r E[q_r | s_r]. Where many clusters hold nothing, G puts mass near 0, and
+scores that noise can explain shrink to almost nothing: no threshold is needed.
+"""
+
+import numpy as np
+
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax.privacy import accounting
+
+_GRID = 256
+_ITERATIONS = 200
+# Clusters that G is fitted on; more would not make it much better.
+_FITTED = 4096
+_LEAST = 1e-15
+
+
+def p_values(scores: np.ndarray, sigma: float) -> np.ndarray:
+  """Returns the probability that noise alone is as large, float64 [R].
+
+  Exact: the upper tail of the discrete Gaussian, summed from its far end.
+
+  Args:
+    scores: int64 [R], noisy.
+    sigma: Scale of the noise in a score.
+  """
+  x, log_mass = accounting.log_noise(sigma)
+  tail = np.append(np.cumsum(np.exp(log_mass[::-1]))[::-1], 0.0)
+  return np.minimum(tail[np.clip(scores - x[0], 0, len(x))], 1.0)
+
+
+def significant(scores: np.ndarray, sigma: float, rate: float) -> np.ndarray:
+  """Returns which clusters have votes, bool [R], by Benjamini and Hochberg.
+
+  Of the clusters that it names, `rate` at most have no vote, on average over
+  the noise (Benjamini and Hochberg 1995; the noises are independent).
+
+  Args:
+    scores: int64 [R], noisy.
+    sigma: Scale of the noise in a score.
+    rate: The false discovery rate, in (0, 1).
+  """
+  p = p_values(scores, sigma)
+  ranked = np.sort(p)
+  passed = ranked <= rate * np.arange(1, len(p) + 1) / len(p)
+  return p <= ranked[passed].max(initial=-1.0)
+
+
+def keep(
+  scores: np.ndarray, sigma: float, options: config.Sampling
+) -> np.ndarray:
+  """Returns which clusters to take samples from, bool [R].
+
+  Args:
+    scores: int64 [R], noisy.
+    sigma: Scale of the noise in a score.
+    options: `filter`; for `threshold`, a score must be positive and reach
+      `threshold` sigma; for `discovery`, it must be `significant` at the rate
+      `false_discovery`.
+
+  Raises:
+    EcosError: No cluster is left.
+  """
+  match options.filter:
+    case config.Filter.THRESHOLD:
+      kept = (scores >= options.threshold * sigma) & (scores > 0)
+      flag = f"threshold={options.threshold:g}"
+      change = "lower"
+    case config.Filter.DISCOVERY:
+      kept = significant(scores, sigma, options.false_discovery)
+      flag = f"false_discovery={options.false_discovery:g}"
+      change = "raise"
+    case config.Filter.NONE:
+      return np.ones(len(scores), np.bool_)
+  if not kept.any():
+    raise errors.EcosError(
+      f"no score passes --config.sampling.{flag} at sigma {sigma:g} (the "
+      f"highest is {scores.max()}): {change} it, lower --config.privacy.sigma, "
+      "or ask clients with more samples"
+    )
+  return kept
+
+
+def _grid(scores: np.ndarray, sizes: np.ndarray, sigma: float) -> np.ndarray:
+  """Returns 0 and densities from far below the noise to the largest."""
+  low = sigma / (8 * sizes.max())
+  high = max((scores / sizes).max(), 2 * low)
+  return np.append(0.0, np.geomspace(low, high, _GRID - 1))
+
+
+def posterior_mean(
+  scores: np.ndarray, sizes: np.ndarray, sigma: float
+) -> np.ndarray:
+  """Returns the votes to expect of each cluster, float64 [R], >= 0.
+
+  Args:
+    scores: int64 [R], noisy.
+    sizes: int64 [R], samples of the pool in each cluster.
+    sigma: Scale of the noise in a score.
+  """
+  sizes = np.maximum(sizes, 1)
+  grid = _grid(scores, sizes, sigma)
+
+  def likelihood(rows):
+    gaps = scores[rows, None] - sizes[rows, None] * grid
+    logs = -0.5 * (gaps / sigma) ** 2
+    return np.exp(logs - logs.max(axis=1, keepdims=True))
+
+  fitted = likelihood(slice(None, None, -(-len(scores) // _FITTED)))
+  prior = np.full(_GRID, 1 / _GRID)
+  for _ in range(_ITERATIONS):
+    # Each cluster's posterior, averaged.
+    prior = prior * (fitted.T @ (1 / (fitted @ prior))) / len(fitted)
+  # A score unlike all that G was fitted on must not come out as 0 / 0.
+  prior += _LEAST
+  result = np.empty(len(scores))
+  for start in range(0, len(scores), _FITTED):
+    rows = slice(start, start + _FITTED)
+    mass = likelihood(rows) * prior
+    result[rows] = mass @ grid / mass.sum(axis=1)
+  return result * sizes
+
+
+def votes(
+  scores: np.ndarray, sizes: np.ndarray, sigma: float, options: config.Sampling
+) -> np.ndarray:
+  """Returns how many votes each cluster is taken to have, float64 [R], >= 0.
+
+  Args:
+    scores: int64 [R], noisy.
+    sizes: int64 [R], samples of the pool in each cluster.
+    sigma: Scale of the noise in a score.
+    options: `estimate`, and as in `keep`; dropped clusters have no votes.
+
+  Raises:
+    EcosError: The filter leaves no cluster.
+  """
+  kept = keep(scores, sigma, options)
+  if options.estimate is config.Estimate.POSTERIOR:
+    scores = posterior_mean(scores, sizes, sigma)
+  return np.where(kept, np.maximum(scores, 0.0), 0.0)
+
+
+def density(votes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+  """Returns v / n, float64 [R]: the client's density over the pool's.
+
+  Up to a factor, that is how much of a cluster is likely the client's domain.
+
+  Args:
+    votes: float64 [R], from `votes`.
+    sizes: int64 [R], samples of the pool in each cluster.
+  """
+  return votes / np.maximum(sizes, 1)
