@@ -35,7 +35,7 @@ def get_config(argument: str = "") -> plan.Study:
     grids=(
       {
         "data.client": clients,
-        "sampling.method": ("ecos", "random", "kcenter"),
+        "sampling.method": ("ecos", "ecos_paper", "random", "kcenter"),
         "seed": seeds,
       },
     ),

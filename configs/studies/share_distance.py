@@ -27,6 +27,7 @@ def get_config(argument: str = "") -> plan.Study:
   smoke = plan.smoke(argument)
   clients = ("optdigits", "mnist") if smoke else digits.DOMAINS
   seeds = (1,) if smoke else (1, 2, 3)
+  methods = ("ecos", "ecos_paper", "random", "kcenter", "mak")
   study = plan.of(
     f"{_BASE}:{argument}",
     name="share_distance",
@@ -36,13 +37,13 @@ def get_config(argument: str = "") -> plan.Study:
       {
         "data.split": ("id_ood",),
         "data.client": clients,
-        "sampling.method": ("ecos", "random", "kcenter", "mak", "ideal"),
+        "sampling.method": (*methods, "ideal"),
         "seed": seeds,
       },
       {
         "data.split": ("ood",),
         "data.client": clients,
-        "sampling.method": ("ecos", "random", "kcenter", "mak"),
+        "sampling.method": methods,
         "seed": seeds,
       },
     ),

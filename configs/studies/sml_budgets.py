@@ -27,6 +27,7 @@ def get_config(argument: str = "") -> plan.Study:
   smoke = plan.smoke(argument)
   clients = ("optdigits", "mnist") if smoke else digits.DOMAINS
   seeds = (1,) if smoke else (1, 2, 3)
+  methods = ("ecos", "ecos_paper", "random", "kcenter", "mak")
   budgets = (64,) if smoke else (1000, 2000, 4000, 8000)
   few = budgets if smoke else (1000, 4000)
   every = {"data.client": clients, "seed": seeds}
@@ -38,13 +39,13 @@ def get_config(argument: str = "") -> plan.Study:
     grids=(
       {
         "data.split": ("id_ood",),
-        "sampling.method": ("ecos", "random", "kcenter", "mak", "ideal"),
+        "sampling.method": (*methods, "ideal"),
         "sampling.budget": budgets,
         **every,
       },
       {
         "data.split": ("ood",),
-        "sampling.method": ("ecos", "random", "kcenter"),
+        "sampling.method": ("ecos", "ecos_paper", "random", "kcenter"),
         "sampling.budget": few,
         **every,
       },
