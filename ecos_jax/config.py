@@ -220,7 +220,7 @@ class Sampling:
     return self
 
 
-# Outlined in the paper, the threshold and the plain proportion are ours.
+# Outlined in the paper; the threshold and the plain proportion are ours.
 PAPER: dict[str, Any] = {
   "filter": Filter.THRESHOLD,
   "threshold": 1.0,

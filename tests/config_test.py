@@ -57,6 +57,25 @@ def test_budget_and_codebook_must_fit_into_the_pool():
   assert "codebook.size" in str(caught.value)
 
 
+def test_wrong_fields_of_sampling_are_named():
+  config = config_lib.Config()
+  config.sampling.threshold = -1.0
+  config.sampling.density_power = float("nan")
+  config.sampling.false_discovery = 1.0
+  config.sampling.likely = 0.0
+  config.sampling.central = 1.1
+  with pytest.raises(errors.ConfigError) as caught:
+    config.validate()
+  for name in (
+    "threshold",
+    "density_power",
+    "false_discovery",
+    "likely",
+    "central",
+  ):
+    assert f"--config.sampling.{name} " in str(caught.value)
+
+
 def test_all_of_the_pool_needs_no_budget():
   config = config_lib.Config()
   config.sampling.method = config_lib.Method.ALL

@@ -128,7 +128,9 @@ def test_files_that_changed_since_are_refused(finished, folders, tmp_path):
   assert pipeline.run(config, copy)["proxy_size"] == 24
 
 
-@pytest.mark.parametrize("method", ["ecos", "random", "kcenter", "mak"])
+@pytest.mark.parametrize(
+  "method", ["ecos", "ecos_paper", "random", "kcenter", "mak"]
+)
 def test_features_end_at_an_index(tmp_path, method):
   rng = np.random.default_rng(0)
   centres = 5 * rng.normal(size=(6, 12))
@@ -153,7 +155,7 @@ def test_features_end_at_an_index(tmp_path, method):
   assert summary["model"] is None
   assert summary["proxy_size"] == 20
   index = np.load(tmp_path / "run/proxy/index.npy")
-  if method in ("ecos", "mak"):
+  if method in ("ecos", "ecos_paper", "mak"):
     assert np.mean(member[index["index"]] == 2) > 0.9
   assert index["weight"].mean() == pytest.approx(1, rel=1e-3)
   lines = (tmp_path / "run/proxy/metadata.jsonl").read_text().splitlines()

@@ -73,7 +73,7 @@ def test_all_errors_come_at_once():
   )
   with pytest.raises(errors.ConfigError) as error:
     study.validate()
-  assert "'best'; valid: ecos, random" in str(error.value)
+  assert "'best'; valid: ecos, ecos_paper, random" in str(error.value)
   assert "no field sampling.bugdet; valid: sampling.method" in str(error.value)
   assert "sampling.budget cannot be 'many'" in str(error.value)
 
