@@ -14,6 +14,7 @@ from ecos_jax import protocol
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.models import registry as models
+from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import job as job_lib
 from ecos_jax.pipeline import labelling
@@ -69,7 +70,7 @@ def run(
   with enter(workdir) as work:
     job = job_lib.Job(config, work, verify, load)
     terms: dict[str, Callable[[job_lib.Job], object]]
-    terms = {"privacy": selection.terms}
+    terms = {"privacy": asking.terms}
     if labelling.wanted(job):
       terms["labelling"] = labelling.terms
     for group, checked in terms.items():
@@ -80,13 +81,13 @@ def run(
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
       workdir_lib.write_atomically(resolved, config.to_json().encode())
-    selection.pool(job)
+    asking.pool(job)
     if config.sampling.method in selection.NEEDS_BANK or labelling.wanted(job):
-      selection.bank(job)
+      asking.bank(job)
     if config.sampling.method in config_lib.ASKING:
-      selection.codebook(job)
-      selection.query(job)
-      if not selection.response(job):
+      asking.codebook(job)
+      asking.query(job)
+      if not asking.response(job):
         return None
     if config.sampling.method is not config_lib.Method.LOCAL:
       selection.proxy(job)

@@ -22,6 +22,7 @@ from ecos_jax.client import label as label_lib
 from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.job import Job
 from ecos_jax.training import tasks
@@ -130,7 +131,7 @@ def labels(job: Job) -> bool:
     return False
 
   def work(path: Path) -> dict[str, Any]:
-    request = selection.message(
+    request = asking.message(
       job, "request", _REQUEST, protocol.LabelRequest.from_bytes
     )
     data = (
@@ -176,7 +177,7 @@ def _simulated(job: Job, request_data: bytes) -> bytes:
       lambda: job.client,
       terms(job),
       job.ledger,
-      selection.simulated_tag(job),
+      asking.simulated_tag(job),
       consent=lambda text: None,
       epsilon=budget,
       encoder=job.encoder,

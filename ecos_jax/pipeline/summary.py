@@ -33,6 +33,7 @@ from ecos_jax import config
 from ecos_jax import protocol
 from ecos_jax import workdir
 from ecos_jax.client import label
+from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.job import Job
 from ecos_jax.privacy import accounting
@@ -115,7 +116,7 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
   for entry in _ledger(job):
     costs.append(entry.cost)
     told.append(entry.terms)
-    private &= entry.data == selection.SIMULATED
+    private &= entry.data == asking.SIMULATED
     own.pop(workdir.digest(entry.response), None)
   costs += own.values()
 
@@ -239,7 +240,7 @@ def text(summary: dict[str, Any], workdir: Path) -> str:
   if summary["unreadable"]:
     rows["skipped"] = (
       f"{summary['unreadable']:,} files that cannot be read, listed in "
-      f"pool/{selection.UNREADABLE}"
+      f"pool/{asking.UNREADABLE}"
     )
   if summary["model"] is None:
     rows["model"] = "none: the run ends at the proxy"

@@ -22,8 +22,8 @@ from ecos_jax.data import digits
 from ecos_jax.data import proxy
 from ecos_jax.encoders import registry
 from ecos_jax.models import weights
+from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import job as job_lib
-from ecos_jax.pipeline import selection
 from ecos_jax.privacy import accounting
 
 
@@ -267,8 +267,8 @@ def test_a_truncated_shard_is_named(tmp_path):
   config = _config()
   with workdir_lib.Workdir(tmp_path) as work:
     job = job_lib.Job(config, work)
-    selection.pool(job)
-    selection.bank(job)
+    asking.pool(job)
+    asking.bank(job)
   shard = next((tmp_path / "bank").glob("*.npy"))
   shard.write_bytes(shard.read_bytes()[:-100])
   with pytest.raises(errors.EcosError, match=re.escape(str(shard))):
@@ -417,10 +417,10 @@ def test_a_redone_response_has_the_noise_that_is_asked_for_now(
     shutil.rmtree(copy / stage)
   with workdir_lib.Workdir(copy) as work:
     job = job_lib.Job(other, work)
-    selection.pool(job)
-    selection.bank(job)
-    selection.codebook(job)
-    selection.query(job)
-    selection.response(job)
+    asking.pool(job)
+    asking.bank(job)
+    asking.codebook(job)
+    asking.query(job)
+    asking.response(job)
   name = Path("response", "response.safetensors")
   assert (copy / name).read_bytes() != (path / name).read_bytes()
