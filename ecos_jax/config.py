@@ -143,7 +143,7 @@ class Bank:
   """The feature bank on disk."""
 
   dtype: FeatureType = FeatureType.FLOAT16
-  shard_rows: int = 65536
+  shard_rows: int = 8192
 
 
 class Algorithm(enum.Enum):

@@ -129,7 +129,7 @@ def build(
   encoder: registry.Encoder,
   *,
   dtype: str = "float16",
-  shard_rows: int = 65536,
+  shard_rows: int = 8192,
   batch_size: int = 1024,
 ) -> bank_lib.FeatureBank:
   """Returns the bank of a pool, encoding what is not there yet.
@@ -259,9 +259,11 @@ def _complete(
 
 def _adopt(folder: storage.Folder, file: str, size: int, start: int):
   """Returns the shard of an existing .npy file, its d and its dtype."""
-  path = folder.path(file)
+  # The user's own file, where it is linked.
+  link = folder.path(file)
+  path = Path(link).resolve() if Path(link).is_symlink() else link
   try:
-    with folder.fs.open(path, "rb") as stream:
+    with folder.fs.open(link, "rb") as stream:
       version = np.lib.format.read_magic(stream)
       read_header = (
         np.lib.format.read_array_header_1_0
@@ -272,7 +274,8 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
       offset = stream.tell()
   except ValueError:
     raise storage.BankError(f"{path} is no .npy file of numbers") from None
-  if len(shape) != 2 or fortran or dtype.name not in _DTYPES:
+  known = dtype.name in _DTYPES and dtype.isnative
+  if len(shape) != 2 or fortran or not known:
     raise storage.BankError(
       f"{path} must hold a C-ordered [rows, d] array of float16 or float32, "
       f"got {dtype} {list(shape)}"

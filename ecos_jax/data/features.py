@@ -101,6 +101,7 @@ class FeatureSource:
       return None
     wanted = set(indices.tolist())
     found = {}
+    count = 0
     try:
       for count, row in enumerate(_rows(self._rows), 1):
         if count - 1 in wanted:
@@ -133,7 +134,7 @@ def _open(file: Path) -> np.ndarray:
 def _rows(path: Path) -> Iterator[str | dict]:
   if path.suffix == ".jsonl":
     with path.open(encoding="utf-8") as lines:
-      yield from lines
+      yield from (line for line in lines if line.strip())
     return
   try:
     from pyarrow import parquet

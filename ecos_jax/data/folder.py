@@ -153,7 +153,7 @@ class FolderSource:
 
 
 def _within(file: File, part: tuple[int, int]) -> bool:
-  place = int.from_bytes(hashlib.sha256(file.name.encode()).digest()[:8])
+  place = int.from_bytes(hashlib.sha256(os.fsencode(file.name)).digest()[:8])
   return part[0] << 64 <= 100 * place < part[1] << 64
 
 
@@ -209,7 +209,9 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
     folders[folder] = changed if began - changed > _SETTLED_NS else None
     for entry in entries:
       name = folder + entry.name
-      if not name.lower().endswith(_SUFFIXES) or entry.is_dir():
+      # A link to nothing is listed; a pipe would never end.
+      is_file = entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+      if not is_file or not name.lower().endswith(_SUFFIXES):
         continue
       file = known.get(name)
       if file is not None and _stat(path / name) == file[1:3]:

@@ -126,15 +126,16 @@ def _own(name: str, flags: Flags) -> Encoder:
   module, _, function = name.partition(":")
   try:
     encoder = getattr(importlib.import_module(module), function)()
-  except (ImportError, AttributeError) as error:
+  except Exception as error:
     raise errors.EcosError(
-      f"{flags.name}={name} cannot be loaded: {error}"
+      f"{flags.name}={name} cannot be loaded: {type(error).__name__}: {error}"
     ) from error
   if not isinstance(encoder, Encoder):
     raise errors.EcosError(
       f"{flags.name}={name} must return an encoders.registry.Encoder, got "
       f"{type(encoder).__name__}"
     )
+  _check_shapes(encoder, f"{flags.name}={name}")
   settings = dict(encoder.settings)
   arrays = [
     np.asarray(leaf) for leaf in jax.tree.leaves(_partial(encoder.apply))
@@ -148,6 +149,26 @@ def _own(name: str, flags: Flags) -> Encoder:
   return dataclasses.replace(
     encoder, name=name, settings=settings, digest=digest(name, settings)
   )
+
+
+def _check_shapes(encoder: Encoder, flag: str) -> None:
+  """Raises EcosError unless `apply` gives what the encoder says, traced."""
+  size = encoder.image_size
+  images = jax.ShapeDtypeStruct((2, size, size, 3), np.uint8)
+  try:
+    features = jax.eval_shape(encoder.apply, images)
+  except Exception as error:
+    why = str(error).partition("\n")[0]
+    raise errors.EcosError(
+      f"{flag} fails on uint8 [b, {size}, {size}, 3]: {type(error).__name__}: "
+      f"{why}"
+    ) from error
+  shape = getattr(features, "shape", type(features).__name__)
+  if shape != (2, encoder.dimension):
+    raise errors.EcosError(
+      f"{flag} must give [b, {encoder.dimension}], as its dimension says, but "
+      f"gives {shape} for b = 2"
+    )
 
 
 def names() -> tuple[str, ...]:
@@ -169,7 +190,7 @@ def get(
   Args:
     name: One of `names()`, or `module:function`, which is imported and called:
       never one that somebody else named.
-    image_size: Of a pretrained encoder, another than its own.
+    image_size: Of a pretrained encoder, another than its own; others have one.
     weights: Of a pretrained encoder: a file or `hub:OWNER/NAME`; where they are
       published if None.
     dtype: What a pretrained encoder computes in, 'float32' or 'bfloat16'.
@@ -185,8 +206,12 @@ def get(
     return pretrained.build(
       name, image_size=image_size, weights=weights, dtype=dtype, flags=flags
     )
+  if name not in names() and ":" not in name:
+    raise errors.EcosError(
+      f"unknown encoder {name!r}: {flags.name} must be one of "
+      f"{', '.join(names())}, or module:function"
+    )
   for flag, value, default in (
-    (flags.image_size, image_size, None),
     (flags.weights, weights, None),
     (flags.dtype, dtype, "float32"),
   ):
@@ -201,12 +226,7 @@ def get(
       f"the encoder {IDENTITY} is for data that are features: give such data, "
       f"or another {flags.name}"
     )
-  if ":" in name:
-    return _own(name, flags)
-  raise errors.EcosError(
-    f"unknown encoder {name!r}: {flags.name} must be one of "
-    f"{', '.join(names())}, or module:function"
-  )
+  return _own(name, flags)
 
 
 def _partial(apply: Callable) -> jax.tree_util.Partial:

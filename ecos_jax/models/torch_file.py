@@ -55,7 +55,8 @@ def _describe(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-class _Unpickler(pickle.Unpickler):
+# The one in C allocates as much as an index in the file says.
+class _Unpickler(pickle._Unpickler):
   """Knows what state dicts are made of, and no other name."""
 
   def find_class(self, module: str, name: str) -> Any:

@@ -53,11 +53,15 @@ def pool(job: Job) -> None:
       for source in pool.sources
       for file in getattr(source, "unreadable", ())
     ]
+    for source in pool.feature_sources:
+      # Whether there is a row for each is known before anybody is asked.
+      source.metadata(np.array([0]))
     kind = "features" if pool.feature_sources else "images"
     text = f"{len(pool):,} {kind} from {len(pool.sizes)} sources"
     if unreadable:
       lines = "".join(f"{line}\n" for line in unreadable)
-      workdir.write_atomically(path / UNREADABLE, lines.encode())
+      named = lines.encode(errors="surrogateescape")
+      workdir.write_atomically(path / UNREADABLE, named)
       text += f", {len(unreadable):,} unreadable"
     return {
       "digest": pool.digest,

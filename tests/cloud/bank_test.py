@@ -438,6 +438,7 @@ def with_nan():
     ({"a": np.zeros((0, 2), np.float32)}, "no .npy files with rows"),
     ({"a": with_nan()}, "rows 3, 7 hold NaN"),
     ({"a": np.zeros((3, 2))}, r"float16 or float32, got float64 \[3, 2\]"),
+    ({"a": np.zeros((3, 2), ">f4")}, r"float16 or float32, got >f4 \[3, 2\]"),
     ({"a": np.zeros(3, np.float32)}, r"got float32 \[3\]"),
     ({"a": np.asfortranarray(np.zeros((3, 2), np.float32))}, "C-ordered"),
     ({"a": np.array([["x"]], object)}, "a.npy"),

@@ -115,6 +115,22 @@ def test_metadata_of_another_length_are_refused(shards, suffix):
     source.metadata(np.array([1]))
 
 
+@pytest.mark.parametrize("lines", [0, 1])
+def test_metadata_may_end_with_an_empty_line(shards, lines):
+  folder, _ = shards
+  rows = '{"a": 1}\n' * len(features.FeatureSource(folder))
+  (folder / "metadata.jsonl").write_text(rows + "\n" * lines)
+  source = features.FeatureSource(folder)
+  assert source.metadata(np.array([0])) == [{"a": 1}]
+
+
+def test_metadata_without_rows_are_refused(shards):
+  folder, _ = shards
+  (folder / "metadata.jsonl").write_text("")
+  with pytest.raises(errors.EcosError, match="has 0 rows"):
+    features.FeatureSource(folder).metadata(np.array([0]))
+
+
 def test_a_pool_is_of_one_kind_and_of_one_dimension(tmp_path):
   np.save(tmp_path / "a.npy", rows(3))
   np.save(tmp_path / "b.npy", rows(3, d=5))

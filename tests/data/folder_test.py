@@ -256,3 +256,14 @@ def test_refuses_a_folder_without_images(tmp_path):
     folder.FolderSource(tmp_path)
   with pytest.raises(errors.EcosError, match=r"--data: .*x is not a folder"):
     folder.FolderSource(tmp_path / "x")
+
+
+def test_names_that_are_no_text_and_pipes(tmp_path):
+  save(tmp_path / "a.png", random_images(9, 9, 3))
+  (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+  os.mkfifo(tmp_path / "pipe.png")
+  source = folder.FolderSource(tmp_path, listing=tmp_path / "listing")
+  assert len(source) == 1 and not source.unreadable
+  assert source.images(np.array([0]), 8).shape == (1, 8, 8, 3)
+  again = folder.FolderSource(tmp_path, listing=tmp_path / "listing")
+  assert again.digest == source.digest

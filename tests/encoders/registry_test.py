@@ -88,9 +88,14 @@ def test_the_identity_is_of_features_only():
     registry.get("identity")
 
 
+def test_an_unknown_name_lists_the_names_whatever_else_is_set():
+  with pytest.raises(errors.EcosError, match=r"one of hog, .*module:function"):
+    registry.get("nope", image_size=64)
+
+
 def test_settings_of_pretrained_encoders_are_refused_for_others():
-  with pytest.raises(errors.EcosError, match=r"encoder\.image_size=32.*hog"):
-    registry.get("hog", image_size=32)
+  # A configuration may set it for whichever encoder is named.
+  assert registry.get("hog", image_size=32) is not None
   with pytest.raises(errors.EcosError, match=r"encoder\.dtype=bfloat16.*hog"):
     registry.get("hog", dtype="bfloat16")
 
@@ -153,3 +158,43 @@ def test_an_encoder_of_ones_own_is_named_by_its_function(tmp_path, monkeypatch):
       registry.get(name)
   with pytest.raises(errors.EcosError, match=r"must return .* got int"):
     registry.get("own_encoder:nothing")
+
+
+_WRONG = """
+import dataclasses
+import jax.numpy as jnp
+import numpy as np
+from tests.encoders.registry_test import mine
+
+def of(apply):
+  return lambda: dataclasses.replace(mine(), apply=apply)
+
+mean = lambda images: images.astype(jnp.float32).mean((1, 2))
+column = of(lambda images: mean(images)[:, :1])
+once = of(lambda images: mean(images)[:1])
+rank = of(lambda images: images.astype(jnp.float32))
+host = of(lambda images: np.asarray(images).mean((1, 2)))
+def raises():
+  raise OSError("no such disk")
+"""
+
+
+@pytest.mark.parametrize(
+  ("function", "message"),
+  [
+    ("column", r"must give \[b, 3\].*\(2, 1\)"),
+    ("once", r"must give \[b, 3\].*\(1, 3\)"),
+    ("rank", r"must give \[b, 3\].*\(2, 4, 4, 3\)"),
+    ("host", r"fails on uint8 \[b, 4, 4, 3\]: TracerArrayConversionError"),
+    ("raises", r"cannot be loaded: OSError: no such disk"),
+  ],
+)
+def test_an_encoder_of_ones_own_is_checked(
+  function, message, tmp_path, monkeypatch
+):
+  (tmp_path / "wrong_encoder.py").write_text(_WRONG)
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(
+    errors.EcosError, match=f"wrong_encoder:{function} {message}"
+  ):
+    registry.get(f"wrong_encoder:{function}")

@@ -2,6 +2,7 @@ import io
 import os
 from pathlib import Path
 import pickle
+import resource
 import struct
 import zipfile
 
@@ -176,3 +177,14 @@ def test_what_is_no_state_dict_is_refused(data, tmp_path):
   path.write_bytes(data)
   with pytest.raises(ValueError):
     torch_file.read(path)
+
+
+def test_an_index_that_is_too_high_takes_no_memory(tmp_path):
+  # LONG_BINPUT: the memo of pickle's implementation in C would take 16 GiB.
+  path = tmp_path / "weights.pth"
+  path.write_bytes(_zip(b"\x80\x02]r\xff\xff\xff\x7f."))
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  with pytest.raises(ValueError):
+    torch_file.read(path)
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert after - before < 1 << 20
