@@ -116,10 +116,13 @@ def test_two_hundred_thousand_embeddings(tmp_path):
 @pytest.mark.slow
 def test_an_encoder(tmp_path):
   (tmp_path / "my_encoder.py").write_text(_recipe("def colours", "python"))
+  for i in range(40):
+    _save(tmp_path / f"images/{i}.png", 20 + 4 * i, i)
   out = _run(
     ".venv/bin/python -m ecos_jax.train --workdir=run "
-    "--config=configs/digits_manual.py:smoke --config.train.steps=2 "
-    "--config.encoder.name=my_encoder:colours",
+    "--config=configs/own.py --config.data.sources=folder:images "
+    "--config.codebook.size=4 --config.sampling.budget=9 "
+    "--config.client.remote=True --config.encoder.name=my_encoder:colours",
     tmp_path,
   )
   assert "x 3 features by my_encoder:colours" in out
