@@ -58,8 +58,11 @@ def define_flags() -> None:
 
 def start() -> None:
   """Keeps compiled programs where the flag says, if that can be written to."""
-  folder = Path(flags.FLAGS.compilation_cache).expanduser().absolute()
-  if not flags.FLAGS.compilation_cache:
+  try:
+    folder = Path(flags.FLAGS.compilation_cache).expanduser().absolute()
+  except RuntimeError:  # who has no home
+    folder = None
+  if folder is None or not flags.FLAGS.compilation_cache:
     jax.config.update("jax_enable_compilation_cache", False)
     return
   with contextlib.suppress(OSError):

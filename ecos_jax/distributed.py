@@ -336,9 +336,10 @@ def _leave_all(code: int, text: str) -> NoReturn:
   me, client = jax_distributed.global_state.process_id, _client()
   where = f"process {me} on {socket.gethostname()}"
   what = json.dumps({"code": code, "text": f"{text} ({where})"})
-  # Process 0, which passes it on, may be gone, or not there yet.
+  # Process 0, which passes it on, may be gone; before all are there, a client
+  # that is not connected would abort.
   with contextlib.suppress(jax.errors.JaxRuntimeError):
-    if client is not None:
+    if client is not None and _watcher.is_alive():
       client.key_value_set(f"ecos/left/{me}", what)
   _exit(code, text)
 

@@ -15,6 +15,11 @@ processes=${PROCESSES:-1}
 restarts=${RESTARTS:-0}
 PATH=$PWD/.venv/bin:$PATH
 stopped=0 interrupted=0
+if [[ ! $processes =~ ^[1-9][0-9]*$ || ! $restarts =~ ^[0-9]+$ ]]; then
+  echo "error: PROCESSES=$processes RESTARTS=$restarts: they must be numbers, of" \
+    "processes at least 1" >&2
+  exit 1
+fi
 # Own process groups: a terminal's Ctrl-C comes here alone, and is passed on.
 set -m
 
@@ -41,6 +46,11 @@ with socket.socket() as free:
     flags=(--coordinator="localhost:$port" --num_processes="$processes")
     IFS=, read -ra gpus \
       <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((processes - 1)))}"
+    if ((${#gpus[@]} < processes)); then
+      echo "error: CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES names fewer GPUs" \
+        "than PROCESSES=$processes" >&2
+      exit 1
+    fi
   fi
   for ((process = 0; process < processes && !stopped; process++)); do
     (

@@ -45,8 +45,7 @@ def quotas(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
   remainder, equal ones in order of index. Exact: the sum is `budget`, or the
   size of the clusters of positive weight together if that is less.
 
-    >>> scores, sizes = np.array([60, 30, 10]), np.array([20, 500, 500])
-    >>> quotas(scores, sizes, keep(scores, sigma=5, threshold=1), 100)
+    >>> quotas(np.array([60.0, 30, 10]), np.array([20, 500, 500]), 100)
     array([20, 60, 20])
 
   Args:

@@ -83,12 +83,16 @@ class Run:
     return self.stages.get(stage, {}).get("result", {})
 
   @property
+  def sampling(self) -> config.Sampling:
+    """Returns the options that the sampler ran with."""
+    return _sampling(self.config)
+
+  @property
   def threshold(self) -> float | None:
     """Returns what a score had to reach, in sigma; None without that filter."""
-    options = _sampling(self.config)
-    if options.filter is not config.Filter.THRESHOLD:
+    if self.sampling.filter is not config.Filter.THRESHOLD:
       return None
-    return options.threshold
+    return self.sampling.threshold
 
 
 def read(path: Path) -> Run:
@@ -117,7 +121,7 @@ def read(path: Path) -> Run:
       f"{error.filename} is missing: {remedy}run python -m ecos_jax.train again"
     ) from None
   # A file that another version wrote, or somebody's hand.
-  except (KeyError, TypeError, AttributeError, IndexError) as error:
+  except (LookupError, TypeError, ValueError, AttributeError) as error:
     raise errors.EcosError(
       f"--workdir={path} holds artefacts that this version does not know "
       f"({error!r}): run python -m ecos_jax.train again"

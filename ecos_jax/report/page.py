@@ -189,10 +189,23 @@ def _view(run: collect.Run, label: str, anchor: str) -> View:
 
 
 def _rival(views: Sequence[View]) -> View | None:
-  """Returns what the first run is measured against: a random proxy if any."""
-  known = [v for v in views[1:] if v.run.summary["accuracy"] is not None]
-  if views[0].run.summary["accuracy"] is None:
+  """Returns what the first run is measured against: a random proxy if any.
+
+  Only what was trained alike, on the same pool, with as many samples.
+  """
+  first = views[0].run
+  if first.summary["accuracy"] is None:
     return None
+  known = [
+    v
+    for v in views[1:]
+    if v.run.summary["accuracy"] is not None
+    and all(
+      v.run.config.get(name) == value
+      for name, value in first.config.items()
+      if name.startswith(("data.", "train.")) or name == "sampling.budget"
+    )
+  ]
   random = [v for v in known if v.run.summary["method"] == "random"]
   return next(iter(random + known), None)
 

@@ -406,7 +406,9 @@ def train(
       if step == ask:
         # All ask process 0 at the same step, which says at which one again.
         now = time.monotonic()
-        steps = int(_ASK_SECONDS / (now - asked) * (step - last_asked))
+        taken = step - last_asked
+        # No more than twice as many: what runs ahead looks fast at first.
+        steps = min(int(_ASK_SECONDS / (now - asked) * taken), 2 * taken)
         stop, steps = distributed.first(
           lambda steps=steps: (distributed.told_to_stop(), max(steps, 1))
         )

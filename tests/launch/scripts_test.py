@@ -397,3 +397,25 @@ def test_two_local_processes(machine):
   assert machine.run("local.sh", *flags, **environment) == 0, machine.err
   assert "process 0 of 2" in machine.out and "process 1 of 2" in machine.out
   assert (machine.folder / "run/summary.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("variables", "message"),
+  [
+    ({"PROCESSES": "0"}, "PROCESSES=0"),
+    ({"PROCESSES": "abc"}, "PROCESSES=abc"),
+    ({"RESTARTS": "-1"}, "RESTARTS=-1"),
+    ({"PROCESSES": "2", "CUDA_VISIBLE_DEVICES": "0"}, "names fewer GPUs"),
+  ],
+)
+def test_local_refuses_numbers_that_make_no_sense(variables, message):
+  result = subprocess.run(
+    ["bash", "launch/local.sh", "--workdir=nowhere"],
+    cwd=_ROOT,
+    env=os.environ | variables,
+    capture_output=True,
+    text=True,
+    timeout=30,
+  )
+  assert result.returncode == 1
+  assert message in result.stderr
