@@ -164,8 +164,8 @@ def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block"))
-def _assign_chunk(chunk, valid, offset, centroids, *, mesh, block):
-  def local(chunk, valid, offset, centroids):
+def _assign_chunk(chunk, valid, centroids, offset=None, *, mesh, block):
+  def local(chunk, valid, centroids, offset):
     def body(carry, start, features, fresh):
       del fresh
       update = functools.partial(
@@ -182,7 +182,7 @@ def _assign_chunk(chunk, valid, offset, centroids, *, mesh, block):
     mesh=mesh,
     in_specs=(_DATA, _REPLICATED, _REPLICATED, _REPLICATED),
     out_specs=_DATA,
-  )(chunk, valid, offset, centroids)
+  )(chunk, valid, centroids, offset)
   if not mesh.is_multi_process:
     return assignment
   everywhere = jax.sharding.NamedSharding(mesh, _REPLICATED)
@@ -218,7 +218,7 @@ def stream(
   under_way = None
   for start, valid, chunk in parts:
     found = _assign_chunk(
-      chunk, valid, offset or None, centroids, mesh=mesh, block=block
+      chunk, valid, centroids, offset or None, mesh=mesh, block=block
     )
     if under_way:
       yield _fetched(*under_way)

@@ -148,7 +148,7 @@ def test_clustering_keeps_no_scores(chip, mesh, table, name, function, n, d, k):
   executable, temporaries = compiled(
     table, chip, f"{name}, {d} to {k}, blocks of {block}", lowered, scores
   )
-  assert temporaries < assign._MEMORY_BUDGET / 2
+  assert temporaries < chunks.MEMORY_BUDGET / 2
   # A float32 copy of a block, and on GPU of centroids in three parts.
   width = -(-d // 128) * 128
   features, centroids = block * width * 4, (k + 128) * width * 6
