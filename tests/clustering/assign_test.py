@@ -80,15 +80,6 @@ def test_many_chunks_and_blocks_of_a_small_memory_budget():
   check(features, centroids, memory_budget=8192)
 
 
-def test_lengths_of_one_plan_compile_once():
-  centroids = np.eye(4, dtype=np.float32)
-  assign.assign(np.zeros((1025, 4), np.float32), centroids)
-  before = assign._assign_chunk._cache_size()
-  for n in (1026, 1100, 1151):
-    assign.assign(np.zeros((n, 4), np.float32), centroids)
-  assert assign._assign_chunk._cache_size() == before
-
-
 def at(offset, array):
   """The same numbers, `offset` bytes after a boundary of 64."""
   memory = np.empty(array.nbytes + 128, np.uint8)
@@ -97,6 +88,20 @@ def at(offset, array):
   placed = placed.reshape(array.shape)
   placed[:] = array
   return placed
+
+
+@pytest.mark.parametrize("offset", [0, 16])
+def test_lengths_of_one_plan_compile_once(offset):
+  centroids = np.eye(4, dtype=np.float32)
+
+  def features(n):
+    return at(offset, np.zeros((n, 4), np.float32))
+
+  assign.assign(features(1025), centroids)
+  before = assign._assign_chunk._cache_size()
+  for n in (1026, 1100, 1151):
+    assign.assign(features(n), centroids)
+  assert assign._assign_chunk._cache_size() == before
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
