@@ -131,7 +131,7 @@ class Encoder:
   trained with.
   """
 
-  name: str = "hog"
+  name: str = "hog_grey"
   batch_size: int = 256
   image_size: int | None = None
   weights: str | None = None

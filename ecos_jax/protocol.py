@@ -52,6 +52,7 @@ MIN_DELTA, MAX_DELTA = 1e-9, 0.1
 NOISE_SPAN = 12
 MECHANISM = "poisson_discrete_gaussian"
 LABEL_MECHANISM = "poisson_private_knn"
+FLOATS = (np.float16, np.float32)
 
 ProtocolError = wire.ProtocolError
 
@@ -198,7 +199,7 @@ class Query:
   """What the client receives: the codebook, its encoder, and proposed terms.
 
   Attributes:
-    centroids: [R, d] float32, finite.
+    centroids: [R, d] float16 or float32, finite.
     encoder_name: Name of the public encoder.
     encoder_settings: Its settings.
     encoder_digest: sha256 (hex) of its name, settings and weights.
@@ -216,7 +217,7 @@ class Query:
     limits = (MAX_CENTROIDS, MAX_DIMENSION)
     wire.normalise(
       self,
-      centroids=wire.array(self.centroids, "centroids", np.float32, limits),
+      centroids=wire.array(self.centroids, "centroids", FLOATS, limits),
     )
     _check_encoder(self)
 
@@ -266,7 +267,8 @@ class Response:
   def __post_init__(self):
     """Checks all fields."""
     wire.normalise(
-      self, scores=wire.array(self.scores, "scores", np.int64, (MAX_CENTROIDS,))
+      self,
+      scores=wire.array(self.scores, "scores", (np.int64,), (MAX_CENTROIDS,)),
     )
     wire.match(self.query_digest, "query_digest", _DIGEST)
     span = math.ceil(NOISE_SPAN * self.statement.sigma)
@@ -303,7 +305,7 @@ class LabelRequest:
   """The proxy's features, for the client to label.
 
   Attributes:
-    features: [m, d] float32, finite.
+    features: [m, d] float16 or float32, finite.
     encoder_name: As in `Query`.
     encoder_settings: As in `Query`.
     encoder_digest: As in `Query`.
@@ -320,7 +322,7 @@ class LabelRequest:
     """Checks all fields."""
     limits = (MAX_LABELS, MAX_DIMENSION)
     wire.normalise(
-      self, features=wire.array(self.features, "features", np.float32, limits)
+      self, features=wire.array(self.features, "features", FLOATS, limits)
     )
     _check_encoder(self)
 
@@ -382,7 +384,7 @@ class LabelResponse:
   def __post_init__(self):
     """Checks all fields."""
     wire.normalise(
-      self, labels=wire.array(self.labels, "labels", np.int32, (MAX_LABELS,))
+      self, labels=wire.array(self.labels, "labels", (np.int32,), (MAX_LABELS,))
     )
     if self.labels.min() < -1 or self.labels.max() >= self.terms.classes:
       raise ProtocolError(f"labels must be in [-1, {self.terms.classes - 1}]")

@@ -19,7 +19,7 @@ import numpy as np
 
 from ecos_jax import errors
 
-VERSION = 1
+VERSION = 2
 # The client holds a message in memory a few times: 64 Mi numbers of 4 bytes.
 MAX_BYTES = 2**28
 MAX_HEADER_BYTES = 2**16
@@ -64,10 +64,13 @@ def boolean(value: object, field: str) -> bool:
   return value
 
 
-def array(value: object, field: str, dtype: type, limits: tuple) -> np.ndarray:
+def array(
+  value: object, field: str, dtypes: tuple[type, ...], limits: tuple
+) -> np.ndarray:
   """Returns a read-only copy of an array with 1 to `limits` of each axis."""
-  if not isinstance(value, np.ndarray) or value.dtype != dtype:
-    raise ProtocolError(f"{field} must be a {np.dtype(dtype)} array")
+  if not isinstance(value, np.ndarray) or value.dtype not in dtypes:
+    names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+    raise ProtocolError(f"{field} must be a {names} array")
   if value.ndim != len(limits) or not all(
     1 <= size <= limit for size, limit in zip(value.shape, limits, strict=True)
   ):
@@ -82,6 +85,14 @@ def array(value: object, field: str, dtype: type, limits: tuple) -> np.ndarray:
   value = np.array(value, order="C")
   value.flags.writeable = False
   return value
+
+
+def narrowed(array: np.ndarray) -> np.ndarray:
+  """Returns an array as float16 if that loses nothing, else as float32."""
+  wide = array.astype(np.float32, copy=False)
+  with np.errstate(over="ignore"):
+    narrow = wide.astype(np.float16)
+  return narrow if np.array_equal(narrow, wide) else wide
 
 
 def normalise(message: object, **fields: object) -> None:
@@ -108,7 +119,12 @@ def _dump_json(value: object) -> str:
   )
 
 
-_DTYPES = {"F32": np.float32, "I32": np.int32, "I64": np.int64}
+_DTYPES = {
+  "F16": np.float16,
+  "F32": np.float32,
+  "I32": np.int32,
+  "I64": np.int64,
+}
 _DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 

@@ -128,12 +128,22 @@ def test_a_message_does_not_change_with_the_array_it_was_made_of():
     np.zeros((protocol.MAX_CENTROIDS + 1, 1), np.float32),
     np.array([[np.nan]], np.float32),
     np.array([[np.inf]], np.float32),
+    np.array([[np.inf]], np.float16),
     [[1.0]],
   ],
 )
 def test_centroids_are_checked(centroids):
   with pytest.raises(protocol.ProtocolError, match="centroids"):
     dataclasses.replace(QUERY, centroids=centroids)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_features_and_centroids_are_of_two_bytes_or_four(dtype):
+  numbers = np.arange(6, dtype=dtype).reshape(2, 3) / 8
+  query = dataclasses.replace(QUERY, centroids=numbers)
+  received = protocol.Query.from_bytes(query.to_bytes()).centroids
+  assert received.dtype == dtype
+  np.testing.assert_array_equal(received, numbers)
 
 
 def test_the_limits_of_size_include_the_largest():
@@ -168,7 +178,7 @@ def test_the_limits_of_size_include_the_largest():
     ("delta", 0.5),
     ("relation", "bounded"),
     ("relation", []),
-    ("version", 2),
+    ("version", 1),
     ("kind", "response"),
     ("sigma", ...),
     ("encoder_digest", ...),

@@ -58,6 +58,6 @@ _FIGURES = (
 _ABOUT = """
 What would travel if the client sent its images up, or fetched the pool, as
 pixels (28 x 28 x 3 bytes) and as PNG files; and the two messages of ECOS,
-headers included, with R = 100 centroids of 72 numbers. Split `id_ood`, seed 1,
+headers included, with R = 100 centroids of 121 numbers. Split `id_ood`, seed 1,
 no training.
 """

@@ -51,7 +51,7 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
   Args:
     features: [n, d] float.
-    centroids: [R, d] float32.
+    centroids: [R, d] float.
 
   Raises:
     ProtocolError: The centroids are not finite, or d differs.
@@ -84,7 +84,7 @@ def coverage(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
   Args:
     features: [n, d] float; n may be 0.
-    centroids: [R, d] float32.
+    centroids: [R, d] float.
 
   Raises:
     ProtocolError: The centroids are not finite, or d differs.

@@ -31,7 +31,8 @@ class Codebook(NamedTuple):
   """R centroids and the clusters they make of the pool.
 
   Attributes:
-    centroids: float32 [R, d].
+    centroids: float32 [R, d], of numbers that the bank's type can hold: so a
+      query takes no more bytes than that.
     sizes: int64 [R], samples of the pool in each cluster.
     assignment: int32 [N], the cluster of each sample, mapped from disk.
   """
@@ -80,13 +81,17 @@ def build(
     tree, fitted = hierarchy.fit(
       bank, config.size, key, coarse=config.coarse, **options
     )
-    parts = hierarchy.stream(bank, tree, mesh=mesh)
+    centroids = _rounded(tree.centroids, bank)
+    parts = hierarchy.stream(
+      bank, tree._replace(centroids=centroids), mesh=mesh
+    )
   else:
     if config.algorithm is config_lib.Algorithm.MINI_BATCH:
       fitted = mini_batch.fit(bank, config.size, key, mesh=mesh)
     else:
       fitted = kmeans.fit(bank, config.size, key, **options)
-    parts = assign.stream(bank, fitted.centroids, mesh=mesh)
+    centroids = _rounded(fitted.centroids, bank)
+    parts = assign.stream(bank, centroids, mesh=mesh)
   rows = bank.shape[0]
   sizes = np.zeros(config.size, np.int64)
   progress = tqdm.tqdm(
@@ -105,10 +110,14 @@ def build(
       sizes += np.bincount(part.labels, minlength=config.size)
       progress.update(len(part.labels))
   if writes:
-    np.save(path / _CENTROIDS, fitted.centroids)
+    np.save(path / _CENTROIDS, centroids)
     np.save(path / _SIZES, sizes)
   distributed.barrier()
   return fitted
+
+
+def _rounded(centroids: np.ndarray, bank: bank_lib.FeatureBank) -> np.ndarray:
+  return centroids.astype(bank.dtype).astype(np.float32)
 
 
 def read(path: Path) -> Codebook:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax.encoders import registry
 
 
@@ -25,7 +26,7 @@ def request(
     ProtocolError: The features exceed the limits or are not finite.
   """
   return protocol.LabelRequest(
-    features=features.astype(np.float32, copy=False),
+    features=wire.narrowed(features),
     encoder_name=encoder.name,
     encoder_settings=encoder.message_settings,
     encoder_digest=encoder.digest,

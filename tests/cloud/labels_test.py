@@ -36,7 +36,7 @@ def test_a_request_carries_the_encoder_and_survives_the_wire(asked):
   assert received.encoder_digest == registry.get("hog").digest
   assert received.terms == TERMS
   assert received.digest == asked.digest
-  assert received.features.dtype == np.float32
+  assert received.features.dtype == np.float16
   np.testing.assert_array_equal(received.features, asked.features)
 
 

@@ -40,6 +40,23 @@ def test_a_query_carries_the_encoder_and_survives_the_wire(asked):
   np.testing.assert_array_equal(received.centroids, asked.centroids)
 
 
+def test_centroids_of_two_bytes_are_sent_in_two_bytes(asked):
+  narrow = asked.centroids.astype(np.float16).astype(np.float32)
+  sent = query.make(narrow, registry.get("hog"), TERMS)
+  assert asked.centroids.dtype == np.float32
+  assert sent.centroids.dtype == np.float16
+  np.testing.assert_array_equal(sent.centroids, narrow)
+  fewer = len(asked.to_bytes()) - len(sent.to_bytes())
+  assert abs(fewer - narrow.nbytes // 2) < 16
+
+
+@pytest.mark.parametrize("number", [1e6, 1e-9])
+def test_centroids_that_two_bytes_cannot_hold_are_sent_in_four(number):
+  centroids = np.full((4, 72), number, np.float32)
+  sent = query.make(centroids, registry.get("hog"), TERMS)
+  np.testing.assert_array_equal(sent.centroids, centroids)
+
+
 def test_a_response_to_another_query_is_refused(asked):
   other = query.make(
     asked.centroids,

@@ -87,6 +87,20 @@ def test_no_image_has_no_features():
   assert hog.hog(np.zeros((0, 28, 28, 3), np.uint8)).shape == (0, 72)
 
 
+def test_hog_grey_appends_means_over_squares_of_all_channels():
+  images = np.random.default_rng(2).integers(0, 256, (5, 28, 28, 3), np.uint8)
+  features = np.asarray(hog.hog_grey(images))
+  np.testing.assert_array_equal(features[:, :72], hog.hog(images))
+  for y in range(7):
+    for x in range(7):
+      square = images[:, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+      np.testing.assert_allclose(
+        features[:, 72 + 7 * y + x],
+        hog.GREY_WEIGHT * square.mean((1, 2, 3)) / 255,
+        rtol=1e-6,
+      )
+
+
 @pytest.mark.parametrize(
   "images",
   [
@@ -97,5 +111,6 @@ def test_no_image_has_no_features():
   ],
 )
 def test_refuses_another_shape_or_type(images):
-  with pytest.raises(ValueError, match=r"uint8 \(\d+, 28, 28, 3\), got"):
-    hog.hog(images)
+  for encode in (hog.hog, hog.hog_grey):
+    with pytest.raises(ValueError, match=r"uint8 \(\d+, 28, 28, 3\), got"):
+      encode(images)

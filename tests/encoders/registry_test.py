@@ -16,22 +16,29 @@ def random_images(n):
   return np.random.default_rng(n).integers(0, 256, (n, 28, 28, 3), np.uint8)
 
 
-def test_hog_is_72_numbers_of_28_pixels():
-  encoder = registry.get("hog")
-  assert (encoder.name, encoder.image_size, encoder.dimension) == (
-    "hog",
-    28,
-    72,
-  )
-  assert registry.get("hog") is encoder
-  assert "hog" in registry.names()
+@pytest.mark.parametrize(("name", "d"), [("hog", 72), ("hog_grey", 121)])
+def test_hog_is_of_28_pixels(name, d):
+  encoder = registry.get(name)
+  assert (encoder.name, encoder.image_size) == (name, 28)
+  assert encoder.dimension == d
+  assert registry.encode(encoder, random_images(3)).shape == (3, d)
+  assert registry.get(name) is encoder
+  assert name in registry.names()
 
 
-def test_the_digest_stays():
+@pytest.mark.parametrize(
+  ("name", "digest"),
+  [
+    ("hog", "2a515b3f66dec1ec6f141749a287bbe3468a43e3b652b40812ce7d4f70c88777"),
+    (
+      "hog_grey",
+      "b80217557918877660a631706f4d5e49bed9053f6bad99d7c621d43aa807dc18",
+    ),
+  ],
+)
+def test_the_digest_stays(name, digest):
   # Queries carry it: another digest makes old clients and clouds refuse.
-  assert registry.get("hog").digest == (
-    "2a515b3f66dec1ec6f141749a287bbe3468a43e3b652b40812ce7d4f70c88777"
-  )
+  assert registry.get(name).digest == digest
 
 
 def test_an_unknown_name_is_told_with_those_there_are():

@@ -122,7 +122,7 @@ def test_the_assignment_agrees_with_brute_force(finished):
   config, path, _ = finished
   pool = digits.load(config.data, config.seed).pool
   features = registry.encode(
-    registry.get("hog"), pool.images(np.arange(len(pool)), digits.SIZE)
+    registry.get("hog_grey"), pool.images(np.arange(len(pool)), digits.SIZE)
   ).astype(np.float16)
   book = codebook.read(path / "codebook")
   gaps = features[:, None].astype(np.float64) - book.centroids
@@ -158,7 +158,8 @@ def test_the_exact_coverage_is_not_in_the_workdir(finished):
   book = codebook.read(path / "codebook")
   exact = coverage.coverage(
     registry.encode(
-      registry.get("hog"), client.images(np.arange(len(client)), digits.SIZE)
+      registry.get("hog_grey"),
+      client.images(np.arange(len(client)), digits.SIZE),
     ),
     book.centroids,
   )
@@ -325,7 +326,7 @@ def test_two_machines(remote, capsys):
   for image in images[::50]:
     _assert_nowhere(cloud, image.tobytes()[:64])
   exact = coverage.coverage(
-    registry.encode(registry.get("hog"), images),
+    registry.encode(registry.get("hog_grey"), images),
     codebook.read(cloud / "codebook").centroids,
   )
   _assert_nowhere(cloud, exact.astype("<i8").tobytes())
