@@ -62,6 +62,8 @@ def get_config(argument: str = "") -> plan.Study:
     ),
   )
   study.train.steps = 2 if smoke else 1000
+  if not smoke:
+    study.train.batch_size = 32
   return study
 
 
