@@ -71,7 +71,7 @@ class _Bank:
 
 def _cell(client: str, seed: int) -> _Cell:
   benchmark = digits.load(config.Data(dir=_DATA.value, client=client), seed)
-  encoder = registry.get("hog")
+  encoder = registry.get(config.Encoder().name)
 
   def encoded(source):
     images = source.images(np.arange(len(source)), encoder.image_size)
