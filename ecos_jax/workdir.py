@@ -23,7 +23,7 @@ from pathlib import Path
 import shutil
 import socket
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -83,6 +83,30 @@ def digest(*parts: bytes | memoryview) -> str:
   return sha.hexdigest()
 
 
+def damaged(path: Path, why: str = "") -> WorkdirError:
+  """Returns the error about an artefact in the folder of a stage."""
+  reason = f" ({why})" if why else ""
+  return WorkdirError(
+    f"{path} is damaged{reason}: delete the folder {path.parent} to redo it"
+  )
+
+
+def read_bytes(path: Path, sha256: str) -> bytes:
+  """Returns the content of an artefact.
+
+  Args:
+    path: The file.
+    sha256: Its digest, as the manifest has it.
+
+  Raises:
+    WorkdirError: It has another one.
+  """
+  data = path.read_bytes()
+  if digest(data) != sha256:
+    raise damaged(path)
+  return data
+
+
 def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
   """Returns the array of an artefact.
 
@@ -92,9 +116,7 @@ def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
   try:
     return np.load(path, mmap_mode=mmap_mode)
   except (ValueError, EOFError) as error:
-    raise WorkdirError(
-      f"{path} is damaged ({error}): delete the folder {path.parent} to redo it"
-    ) from error
+    raise damaged(path, str(error)) from error
 
 
 @contextlib.contextmanager
@@ -108,15 +130,34 @@ def redo_named(stage: Path) -> Iterator[None]:
     ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path, **kinds: type) -> dict[str, Any] | None:
+  """Returns an object with fields of these kinds; None without a file."""
   try:
-    return json.loads(path.read_bytes())
+    found = json.loads(path.read_bytes())
   except FileNotFoundError:
     return None
   except ValueError:
-    raise WorkdirError(
-      f"{path} is damaged: delete the folder {path.parent} to redo the stage"
-    ) from None
+    found = None
+  if not _holds(found, **kinds):
+    raise damaged(path)
+  return found
+
+
+def _holds(value: object, **kinds: type) -> bool:
+  return isinstance(value, dict) and all(
+    isinstance(value.get(name), kind) for name, kind in kinds.items()
+  )
+
+
+class _Result(dict[str, Any]):
+  """The result in a manifest; a field that it lacks is an error about that."""
+
+  def __init__(self, manifest: Path, fields: dict[str, Any]):
+    super().__init__(fields)
+    self._manifest = manifest
+
+  def __missing__(self, field: str) -> NoReturn:
+    raise damaged(self._manifest, f"it has no {field}")
 
 
 def _versions() -> dict[str, str]:
@@ -220,11 +261,14 @@ class Workdir:
     """
     path = self.path / name
     identity = {"config": dict(config), "inputs": dict(inputs)}
-    manifest = distributed.first(lambda: self._begin(path, identity, resumable))
-    if manifest is not None:
-      return Stage(path, manifest["result"], manifest["seconds"], skipped=True)
-    begin = time.monotonic()
     with self._disk_named():
+      manifest = distributed.first(
+        lambda: self._begin(path, identity, resumable)
+      )
+      if manifest is not None:
+        result = _Result(path / MANIFEST, manifest["result"])
+        return Stage(path, result, manifest["seconds"], skipped=True)
+      begin = time.monotonic()
       if together:
         result = work(path)
         manifest = distributed.first(
@@ -240,13 +284,15 @@ class Workdir:
     self, path: Path, identity: dict[str, Any], resumable: bool
   ) -> dict[str, Any] | None:
     """Returns the manifest of a finished stage; makes its folder otherwise."""
-    manifest = _read_json(path / MANIFEST)
+    manifest = _read_json(
+      path / MANIFEST, identity=dict, result=dict, seconds=float
+    )
     if manifest is not None:
-      self._compare(path, manifest["identity"], identity)
+      self._compare(path / MANIFEST, manifest["identity"], identity)
       return manifest
     started = _read_json(path / _STARTED) if resumable else None
     if started is not None:
-      self._compare(path, started, identity)
+      self._compare(path / _STARTED, started, identity)
     else:
       self._clear(path)
       write_json(path / _STARTED, identity)
@@ -282,7 +328,10 @@ class Workdir:
       shutil.rmtree(path)
     path.mkdir()
 
-  def _compare(self, path: Path, old: dict[str, Any], new: dict[str, Any]):
+  def _compare(self, file: Path, old: dict[str, Any], new: dict[str, Any]):
+    if not _holds(old, config=dict, inputs=dict):
+      raise damaged(file)
+    path = file.parent
     # Through JSON, since that is how the old one was stored.
     new = json.loads(json.dumps(new))
     if old == new:
