@@ -32,6 +32,7 @@ from ecos_jax import errors
 
 MANIFEST = "manifest.json"
 _STARTED = "started.json"
+_IDENTITY = {"config": dict, "inputs": dict}
 _LOCK = ".lock"
 _FULL_DISK_BYTES = 1 << 20
 
@@ -130,12 +131,30 @@ def redo_named(stage: Path) -> Iterator[None]:
     ) from error
 
 
-def _read_json(path: Path, **kinds: type) -> dict[str, Any] | None:
-  """Returns an object with fields of these kinds; None without a file."""
+def read_manifest(stage: Path) -> dict[str, Any]:
+  """Returns the manifest of a finished stage.
+
+  Args:
+    stage: Its folder.
+
+  Raises:
+    WorkdirError: It is damaged; also, later, if a field of the result is asked
+      for that it does not have.
+    FileNotFoundError: There is none.
+  """
+  path = stage / MANIFEST
+  manifest = _read_json(
+    path, identity=dict, result=dict, seconds=float, versions=dict
+  )
+  if not _holds(manifest["identity"], **_IDENTITY):
+    raise damaged(path)
+  return manifest | {"result": _Result(path, manifest["result"])}
+
+
+def _read_json(path: Path, **kinds: type) -> dict[str, Any]:
+  """Returns an object with fields of these kinds."""
   try:
     found = json.loads(path.read_bytes())
-  except FileNotFoundError:
-    return None
   except ValueError:
     found = None
   if not _holds(found, **kinds):
@@ -266,6 +285,7 @@ class Workdir:
         lambda: self._begin(path, identity, resumable)
       )
       if manifest is not None:
+        # From process 0 it comes as JSON.
         result = _Result(path / MANIFEST, manifest["result"])
         return Stage(path, result, manifest["seconds"], skipped=True)
       begin = time.monotonic()
@@ -284,15 +304,13 @@ class Workdir:
     self, path: Path, identity: dict[str, Any], resumable: bool
   ) -> dict[str, Any] | None:
     """Returns the manifest of a finished stage; makes its folder otherwise."""
-    manifest = _read_json(
-      path / MANIFEST, identity=dict, result=dict, seconds=float
-    )
-    if manifest is not None:
-      self._compare(path / MANIFEST, manifest["identity"], identity)
+    if (path / MANIFEST).exists():
+      manifest = read_manifest(path)
+      self._compare(path, manifest["identity"], identity)
       return manifest
-    started = _read_json(path / _STARTED) if resumable else None
-    if started is not None:
-      self._compare(path / _STARTED, started, identity)
+    started = path / _STARTED
+    if resumable and started.exists():
+      self._compare(path, _read_json(started, **_IDENTITY), identity)
     else:
       self._clear(path)
       write_json(path / _STARTED, identity)
@@ -328,10 +346,7 @@ class Workdir:
       shutil.rmtree(path)
     path.mkdir()
 
-  def _compare(self, file: Path, old: dict[str, Any], new: dict[str, Any]):
-    if not _holds(old, config=dict, inputs=dict):
-      raise damaged(file)
-    path = file.parent
+  def _compare(self, path: Path, old: dict[str, Any], new: dict[str, Any]):
     # Through JSON, since that is how the old one was stored.
     new = json.loads(json.dumps(new))
     if old == new:

@@ -28,6 +28,7 @@ _FIELDS = (
   *("labels_epsilon", "delta", "relation", "bytes_down", "bytes_up", "seconds"),
   *("labels_asked", "labels_considered", "labels_answered", "labels_accuracy"),
 )
+_OF_A_NETWORK = "name", "accuracy", "parameters", "multiply_adds"
 # Rows of an index that are looked at together.
 _CHUNK_ROWS = 1 << 22
 
@@ -112,8 +113,11 @@ def read(path: Path) -> Run:
     ) from None
   try:
     summary = {field: summary[field] for field in _FIELDS}
+    for network in ("model", "teacher"):
+      if (found := summary[network]) is not None:
+        summary[network] = {field: found[field] for field in _OF_A_NETWORK}
     stages = {
-      name: _json(path / name / workdir.MANIFEST) for name in summary["seconds"]
+      name: workdir.read_manifest(path / name) for name in summary["seconds"]
     }
     return _read(path, summary, stages)
   except FileNotFoundError as error:

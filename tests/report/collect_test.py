@@ -106,6 +106,19 @@ def test_a_flipped_bit_is_refused_and_the_advice_works(
   collect.read(copy)
 
 
+def test_a_flipped_bit_in_the_dataset_is_refused(ecos, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(ecos, copy)
+  [file] = (copy / "proxy/dataset").glob("*array_record*")
+  data = bytearray(file.read_bytes())
+  # Within the records; the file ends in padding.
+  data[len(bytes(data).rstrip(b"\0")) // 2] ^= 1
+  file.write_bytes(data)
+  said = f"{copy}/proxy/dataset is not .*: delete the folder {copy}/proxy to"
+  with pytest.raises(errors.EcosError, match=said):
+    page.render([collect.read(copy)])
+
+
 def test_a_run_that_is_not_finished_is_refused(ecos, tmp_path):
   with pytest.raises(errors.EcosError, match=r"no summary\.json"):
     collect.read(tmp_path)
