@@ -9,7 +9,18 @@ processes share the work when each is started with --coordinator=HOST:PORT
 all see; --coordinator=auto where jax finds the others by itself.
 """
 
+import os
 from pathlib import Path
+import signal
+
+if __name__ == "__main__":
+  # The imports below take seconds, in which there is nothing to save. As
+  # distributed.start, which comes after them.
+  def _leave(signum: int, frame: object) -> None:
+    os.write(2, b"stopped on SIGTERM: the same command goes on from here\n")
+    os._exit(75)
+
+  signal.signal(signal.SIGTERM, _leave)
 
 from absl import flags
 from ml_collections import config_flags

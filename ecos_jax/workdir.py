@@ -23,7 +23,7 @@ from pathlib import Path
 import shutil
 import socket
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from ecos_jax import errors
 
 MANIFEST = "manifest.json"
 _STARTED = "started.json"
+_IDENTITY = {"config": dict, "inputs": dict}
 _LOCK = ".lock"
 _FULL_DISK_BYTES = 1 << 20
 
@@ -83,6 +84,30 @@ def digest(*parts: bytes | memoryview) -> str:
   return sha.hexdigest()
 
 
+def damaged(path: Path, why: str = "") -> WorkdirError:
+  """Returns the error about an artefact in the folder of a stage."""
+  reason = f" ({why})" if why else ""
+  return WorkdirError(
+    f"{path} is damaged{reason}: delete the folder {path.parent} to redo it"
+  )
+
+
+def read_bytes(path: Path, sha256: str) -> bytes:
+  """Returns the content of an artefact.
+
+  Args:
+    path: The file.
+    sha256: Its digest, as the manifest has it.
+
+  Raises:
+    WorkdirError: It has another one.
+  """
+  data = path.read_bytes()
+  if digest(data) != sha256:
+    raise damaged(path)
+  return data
+
+
 def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
   """Returns the array of an artefact.
 
@@ -92,9 +117,7 @@ def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
   try:
     return np.load(path, mmap_mode=mmap_mode)
   except (ValueError, EOFError) as error:
-    raise WorkdirError(
-      f"{path} is damaged ({error}): delete the folder {path.parent} to redo it"
-    ) from error
+    raise damaged(path, str(error)) from error
 
 
 @contextlib.contextmanager
@@ -108,15 +131,52 @@ def redo_named(stage: Path) -> Iterator[None]:
     ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_manifest(stage: Path) -> dict[str, Any]:
+  """Returns the manifest of a finished stage.
+
+  Args:
+    stage: Its folder.
+
+  Raises:
+    WorkdirError: It is damaged; also, later, if a field of the result is asked
+      for that it does not have.
+    FileNotFoundError: There is none.
+  """
+  path = stage / MANIFEST
+  manifest = _read_json(
+    path, identity=dict, result=dict, seconds=float, versions=dict
+  )
+  if not _holds(manifest["identity"], **_IDENTITY):
+    raise damaged(path)
+  return manifest | {"result": _Result(path, manifest["result"])}
+
+
+def _read_json(path: Path, **kinds: type) -> dict[str, Any]:
+  """Returns an object with fields of these kinds."""
   try:
-    return json.loads(path.read_bytes())
-  except FileNotFoundError:
-    return None
+    found = json.loads(path.read_bytes())
   except ValueError:
-    raise WorkdirError(
-      f"{path} is damaged: delete the folder {path.parent} to redo the stage"
-    ) from None
+    found = None
+  if not _holds(found, **kinds):
+    raise damaged(path)
+  return found
+
+
+def _holds(value: object, **kinds: type) -> bool:
+  return isinstance(value, dict) and all(
+    isinstance(value.get(name), kind) for name, kind in kinds.items()
+  )
+
+
+class _Result(dict[str, Any]):
+  """The result in a manifest; a field that it lacks is an error about that."""
+
+  def __init__(self, manifest: Path, fields: dict[str, Any]):
+    super().__init__(fields)
+    self._manifest = manifest
+
+  def __missing__(self, field: str) -> NoReturn:
+    raise damaged(self._manifest, f"it has no {field}")
 
 
 def _versions() -> dict[str, str]:
@@ -220,11 +280,15 @@ class Workdir:
     """
     path = self.path / name
     identity = {"config": dict(config), "inputs": dict(inputs)}
-    manifest = distributed.first(lambda: self._begin(path, identity, resumable))
-    if manifest is not None:
-      return Stage(path, manifest["result"], manifest["seconds"], skipped=True)
-    begin = time.monotonic()
     with self._disk_named():
+      manifest = distributed.first(
+        lambda: self._begin(path, identity, resumable)
+      )
+      if manifest is not None:
+        # From process 0 it comes as JSON.
+        result = _Result(path / MANIFEST, manifest["result"])
+        return Stage(path, result, manifest["seconds"], skipped=True)
+      begin = time.monotonic()
       if together:
         result = work(path)
         manifest = distributed.first(
@@ -240,13 +304,13 @@ class Workdir:
     self, path: Path, identity: dict[str, Any], resumable: bool
   ) -> dict[str, Any] | None:
     """Returns the manifest of a finished stage; makes its folder otherwise."""
-    manifest = _read_json(path / MANIFEST)
-    if manifest is not None:
+    if (path / MANIFEST).exists():
+      manifest = read_manifest(path)
       self._compare(path, manifest["identity"], identity)
       return manifest
-    started = _read_json(path / _STARTED) if resumable else None
-    if started is not None:
-      self._compare(path, started, identity)
+    started = path / _STARTED
+    if resumable and started.exists():
+      self._compare(path, _read_json(started, **_IDENTITY), identity)
     else:
       self._clear(path)
       write_json(path / _STARTED, identity)

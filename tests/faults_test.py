@@ -1,8 +1,10 @@
 """What goes wrong around a job: the disk, the clock, the number of devices."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 
 import numpy as np
@@ -12,9 +14,8 @@ import pytest
 def _fails(start_job, flags, said):
   job = start_job(*flags)
   assert job.wait() == 1
-  # Beside it, threads of orbax may tell of what they had to give up.
-  [line] = [li for li in job.err.splitlines() if li.startswith("error: ")]
-  assert said in line
+  [line] = job.err.splitlines()
+  assert line.startswith("error: ") and said in line
 
 
 def _stops(start_job, flags, where, **options):
@@ -69,6 +70,50 @@ def test_a_disk_that_is_full_and_then_read_only(
   _fails(start_job, flags, said)
   remount("rw")
   assert not _ends(start_job, flags, folder / "run", finished_job("manual"))
+
+
+@pytest.fixture
+def freeze():
+  """Returns what makes a folder read-only, and takes that back.
+
+  A mount of its own hides the writable one: a file system on which a job holds
+  a file open for writing cannot be mounted read-only. Such a file goes on.
+  """
+
+  def mount(*arguments):
+    done = subprocess.run(["mount", *arguments], stderr=subprocess.DEVNULL)
+    if done.returncode:
+      pytest.skip("a folder can be mounted by root alone")
+
+  @contextlib.contextmanager
+  def freeze(folder):
+    mount("--bind", str(folder), str(folder))
+    try:
+      mount("-o", "remount,bind,ro", str(folder))
+      yield
+    finally:
+      subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+  return freeze
+
+
+@pytest.mark.slow
+def test_a_workdir_that_becomes_read_only(
+  freeze, finished_job, start_job, job_flags, tmp_path
+):
+  path = tmp_path / "run"
+  flags = job_flags("manual", path)
+  for stage in ("pool", "bank", "proxy"):
+    job = start_job(*flags)
+    job.wait_for(stage)
+    job.signal(signal.SIGSTOP)
+    with freeze(path):
+      job.signal(signal.SIGCONT)
+      assert job.wait() == 1
+      [line] = job.err.splitlines()
+      said = f"error: --workdir={path} can no longer be written to: make it"
+      assert line.startswith(said)
+  assert not _ends(start_job, flags, path, finished_job("manual"))
 
 
 @pytest.mark.slow

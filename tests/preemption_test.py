@@ -1,6 +1,7 @@
 """SIGTERM in each stage: exit code 75 at once, and the next call goes on."""
 
 import json
+import signal
 import time
 
 import pytest
@@ -79,3 +80,38 @@ def test_then_it_ends(task, run):
   path, code, err = run(task)
   assert code == 0, err
   assert json.loads((path / "summary.json").read_bytes())["model"]
+
+
+@pytest.mark.slow
+def test_in_training_with_nothing_compiled_before(
+  start_job, job_flags, tmp_path
+):
+  """The checkpoint of the signal is the only one, and the next call's start."""
+  flags = job_flags("manual", tmp_path)
+  flags += "--config.train.steps=20000", "--compilation_cache="
+  flags += ("--config.train.checkpoint_every=100000",)
+  metrics = tmp_path / "model" / "metrics.jsonl"
+
+  def stopped_after(step):
+    job = start_job(*flags)
+    deadline = time.monotonic() + 240
+    while (
+      not metrics.exists() or f'{{"step": {step},' not in metrics.read_text()
+    ):
+      assert time.monotonic() < deadline, job.err
+      time.sleep(0.01)
+    job.signal(signal.SIGTERM)
+    begin = time.monotonic()
+    assert job.wait() == 75, job.err
+    assert time.monotonic() - begin < 30
+    checkpoints = (tmp_path / "model" / "checkpoints").iterdir()
+    return max(int(checkpoint.name) for checkpoint in checkpoints)
+
+  first = stopped_after(50)
+  assert 50 <= first < 20000
+  # A call that began anew would drop this row.
+  marked = metrics.read_text().replace('"step": 50,', '"step": 50, "mark": 1,')
+  metrics.write_text(marked)
+  second = stopped_after(first + 50 - first % 5)
+  assert first < second < 20000
+  assert metrics.read_text().startswith(marked)

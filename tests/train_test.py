@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +14,14 @@ _ROOT = Path(__file__).parents[1]
 _SMOKE = "--config=configs/digits_manual.py:smoke"
 
 
-def _start(*flags, **options) -> subprocess.Popen:
+def _start(*flags, python=()) -> subprocess.Popen:
   return subprocess.Popen(
-    [sys.executable, "-m", "ecos_jax.train", *map(str, flags)],
+    [sys.executable, *python, "-m", "ecos_jax.train", *map(str, flags)],
     cwd=_ROOT,
     env=os.environ | {"PYTHONPATH": str(_ROOT)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    **options,
   )
 
 
@@ -74,6 +74,18 @@ def test_no_tensorflow_and_no_torch():
     "assert not {'tensorflow', 'torch'} & sys.modules.keys()"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sigterm_during_the_imports(tmp_path):
+  """Then its exit code is that of a preemption, which starts a job again."""
+  flags = (_SMOKE, f"--workdir={tmp_path}/run")
+  with _start(*flags, python=("-X", "importtime")) as process:
+    assert any(re.search(r"\bjax\b", line) for line in process.stderr)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert err.splitlines()[-1].startswith("stopped on SIGTERM")
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -100,6 +100,22 @@ def test_a_damaged_manifest_is_named(work):
     work.stage("query", {}, {}, _fill([]))
 
 
+def test_a_manifest_of_another_shape_is_named(work):
+  stage = work.stage("query", {}, {}, _fill([]))
+  manifest = stage.path / workdir_lib.MANIFEST
+  good = json.loads(manifest.read_bytes())
+  said = rf"{manifest} is damaged.*: delete the folder {stage.path} to redo it"
+  lacking = good | {"result": {}}
+  for shape in ({}, [], None, 3, good | {"identity": {}}, good | {"result": 1}):
+    manifest.write_text(json.dumps(shape))
+    with pytest.raises(workdir_lib.WorkdirError, match=said):
+      work.stage("query", {}, {}, _fill([]))
+  manifest.write_text(json.dumps(lacking))
+  result = work.stage("query", {}, {}, _fill([])).result
+  with pytest.raises(workdir_lib.WorkdirError, match=said):
+    result["count"]
+
+
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(workdir_lib.WorkdirError, match="--workdir"):

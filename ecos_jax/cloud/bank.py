@@ -81,11 +81,12 @@ class FeatureBank:
     self.digest: str = workdir.digest(content)
 
   @classmethod
-  def open(cls, path: Path | str) -> "FeatureBank":
+  def open(cls, path: Path | str, digest: str | None = None) -> "FeatureBank":
     """Returns the bank in a folder, after a check of all sizes.
 
     Args:
       path: A folder, or a URL that fsspec knows.
+      digest: What its digest must be; None: it is not checked.
 
     Raises:
       BankError: There is none, it is damaged, a shard is missing or has
@@ -100,16 +101,16 @@ class FeatureBank:
     manifest = folder.read_json(MANIFEST)
     if manifest.get("version") != VERSION:
       raise storage.BankError(
-        f"{path} is a feature bank of version {manifest.get('version')}, this "
-        f"program reads version {VERSION}"
+        f"{folder.path(MANIFEST)} is of version {manifest.get('version')}, "
+        f"this program reads version {VERSION}: delete {path}, and build the "
+        "bank again"
       )
     try:
       bank = cls(folder, manifest)
     except (KeyError, TypeError):
-      raise storage.BankError(
-        f"{folder.path(MANIFEST)} is damaged: delete {path}, and build the "
-        "bank again"
-      ) from None
+      raise folder.damaged(MANIFEST) from None
+    if digest is not None and bank.digest != digest:
+      raise folder.damaged(MANIFEST)
     for shard in bank._shards:
       if sizes.get(shard.file) != shard.size:
         state = (

@@ -25,6 +25,8 @@ from ecos_jax.clustering import mini_batch
 _CENTROIDS = "centroids.npy"
 _SIZES = "sizes.npy"
 _ASSIGNMENT = "assignment.npy"
+# Rows of an assignment that are counted together.
+_CHUNK_ROWS = 1 << 22
 
 
 class Codebook(NamedTuple):
@@ -120,14 +122,33 @@ def _rounded(centroids: np.ndarray, bank: bank_lib.FeatureBank) -> np.ndarray:
   return centroids.astype(bank.dtype).astype(np.float32)
 
 
-def read(path: Path) -> Codebook:
+def read(path: Path, digest: str | None = None) -> Codebook:
   """Returns the codebook that `build` wrote to `path`.
+
+  Args:
+    path: The folder.
+    digest: What its digest must be; None: it is not checked.
 
   Raises:
     WorkdirError: A file is damaged.
   """
-  return Codebook(
+  book = Codebook(
     workdir.load_array(path / _CENTROIDS),
     workdir.load_array(path / _SIZES),
     workdir.load_array(path / _ASSIGNMENT, mmap_mode="r"),
   )
+  if digest is not None:
+    if book.digest != digest:
+      raise workdir.damaged(path / _CENTROIDS, f"or {_ASSIGNMENT} beside it")
+    if not np.array_equal(_count(book), book.sizes):
+      raise workdir.damaged(path / _SIZES)
+  return book
+
+
+def _count(book: Codebook) -> np.ndarray:
+  """Returns the sizes of the clusters of an assignment."""
+  sizes = np.zeros(len(book.centroids), np.int64)
+  for start in range(0, len(book.assignment), _CHUNK_ROWS):
+    part = book.assignment[start : start + _CHUNK_ROWS]
+    sizes += np.bincount(part, minlength=len(sizes))
+  return sizes

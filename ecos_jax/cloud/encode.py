@@ -100,6 +100,18 @@ def _write_shard(
   folder.write(_fragment_file(number), json.dumps(fragment).encode())
 
 
+def _read_fragment(
+  folder: storage.Folder, number: int
+) -> tuple[dict[str, Any], bank_lib.Shard]:
+  """Returns the identity of a bank, and one of its shards."""
+  file = _fragment_file(number)
+  fragment = folder.read_json(file)
+  try:
+    return dict(fragment["identity"]), bank_lib.Shard(**fragment["shard"])
+  except (KeyError, TypeError, ValueError):
+    raise folder.damaged(file) from None
+
+
 def _unfinished(
   folder: storage.Folder, identity: dict[str, Any], ranges: Sequence[range]
 ) -> list[int] | None:
@@ -112,9 +124,8 @@ def _unfinished(
   for number, rows in enumerate(ranges):
     complete = False
     if _fragment_file(number) in sizes:
-      fragment = folder.read_json(_fragment_file(number))
-      _check_identity(folder, fragment["identity"], identity)
-      shard = bank_lib.Shard(**fragment["shard"])
+      found, shard = _read_fragment(folder, number)
+      _check_identity(folder, found, identity)
       complete = (shard.start, shard.rows) == (rows.start, len(rows)) and (
         sizes.get(shard.file) == shard.size
       )
@@ -248,13 +259,10 @@ def _complete(
   folder: storage.Folder, identity: dict[str, Any], count: int
 ) -> None:
   """Writes the manifest of a bank whose shards are all there."""
-  fragments = [_fragment_file(number) for number in range(count)]
-  shards = [
-    bank_lib.Shard(**folder.read_json(name)["shard"]) for name in fragments
-  ]
+  shards = [_read_fragment(folder, number)[1] for number in range(count)]
   _write_manifest(folder, identity, shards)
   with contextlib.suppress(OSError):
-    folder.fs.rm([folder.path(name) for name in fragments])
+    folder.fs.rm([folder.path(_fragment_file(n)) for n in range(count)])
 
 
 def _adopt(folder: storage.Folder, file: str, size: int, start: int):

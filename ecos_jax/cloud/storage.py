@@ -60,17 +60,25 @@ class Folder:
       self.fs.pipe_file(self.path(file), b"".join(parts))
 
   def read_json(self, file: str) -> dict[str, Any]:
-    """Returns the content of a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
       BankError: It is damaged.
     """
     try:
-      return json.loads(self.fs.cat_file(self.path(file)))
+      found = json.loads(self.fs.cat_file(self.path(file)))
     except ValueError:
-      raise BankError(
-        f"{self.path(file)} is damaged: delete it, and build the bank again"
-      ) from None
+      found = None
+    if not isinstance(found, dict):
+      raise self.damaged(file)
+    return found
+
+  def damaged(self, file: str) -> BankError:
+    """Returns the error about a file."""
+    return BankError(
+      f"{self.path(file)} is damaged: delete {self.name}, and build the bank "
+      "again"
+    )
 
   def read_into(self, file: str, offset: int, view: memoryview) -> None:
     """Fills `view` from a file.

@@ -48,8 +48,8 @@ class FolderSource:
   The name of the folder that a file lies in is its class: its position in
   `classes`; without, the number that it is. Other files have label -1. So no
   label depends on other files, which a client's privacy needs: numbering the
-  folders that are there would let one image relabel all. Hidden files are left
-  out.
+  folders that are there would let one image relabel all. Left out are hidden
+  files and, with a warning, links to folders, which could go round in circles.
 
   Attributes:
     unreadable: Files that are left out since they cannot be read.
@@ -180,6 +180,13 @@ def _folders(path: Path) -> Iterator[tuple[str, int, list[os.DirEntry]]]:
     changed = (path / name).stat().st_mtime_ns
     with os.scandir(path / name) as scan:
       entries = [entry for entry in scan if not entry.name.startswith(".")]
+    for entry in entries:
+      if entry.is_symlink() and entry.is_dir():
+        logging.warning(
+          "%s is a link to a folder and is left out: name what it points to as "
+          "a source of its own, or put it in the place of the link",
+          path / name / entry.name,
+        )
     pending += [
       f"{name}{entry.name}/"
       for entry in entries
@@ -188,20 +195,29 @@ def _folders(path: Path) -> Iterator[tuple[str, int, list[os.DirEntry]]]:
     yield name, changed, entries
 
 
+def _kept(listing: Path) -> tuple[dict[str, int | None], list[File]] | None:
+  """Returns the folders and files of a listing; None without a good one."""
+  try:
+    kept = json.loads(listing.read_bytes())
+    if kept["version"] == _VERSION:
+      return dict(kept["folders"]), [File(*file) for file in kept["files"]]
+  except (FileNotFoundError, ValueError, LookupError, TypeError):
+    pass
+  return None
+
+
 def _listed(path: Path, listing: Path | None) -> list[File]:
   """Returns the files in the order of their names; keeps the listing."""
   known: dict[str, File] = {}
-  if listing is not None and listing.exists():
-    kept = json.loads(listing.read_bytes())
-    if kept["version"] == _VERSION:
-      files = [File(*file) for file in kept["files"]]
-      # A folder has a size too, which says nothing.
-      if all(
-        (stat := _stat(path / name)) is not None and stat[1] == changed
-        for name, changed in kept["folders"].items()
-      ):
-        return files
-      known = {file.name: file for file in files}
+  if listing is not None and (found := _kept(listing)) is not None:
+    folders, files = found
+    # A folder has a size too, which says nothing.
+    if all(
+      (stat := _stat(path / name)) is not None and stat[1] == changed
+      for name, changed in folders.items()
+    ):
+      return files
+    known = {file.name: file for file in files}
   began = time.time_ns()
   folders, files, new = {}, [], []
   for folder, changed, entries in _folders(path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import concurrent.futures
+import contextlib
 import io
 from pathlib import Path
 import re
@@ -10,6 +11,7 @@ import zipfile
 import zlib
 
 import numpy as np
+from PIL import ExifTags
 from PIL import Image
 from PIL import ImageOps
 from PIL import UnidentifiedImageError
@@ -44,7 +46,7 @@ def read_arrays(path: Path, flag: str) -> dict[str, np.ndarray]:
 
 
 def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
-  """Returns the image in a file's bytes.
+  """Returns the image in a file's bytes, as EXIF turns it.
 
   Args:
     data: The file.
@@ -60,10 +62,20 @@ def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
     if size is not None:
       image.draft(image.mode, (2 * size, 2 * size))
     image.load()
+    image = _upright(image)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
     raise errors.EcosError(
       f"{where} cannot be read as an image ({_why(e)}): replace or remove it"
     ) from e
+  return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  """Returns the image turned as its EXIF data say."""
+  # They may be damaged where the image is not: Pillow raises whatever comes up.
+  with contextlib.suppress(Exception):
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+      return ImageOps.exif_transpose(image)
   return image
 
 

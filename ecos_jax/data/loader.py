@@ -18,7 +18,6 @@ import grain
 import numpy as np
 from PIL import Image
 
-from ecos_jax import errors
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
 from ecos_jax.data import proxy
@@ -96,14 +95,8 @@ class _Proxy:
     return len(self._data_source)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    try:
+    with proxy.damage_named(self._directory):
       items = self._data_source.__getitems__([int(i) for i in indices])
-    # As in open_proxy: whatever array_record finds wrong on disk.
-    except Exception as error:
-      first_line = str(error).strip().partition("\n")[0]
-      raise errors.EcosError(
-        f"{self._directory} is not a readable proxy ({first_line})"
-      ) from error
     images = [Image.fromarray(item["image"]) for item in items]
     return {
       "image": image_files.squares(

@@ -226,6 +226,11 @@ def open_source(
     if (cut := _FOLDER_SPEC.fullmatch(spec)) and not path.is_dir():
       path = Path(cut[1]).expanduser()
       part = (int(cut[2]), int(cut[3]))
+      if not part[0] < part[1] <= 100:
+        raise errors.EcosError(
+          f"--data={spec} is no part of a folder: [FROM%:TO%] needs "
+          "0 <= FROM < TO <= 100"
+        )
     return folder.FolderSource(path, classes, part=part, listing=listing)
   if tfds_spec:
     return tfds_split.TfdsSource(

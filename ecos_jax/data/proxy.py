@@ -9,6 +9,8 @@ Of a pool of features there is nothing to copy: its proxy is an index, a .npy
 file that `numpy.load` and `pandas.DataFrame` take as a table.
 """
 
+from collections.abc import Iterator
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -192,12 +194,19 @@ def open_proxy(directory: Path) -> Any:
     del feature
     return np.asarray(image_files.decode(data, str(directory)))
 
-  try:
+  with damage_named(directory):
     builder: Any = tfds.builder_from_directory(str(directory.absolute()))
     source = builder.as_data_source(_SPLIT, decoders={"image": decode()})
     source[0]
     return source
-  # TFDS and array_record have no common class for what can be wrong on disk.
+
+
+@contextlib.contextmanager
+def damage_named(directory: Path) -> Iterator[None]:
+  """Makes an EcosError of whatever is found wrong with a dataset on disk."""
+  try:
+    yield
+  # TFDS and array_record have no common class for that.
   except Exception as error:
     first_line = str(error).strip().partition("\n")[0]
     raise errors.EcosError(

@@ -188,7 +188,11 @@ def read(path: Path, flag: str) -> dict[str, np.ndarray]:
       tensors = safetensors_numpy.load_file(path)
     else:
       tensors = torch_file.read(path)
-  except (OSError, ValueError, safetensors.SafetensorError) as error:
+  # AttributeError: of a type that numpy has no name for, such as float8.
+  except (
+    *(OSError, ValueError, AttributeError),
+    safetensors.SafetensorError,
+  ) as error:
     raise errors.EcosError(
       f"{flag}: {path} cannot be read as weights: {error}"
     ) from error

@@ -188,9 +188,7 @@ def _finished_logits(job: Job) -> np.ndarray:
   path = stage.path / _LOGITS
   rows = workdir.load_array(path)
   if workdir.digest(rows.tobytes()) != stage.result["digest"]:
-    raise errors.EcosError(
-      f"{path} is damaged: delete the folder {stage.path} to redo it"
-    )
+    raise workdir.damaged(path)
   return rows
 
 

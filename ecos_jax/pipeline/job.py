@@ -120,7 +120,8 @@ class Job:
   @functools.cached_property
   def feature_bank(self) -> bank.FeatureBank:
     """The finished bank."""
-    return bank.FeatureBank.open(self.stages["bank"].path)
+    stage = self.stages["bank"]
+    return bank.FeatureBank.open(stage.path, stage.result["digest"])
 
   def checked_bank(self, *, alone: bool = False) -> bank.FeatureBank:
     """Returns the finished bank, after its checksums if it was made before.

@@ -165,15 +165,27 @@ def chosen(job: Job) -> np.ndarray:
     EcosError: They are damaged.
   """
   stage = job.stages["proxy"]
-  indices = workdir.load_array(stage.path / _INDICES)
-  with workdir.redo_named(stage.path):
-    if _digest(indices) != stage.result["digest"]:
-      raise errors.EcosError(f"{stage.path / _INDICES} is damaged")
+  return read_indices(stage.path, stage.result["digest"])
+
+
+def read_indices(path: Path, digest: str) -> np.ndarray:
+  """Returns the pool indices that a stage `proxy` wrote, int64 [B].
+
+  Args:
+    path: Its folder.
+    digest: Of the indices, as its manifest has it.
+
+  Raises:
+    WorkdirError: They are damaged.
+  """
+  indices = workdir.load_array(path / _INDICES)
+  if _digest(indices) != digest:
+    raise workdir.damaged(path / _INDICES)
   return indices
 
 
 def _digest(indices: np.ndarray) -> str:
-  return workdir.digest(np.sort(indices).astype("<i8").tobytes())
+  return workdir.digest(np.sort(indices).astype("<i8", copy=False).data)
 
 
 def selected(job: Job) -> loader.Source:

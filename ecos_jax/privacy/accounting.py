@@ -282,10 +282,12 @@ def epsilon(sigma: float, gamma: float, delta: float, relation: str) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def sigma(epsilon: float, gamma: float, delta: float, relation: str) -> float:
-  """Returns the smallest sigma whose epsilon is at most `epsilon`.
+  """Returns a sigma that costs at most `epsilon`, where a step less costs more.
 
-  The answer is a multiple of `SIGMA_STEP`, and the claim always holds: the
-  module's `epsilon` of the answer is at most the one asked for.
+  The answer is a multiple of `SIGMA_STEP` (or the least that is allowed), and
+  the claim always holds: the module's `epsilon` of it is at most the one asked
+  for. Below a sigma of about 2 epsilon does not fall everywhere as sigma grows,
+  so there a still smaller one may be enough as well.
 
   Args:
     epsilon: The most that one answer may cost, as `epsilon()` counts.

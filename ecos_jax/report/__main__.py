@@ -9,6 +9,7 @@ from ecos_jax import errors
 from ecos_jax import workdir
 from ecos_jax.report import collect
 from ecos_jax.report import page
+from ecos_jax.report import projection
 from ecos_jax.report import table
 
 _WORKDIR = flags.DEFINE_list(
@@ -16,6 +17,12 @@ _WORKDIR = flags.DEFINE_list(
 )
 _OUT = flags.DEFINE_string(
   "out", None, "The page; report.html in the first --workdir without."
+)
+_PROJECTION = flags.DEFINE_enum_class(
+  "projection",
+  projection.Kind.PCA,
+  projection.Kind,
+  "How features become a map; umap needs the extra of that name.",
 )
 
 
@@ -25,10 +32,16 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value:
     raise errors.ConfigError("--workdir is missing: name one or more runs")
   paths = [Path(path) for path in dict.fromkeys(_WORKDIR.value)]
-  runs = [collect.read(path) for path in paths]
-  print(table.table({str(run.path): run.summary for run in runs}))
   out = Path(_OUT.value) if _OUT.value else paths[0] / "report.html"
-  html = page.render(runs)
+  try:
+    runs = [collect.read(path) for path in paths]
+    html = page.render(runs, _PROJECTION.value)
+  # It says which folder to delete; what redoes a stage is another command.
+  except workdir.WorkdirError as error:
+    raise errors.EcosError(
+      f"{error} with python -m ecos_jax.train, and run this again"
+    ) from error
+  print(table.table({str(run.path): run.summary for run in runs}))
   try:
     workdir.write_atomically(out, html.encode())
   except OSError as error:

@@ -16,6 +16,8 @@ from ecos_jax import protocol
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import scores
+from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import selection
 from ecos_jax.training import metrics
 
 # What the page shows of a summary.
@@ -26,6 +28,7 @@ _FIELDS = (
   *("labels_epsilon", "delta", "relation", "bytes_down", "bytes_up", "seconds"),
   *("labels_asked", "labels_considered", "labels_answered", "labels_accuracy"),
 )
+_OF_A_NETWORK = "name", "accuracy", "parameters", "multiply_adds"
 # Rows of an index that are looked at together.
 _CHUNK_ROWS = 1 << 22
 
@@ -62,7 +65,7 @@ class Run:
     config: The resolved configuration, by dotted field name.
     stages: The manifest of each stage, in order.
     sources: Samples of the pool, by source.
-    chosen: int64 [B], pool indices of the proxy, mapped; None without a proxy.
+    chosen: int64 [B], pool indices of the proxy; None without a proxy.
     composition: Samples of the proxy, by source; empty without a proxy.
     clusters: None unless the client was asked for scores.
     curves: Rows of metrics by stage: `model`, `teacher`.
@@ -110,8 +113,11 @@ def read(path: Path) -> Run:
     ) from None
   try:
     summary = {field: summary[field] for field in _FIELDS}
+    for network in ("model", "teacher"):
+      if (found := summary[network]) is not None:
+        summary[network] = {field: found[field] for field in _OF_A_NETWORK}
     stages = {
-      name: _json(path / name / workdir.MANIFEST) for name in summary["seconds"]
+      name: workdir.read_manifest(path / name) for name in summary["seconds"]
     }
     return _read(path, summary, stages)
   except FileNotFoundError as error:
@@ -143,11 +149,11 @@ def _read(
   fields = flat(_json(path / "config.json"))
   chosen = None
   if "proxy" in stages:
-    chosen = workdir.load_array(path / "proxy" / "indices.npy", mmap_mode="r")
+    chosen = selection.read_indices(path / "proxy", _digest(stages, "proxy"))
   sources = stages["pool"]["result"]["sizes"]
   clusters = None
   if "response" in stages and chosen is not None:
-    clusters = _clusters(path, _sampling(fields), chosen)
+    clusters = _clusters(path, stages, _sampling(fields), chosen)
   return Run(
     path=path,
     summary=summary,
@@ -201,14 +207,20 @@ def _sampling(fields: dict[str, Any]) -> config.Sampling:
   return options.resolved()
 
 
+def _digest(stages: dict[str, dict[str, Any]], stage: str) -> str:
+  return stages[stage]["result"]["digest"]
+
+
 def _clusters(
-  path: Path, options: config.Sampling, chosen: np.ndarray
+  path: Path,
+  stages: dict[str, dict[str, Any]],
+  options: config.Sampling,
+  chosen: np.ndarray,
 ) -> Clusters:
-  book = codebook_lib.read(path / "codebook")
-  folder = path / "response"
-  with workdir.redo_named(folder):
-    data = (folder / "response.safetensors").read_bytes()
-    response = protocol.Response.from_bytes(data)
+  book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
+  file = path / "response" / asking.RESPONSE
+  data = workdir.read_bytes(file, _digest(stages, "response"))
+  response = protocol.Response.from_bytes(data)
   if not len(response.scores) == len(book.centroids) == len(book.sizes):
     raise errors.EcosError(
       f"{path}: the response has {len(response.scores)} scores for "
@@ -228,11 +240,12 @@ def _clusters(
 
 def _curve(path: Path) -> list[dict[str, float]]:
   try:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row | {"step": row["step"]} for row in rows]
   # A teacher that was brought has none.
   except FileNotFoundError:
     return []
-  except ValueError:
+  except (ValueError, LookupError, TypeError):
     raise errors.EcosError(
       f"{path} is damaged: delete the folder {path.parent}, and run python -m "
       "ecos_jax.train again"

@@ -50,10 +50,17 @@ class Share(NamedTuple):
 
 
 class Figure(NamedTuple):
-  """A figure and what it is of."""
+  """A figure and what it is of.
+
+  Attributes:
+    title: What is above it.
+    svg: The figure.
+    rings: Whether rings are drawn in it, for values of the end.
+  """
 
   title: str
   svg: markupsafe.Markup
+  rings: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +116,22 @@ class View:
     return {package: ", ".join(versions) for package, versions in found.items()}
 
 
-def render(runs: Sequence[collect.Run]) -> str:
+def render(
+  runs: Sequence[collect.Run],
+  kind: projection.Kind = projection.Kind.PCA,
+) -> str:
   """Returns the page about one or several runs.
 
+  Args:
+    runs: The runs.
+    kind: Of the maps.
+
   Raises:
-    EcosError: An artefact is damaged.
+    EcosError: An artefact is damaged, or UMAP is not installed.
   """
   names = collect.labels(runs)
   views = [
-    _view(run, name, f"run{i}")
+    _view(run, name, f"run{i}", kind)
     for i, (run, name) in enumerate(zip(runs, names, strict=True))
   ]
   proxies = [
@@ -158,8 +172,10 @@ def render(runs: Sequence[collect.Run]) -> str:
   )
 
 
-def _view(run: collect.Run, label: str, anchor: str) -> View:
-  plane = projection.project(run)
+def _view(
+  run: collect.Run, label: str, anchor: str, kind: projection.Kind
+) -> View:
+  plane = projection.project(run, kind)
   coverage = passing = None
   if run.clusters is not None:
     threshold = run.threshold
@@ -290,7 +306,8 @@ def _figures(networks: Sequence[dict[str, figures.Series]]) -> list[Figure]:
     series = [curves[metric] for curves in networks if metric in curves]
     if series:
       svg = figures.curves(series, title, percent=metric != "loss")
-      found.append(Figure(title, svg))
+      rings = any(line.final is not None for line in series)
+      found.append(Figure(title, svg, rings))
   return found
 
 

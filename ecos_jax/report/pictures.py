@@ -74,10 +74,9 @@ def look(run: collect.Run) -> Pictures | None:
       raise errors.EcosError(
         f"{dataset} has {len(items)} samples for {len(run.chosen)} indices"
       )
-    shown = [
-      _picture(items[int(place)])
-      for place in projection.sample(random, len(items), _OF_THE_PROXY)
-    ]
+    places = projection.sample(random, len(items), _OF_THE_PROXY)
+    with proxy_lib.damage_named(dataset):
+      shown = [_picture(item) for item in items.__getitems__(places.tolist())]
   shown.sort(key=lambda picture: picture.title)
   if run.clusters is None:
     return Pictures([], [], shown, None)
@@ -105,10 +104,13 @@ def _pool(run: collect.Run) -> pools.Pool:
   Raises:
     EcosError: It is not to be had any more, or is another one.
   """
-  fields = {
-    field.name: run.config[f"data.{field.name}"]
-    for field in dataclasses.fields(config_lib.Data)
-  }
+  try:
+    fields = {
+      field.name: run.config[f"data.{field.name}"]
+      for field in dataclasses.fields(config_lib.Data)
+    }
+  except KeyError as error:
+    raise errors.EcosError(f"config.json has no {error}") from error
   fields |= {"client_data": None, "test_data": None}
   for name in ("sources", "classes"):
     fields[name] = tuple(fields[name])

@@ -1,25 +1,41 @@
-"""The bank in two dimensions: principal components of a sample of its rows.
+"""The bank in two dimensions, by a sample of its rows.
 
-A plane shows of hundreds of dimensions what it can: samples that lie far apart
-on it are far apart, near ones need not be near. It is drawn from rows that are
-read at random places, so that it costs the same for any size of the bank.
+Principal components: a plane, which shows of hundreds of dimensions what it
+can. Samples that lie far apart on it are far apart, near ones need not be near.
+Or UMAP (McInnes et al., 2018): samples that lie near are near, distances
+between groups mean little. Either is drawn from rows that are read at random
+places, so that it costs the same for any size of the bank.
 """
 
+from collections.abc import Callable
+import contextlib
+import enum
 from typing import NamedTuple
+import warnings
 
 import numpy as np
 import scipy.linalg
 
+from ecos_jax import errors
+from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.report import collect
 
 ROWS = 2000
 PROXY_ROWS = 1000
 _SEED = 0
+_NEIGHBOURS = 15  # of UMAP, its own default
+
+
+class Kind(enum.Enum):
+  """How features become two numbers."""
+
+  PCA = "pca"
+  UMAP = "umap"
 
 
 class Projection(NamedTuple):
-  """A plane, and where samples lie on it.
+  """Where samples lie on a map.
 
   Attributes:
     pool: float [m, 2], of samples of the pool.
@@ -27,7 +43,7 @@ class Projection(NamedTuple):
     proxy: float [b, 2], of samples of the proxy; b = 0 without one.
     proxy_sources: [b] positions of their sources.
     centroids: float [R, 2]; R = 0 without a codebook.
-    share: How much of the variance the plane shows, 0 to 1.
+    share: How much of the variance a plane shows, 0 to 1; None of UMAP.
   """
 
   pool: np.ndarray
@@ -35,7 +51,7 @@ class Projection(NamedTuple):
   proxy: np.ndarray
   proxy_sources: np.ndarray
   centroids: np.ndarray
-  share: float
+  share: float | None
 
 
 def plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -69,23 +85,72 @@ def plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   return mean, directions, share
 
 
-def project(run: collect.Run) -> Projection | None:
-  """Returns the map of a run's bank; None where it needed no bank.
+_Onto = Callable[[np.ndarray], np.ndarray]
 
-  Raises:
-    EcosError: The bank is damaged.
-  """
-  if "bank" not in run.stages:
-    return None
-  bank = bank_lib.FeatureBank.open(run.path / "bank")
-  random = np.random.default_rng(_SEED)
-  pool = sample(random, bank.shape[0], ROWS)
-  features = bank.take(pool)
+
+def _umap(features: np.ndarray) -> tuple[np.ndarray, _Onto]:
+  """Returns where features [m, d] lie [m, 2], and what places others there."""
+  rows, dimension = features.shape
+  if rows <= _NEIGHBOURS or dimension < 2:
+    raise errors.ConfigError(
+      f"--projection=umap is for more than {_NEIGHBOURS} samples of more than "
+      f"one number, got {rows} of {dimension}: take --projection=pca"
+    )
+  with _quiet():
+    try:
+      import umap  # pyrefly: ignore[missing-import]
+    except ImportError:
+      raise errors.ConfigError(
+        "--projection=umap needs umap-learn: pip install 'ecos_jax[umap]'"
+      ) from None
+    # With a seed it takes one thread, and gives the same each time.
+    fitted = umap.UMAP(n_neighbors=_NEIGHBOURS, random_state=_SEED, n_jobs=1)
+    places = fitted.fit_transform(features)
+
+  def onto(rows: np.ndarray) -> np.ndarray:
+    with _quiet():
+      return fitted.transform(rows) if len(rows) else np.empty((0, 2))
+
+  return places, onto
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Keeps UMAP from warning of what a map may show: groups that lie apart."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    yield
+
+
+def _pca(features: np.ndarray) -> tuple[np.ndarray, _Onto, float]:
+  """Returns as `_umap`, and the share of the variance."""
   mean, directions, share = plane(features)
 
   def onto(rows: np.ndarray) -> np.ndarray:
     return (rows - mean) @ directions.T
 
+  return onto(features), onto, share
+
+
+def project(run: collect.Run, kind: Kind = Kind.PCA) -> Projection | None:
+  """Returns the map of a run's bank; None where it needed no bank.
+
+  Raises:
+    EcosError: The bank is damaged, or UMAP is not installed.
+  """
+  if "bank" not in run.stages:
+    return None
+  folder = run.path / "bank"
+  with workdir.redo_named(folder):
+    bank = bank_lib.FeatureBank.open(folder, run.result("bank")["digest"])
+  random = np.random.default_rng(_SEED)
+  pool = sample(random, bank.shape[0], ROWS)
+  features = bank.take(pool)
+  share = None
+  if kind is Kind.UMAP:
+    places, onto = _umap(features)
+  else:
+    places, onto, share = _pca(features)
   proxy = np.empty(0, np.int64)
   if run.chosen is not None:
     proxy = run.chosen[sample(random, len(run.chosen), PROXY_ROWS)]
@@ -93,7 +158,7 @@ def project(run: collect.Run) -> Projection | None:
   if run.clusters is not None:
     centroids = run.clusters.centroids
   return Projection(
-    onto(features),
+    places,
     collect.source_of(run.sources, pool),
     onto(bank.take(proxy)),
     collect.source_of(run.sources, proxy),

@@ -6,8 +6,10 @@ checkpoint; a digest of the arrays tells when the disk damaged one later.
 """
 
 import contextlib
+import functools
 import hashlib
 from pathlib import Path
+import sys
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -19,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 from ecos_jax import errors
 
 _KEPT = 2
+_REASON_CHARACTERS = 200
 
 
 class Restored(NamedTuple):
@@ -40,6 +43,22 @@ def _quiet():
     logging.set_verbosity(verbosity)
 
 
+@functools.cache
+def _hush() -> None:
+  """Leaves unsaid from now on what orbax's threads say after an error.
+
+  Each file that it had begun to read or to write tells, on the way to the end
+  of the process, that the event loop which waited for it is closed.
+  """
+  hook = sys.unraisablehook
+
+  def unraisablehook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      hook(unraisable)
+
+  sys.unraisablehook = unraisablehook
+
+
 def _digest(state: Any) -> str:
   sha = hashlib.sha256()
   for path, leaf in jax.tree.leaves_with_path(state):
@@ -59,6 +78,7 @@ class Checkpoints:
       directory: The folder.
       read_only: Whether to leave the folder, which must exist, as it is.
     """
+    _hush()
     self._directory = directory.absolute()
     self._read_only = read_only
     self._manager = ocp.CheckpointManager(
@@ -120,7 +140,8 @@ class Checkpoints:
       try:
         restored = self._read(step, like)
       except Exception as error:
-        reason = str(error).partition("\n")[0]
+        # Tensorstore adds all that it knows of the array, in one line.
+        reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
         logging.warning(
           "%s/%d is unreadable: %s", self._directory, step, reason
         )

@@ -345,12 +345,28 @@ def test_refuses_what_is_no_bank(tmp_path):
   manifest = tmp_path / bank_lib.MANIFEST
   for text, message in (
     ("{", "damaged"),
+    ("[]", "damaged"),
     ('{"version": 1, "rows": 3}', "damaged"),
+    ("{}", "version None"),
     ('{"version": 99}', "version 99"),
   ):
     manifest.write_text(text)
-    with pytest.raises(BankError, match=message):
+    said = rf"{manifest} is .*{message}.*: delete {tmp_path}, and build"
+    with pytest.raises(BankError, match=said):
       bank_lib.FeatureBank.open(tmp_path)
+
+
+def test_detects_a_damaged_fragment_and_another_digest(tmp_path):
+  bank = build(tmp_path)
+  assert bank_lib.FeatureBank.open(tmp_path, bank.digest).digest == bank.digest
+  with pytest.raises(BankError, match=r"bank\.json is damaged: delete"):
+    bank_lib.FeatureBank.open(tmp_path, "0" * 64)
+  (tmp_path / bank_lib.MANIFEST).unlink()
+  fragment = tmp_path / "shard-000000.json"
+  for text in ("{", "{}", "[]", '{"identity": {}, "shard": {}}'):
+    fragment.write_text(text)
+    with pytest.raises(BankError, match=rf"{fragment} is damaged: delete"):
+      build(tmp_path)
 
 
 def test_names_the_samples_whose_features_are_not_finite(tmp_path):

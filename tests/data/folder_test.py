@@ -191,6 +191,27 @@ def test_a_kept_listing_saves_reading_and_changes_nothing(
   assert [f.name for f in again.unreadable] == ["a/bad.png", "a/gone.png"]
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"version": 1}'])
+def test_a_damaged_listing_is_made_again(tmp_path, monkeypatch, text):
+  path = tmp_path / "pool"
+  save(path / "x.png", random_images(9, 9, 3))
+  source, _ = _listing(tmp_path, monkeypatch, path)
+  (tmp_path / "listing.json").write_text(text)
+  again, read = _listing(tmp_path, monkeypatch, path)
+  assert (read, again.digest) == (1, source.digest)
+  assert _listing(tmp_path, monkeypatch, path)[1] == 0
+
+
+def test_a_link_to_a_folder_is_left_out_with_a_warning(tmp_path, caplog):
+  save(tmp_path / "pool/a/x.png", random_images(9, 9, 3))
+  save(tmp_path / "away/y.png", random_images(9, 9, 3))
+  (tmp_path / "pool/a/b").symlink_to(tmp_path / "away")
+  (tmp_path / "pool/a/z.png").symlink_to(tmp_path / "away/y.png")
+  assert len(folder.FolderSource(tmp_path / "pool")) == 2
+  [warning] = caplog.messages
+  assert warning.startswith(f"{tmp_path}/pool/a/b is a link to a folder")
+
+
 def test_a_file_changed_in_place_is_found_when_it_is_used(
   tmp_path, monkeypatch
 ):

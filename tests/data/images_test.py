@@ -1,6 +1,7 @@
 import io
 
 import numpy as np
+from PIL import ExifTags
 from PIL import Image
 import pytest
 
@@ -70,6 +71,36 @@ def test_decode_refuses_damaged_files_and_names_them(kind):
     with pytest.raises(errors.EcosError, match=r"a/b\.x cannot be read") as e:
       images.decode(damaged, "a/b.x")
     assert "0x" not in str(e.value)
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_an_image_is_turned_as_its_exif_data_say(size):
+  # As a camera on its side stores it: the top row is the left column.
+  stored = np.zeros((40, 60, 3), np.uint8)
+  stored[:, :30] = 255
+  image = Image.fromarray(stored)
+  for orientation, bright in ((1, "left"), (3, "right"), (6, "top")):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = file(image, "JPEG", exif=exif)
+    got = np.asarray(images.decode(data, "x", size)).astype(float).mean(-1)
+    assert (got.shape[0] > got.shape[1]) == (bright == "top")
+    height, width = got.shape
+    halves = {
+      "left": got[:, : width // 2],
+      "right": got[:, -(width // 2) :],
+      "top": got[: height // 2],
+    }
+    assert halves[bright].mean() > 0.9 * 255
+    assert got.mean() == pytest.approx(128, abs=16)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_are_no_damage_to_the_image():
+  image = Image.fromarray(photo())
+  data = file(image, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1")
+  plain = images.decode(file(image, "JPEG"), "x")
+  np.testing.assert_array_equal(images.decode(data, "x"), plain)
 
 
 def test_an_image_with_far_too_many_pixels_is_refused(monkeypatch):

@@ -220,6 +220,12 @@ class TestOpenSource:
     assert sum(map(len, parts)) == 20
     assert parts[0].name == f"{tmp_path.name}[0%:50%]"
 
+  @pytest.mark.parametrize("cut", ["60%:50%", "50%:50%", "50%:101%"])
+  def test_refuses_what_is_no_part(self, tmp_path, cut):
+    save(tmp_path / "x.png", random_images(4, 4, 3))
+    with pytest.raises(errors.EcosError, match="0 <= FROM < TO <= 100"):
+      pools.open_source(f"folder:{tmp_path}[{cut}]")
+
   @pytest.mark.parametrize("prefix", ["", "folder:"])
   def test_folder(self, tmp_path, prefix):
     save(tmp_path / "x.png", random_images(4, 4, 3))

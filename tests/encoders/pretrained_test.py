@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+import struct
 import subprocess
 import sys
 
@@ -257,6 +258,15 @@ def test_a_damaged_or_missing_file_is_refused(tmp_path):
     path.write_bytes(b"12345678901234567890")
     with pytest.raises(errors.EcosError, match=r"cannot be read as weights"):
       registry.get("resnet18", weights=str(path))
+
+
+def test_weights_of_a_type_that_numpy_lacks_are_refused(tmp_path):
+  header = {"x": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}
+  text = json.dumps(header).encode()
+  path = tmp_path / "x.safetensors"
+  path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+  with pytest.raises(errors.EcosError, match=r"x\.safetensors cannot be read"):
+    registry.get("resnet18", weights=str(path))
 
 
 def test_an_image_too_small_for_the_network_is_refused(weights):

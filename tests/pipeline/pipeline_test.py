@@ -393,6 +393,21 @@ def test_a_flipped_bit_is_found_by_the_next_reader(
   assert again | {"seconds": 0} == summary | {"seconds": 0}
 
 
+def test_a_manifest_of_another_shape_is_named(finished, tmp_path):
+  config, path, summary = finished
+  copy = shutil.copytree(path, tmp_path / "run")
+  for stage in summary["seconds"]:
+    manifest = copy / stage / workdir_lib.MANIFEST
+    good = manifest.read_text()
+    said = f"{manifest} is damaged.*: delete the folder {copy / stage} to"
+    for shape in ({}, json.loads(good) | {"result": {}}):
+      manifest.write_text(json.dumps(shape))
+      with pytest.raises(errors.EcosError, match=said):
+        pipeline.run(config, copy)
+    manifest.write_text(good)
+  assert pipeline.run(config, copy) == summary
+
+
 def test_other_images_than_the_run_began_with_are_refused(
   finished, tmp_path, monkeypatch
 ):

@@ -233,7 +233,7 @@ def test_votes_of_neighbours_claim_nothing_for_a_replacement():
 
 @pytest.mark.parametrize("relation", [ADD_REMOVE, REPLACE_ONE])
 @pytest.mark.parametrize("target", [0.1, 0.5, 1.0, 4.0, 20.0])
-def test_sigma_is_the_smallest_that_keeps_the_claim(target, relation):
+def test_sigma_keeps_the_claim_and_a_step_less_does_not(target, relation):
   sigma = accounting.sigma(target, 0.8, DELTA, relation)
   assert sigma % accounting.SIGMA_STEP == 0
   assert accounting.epsilon(sigma, 0.8, DELTA, relation) <= target

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ecos_jax import errors
+from ecos_jax import pipeline
 from ecos_jax import protocol
 from ecos_jax.report import collect
 from ecos_jax.report import page
@@ -75,6 +76,47 @@ def test_damage_is_one_clear_error(ecos, tmp_path, name):
     file.unlink()
     with pytest.raises(errors.EcosError, match=name.partition("/")[0]):
       page.render([collect.read(copy)])
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "codebook/centroids.npy",
+    "codebook/assignment.npy",
+    "codebook/sizes.npy",
+    "response/response.safetensors",
+    "proxy/indices.npy",
+  ],
+)
+def test_a_flipped_bit_is_refused_and_the_advice_works(
+  configure, ecos, tmp_path, name
+):
+  copy = tmp_path / "run"
+  shutil.copytree(ecos, copy)
+  file = copy / name
+  data = bytearray(file.read_bytes())
+  data[-1] ^= 1
+  file.write_bytes(data)
+  said = rf"{file.parent}/.* is damaged.*: delete the folder {file.parent} to"
+  with pytest.raises(errors.EcosError, match=said) as caught:
+    collect.read(copy)
+  assert file.name in str(caught.value)
+  shutil.rmtree(file.parent)
+  pipeline.run(configure(), copy)
+  collect.read(copy)
+
+
+def test_a_flipped_bit_in_the_dataset_is_refused(ecos, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(ecos, copy)
+  [file] = (copy / "proxy/dataset").glob("*array_record*")
+  data = bytearray(file.read_bytes())
+  # Within the records; the file ends in padding.
+  data[len(bytes(data).rstrip(b"\0")) // 2] ^= 1
+  file.write_bytes(data)
+  said = f"{copy}/proxy/dataset is not .*: delete the folder {copy}/proxy to"
+  with pytest.raises(errors.EcosError, match=said):
+    page.render([collect.read(copy)])
 
 
 def test_a_run_that_is_not_finished_is_refused(ecos, tmp_path):

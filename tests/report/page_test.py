@@ -1,6 +1,7 @@
 """The page as a reader gets it: by an HTML parser, and by a browser."""
 
 import contextlib
+import dataclasses
 from html import parser
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ecos_jax import config as config_lib
@@ -18,7 +20,9 @@ from tests.report.conftest import HOSTILE
 
 _ROOT = Path(__file__).parents[2]
 _VOID = {"meta", "link", "img", "br"}
-_CHROMIUM = shutil.which("chromium")
+# Also looked for by .ci/run.
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_BROWSER = next(filter(None, map(shutil.which, _NAMES)), None)
 _FLAGS = (
   *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
   *("--no-first-run", "--disable-background-networking"),
@@ -114,6 +118,21 @@ def test_two_runs_side_by_side(ecos, random):
   assert told in " ".join(parsed.text.split())
 
 
+def test_a_ring_is_explained_where_one_is_drawn(ecos):
+  run = collect.read(ecos)
+  model = run.stages["model"]
+  result = model["result"] | {"accuracy": None}
+  untested = dataclasses.replace(
+    run,
+    summary=run.summary | {"accuracy": None},
+    stages=run.stages | {"model": model | {"result": result}},
+  )
+  for runs in ([run], [run, untested], [untested], [untested, untested]):
+    html = page.render(runs)
+    assert ('<i class="ring">' in html) == (runs[0] is run)
+    assert ('class="final ' in html) == (runs[0] is run)
+
+
 def test_nothing_of_the_client_is_read(ecos, configure, tmp_path):
   copy = tmp_path / ecos.name
   shutil.copytree(ecos, copy)
@@ -171,14 +190,30 @@ def test_a_page_that_cannot_be_written_is_one_line(random, tmp_path):
   assert line.startswith(f"error: --out={tmp_path}/no/page.html cannot be")
 
 
+def test_a_damaged_artefact_is_one_line_that_says_what_redoes_it(
+  random, tmp_path
+):
+  copy = tmp_path / "run"
+  shutil.copytree(random, copy)
+  file = copy / "proxy/indices.npy"
+  np.save(file, np.load(file) + 1)
+  done = _report(f"--workdir={copy}")
+  assert done.returncode == 1
+  assert done.stderr.splitlines() == [
+    f"error: {file} is damaged: delete the folder {copy}/proxy to redo it with "
+    "python -m ecos_jax.train, and run this again"
+  ]
+  assert not done.stdout and not (copy / "report.html").exists()
+
+
 @contextlib.contextmanager
 def _browser():
-  if _CHROMIUM is None:
-    pytest.skip("no chromium on PATH: apt-get install chromium")
+  if _BROWSER is None:
+    pytest.skip(f"none of {', '.join(_NAMES)} on PATH")
   from playwright import sync_api
 
   with sync_api.sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_FLAGS)
+    browser = playwright.chromium.launch(executable_path=_BROWSER, args=_FLAGS)
     try:
       yield browser
     finally:

@@ -1,5 +1,9 @@
 import gc
+import os
+from pathlib import Path
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +19,10 @@ _FAILED_READS = pytest.mark.filterwarnings(
 )
 
 
-def _state(step):
+def _state(step, many=0):
   key = jax.random.key(step)
-  return {
+  more = {f"bias{i}": jax.random.normal(key, (300, 40)) for i in range(many)}
+  return more | {
     "step": jnp.int32(step),
     "key": jax.random.key_data(key),
     "params": {"kernel": jax.random.normal(key, (30, 40))},
@@ -25,10 +30,10 @@ def _state(step):
   }
 
 
-def _save(directory, steps):
+def _save(directory, steps, many=0):
   with checkpoints.Checkpoints(directory) as saved:
     for step in steps:
-      saved.save(step, _state(step), {"inputs": {"labelled": step}})
+      saved.save(step, _state(step, many), {"inputs": {"labelled": step}})
 
 
 def _restore(directory):
@@ -123,3 +128,55 @@ def test_all_damaged_is_an_error_that_names_the_folder(tmp_path):
     _restore(tmp_path / "saved")
   gc.collect()
   assert (tmp_path / "saved" / "10").exists()
+
+
+_PROGRAM = """
+import pathlib, resource, signal, sys
+from ecos_jax import cli, errors
+from ecos_jax.training import checkpoints
+from tests.training import checkpoints_test
+
+what, folder = sys.argv.pop(1), sys.argv.pop(1)
+
+def main(argv):
+  state = checkpoints_test._state(0, many=20)
+  with checkpoints.Checkpoints(pathlib.Path(folder)) as saved:
+    if what == "restore":
+      saved.restore(state)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+    try:
+      saved.save(15, state, {})
+    except Exception as error:
+      raise errors.EcosError("as on a full disk") from error
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+  ("what", "said"),
+  [("restore", "none of the checkpoints"), ("save", "as on a full disk")],
+)
+def test_what_fails_says_so_and_no_more(tmp_path, what, said):
+  """Also at the end of the process, when what orbax abandoned is collected."""
+  _save(tmp_path, [5, 10], many=20)
+  if what == "restore":
+    for file in tmp_path.rglob("d/*"):
+      _damage(file, "flipped")
+  root = Path(__file__).parents[2]
+  done = subprocess.run(
+    [sys.executable, "-c", _PROGRAM, what, str(tmp_path)],
+    cwd=root,
+    env=os.environ | {"PYTHONPATH": str(root)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  *warnings, error = done.stderr.splitlines()
+  assert error.startswith(f"error: {said}")
+  assert len(warnings) == 2 * (what == "restore")
+  for step, warning in zip((10, 5), warnings, strict=False):
+    assert f"{tmp_path}/{step} is unreadable: " in warning
+    assert len(warning) < 300 + len(str(tmp_path))
