@@ -25,6 +25,11 @@ def get_config(argument: str = "") -> plan.Study:
     ConfigError: Another argument.
   """
   smoke = plan.smoke(argument)
+  every = {
+    "data.client": ("optdigits", "mnist") if smoke else digits.DOMAINS,
+    "seed": (1,) if smoke else (1, 2, 3),
+  }
+  budgets = (64, 65) if smoke else (1000, 2000)
   study = plan.of(
     f"{_BASE}:{argument}",
     name="encoders",
@@ -32,11 +37,22 @@ def get_config(argument: str = "") -> plan.Study:
     about=_ABOUT,
     grids=(
       {
+        "sampling.budget": budgets[:1],
         "encoder.name": ("hog", "hog_grey"),
         "sampling.method": ("ecos_paper", "ecos"),
-        "sampling.budget": (64,) if smoke else (1000, 2000),
-        "data.client": ("optdigits", "mnist") if smoke else digits.DOMAINS,
-        "seed": (1,) if smoke else (1, 2, 3),
+        **every,
+      },
+      {
+        "sampling.budget": budgets[1:],
+        "encoder.name": ("hog",),
+        "sampling.method": ("ecos_paper",),
+        **every,
+      },
+      {
+        "sampling.budget": budgets[1:],
+        "encoder.name": ("hog_grey",),
+        "sampling.method": ("ecos",),
+        **every,
       },
     ),
     follow={"privacy.insecure_noise_seed": "seed"},
