@@ -14,8 +14,8 @@ from pathlib import Path
 import signal
 
 if __name__ == "__main__":
-  # The imports below take seconds, in which there is nothing to save. As
-  # distributed.start, which comes after them.
+  # The imports below take seconds, in which there is nothing to save. Later
+  # distributed.start has its own way to end with this code.
   def _leave(signum: int, frame: object) -> None:
     os.write(2, b"stopped on SIGTERM: the same command goes on from here\n")
     os._exit(75)

@@ -156,7 +156,7 @@ def _read_json(path: Path, **kinds: type) -> dict[str, Any]:
   try:
     found = json.loads(path.read_bytes())
   except ValueError:
-    found = None
+    raise damaged(path) from None
   if not _holds(found, **kinds):
     raise damaged(path)
   return found

@@ -180,13 +180,6 @@ def _folders(path: Path) -> Iterator[tuple[str, int, list[os.DirEntry]]]:
     changed = (path / name).stat().st_mtime_ns
     with os.scandir(path / name) as scan:
       entries = [entry for entry in scan if not entry.name.startswith(".")]
-    for entry in entries:
-      if entry.is_symlink() and entry.is_dir():
-        logging.warning(
-          "%s is a link to a folder and is left out: name what it points to as "
-          "a source of its own, or put it in the place of the link",
-          path / name / entry.name,
-        )
     pending += [
       f"{name}{entry.name}/"
       for entry in entries
@@ -219,12 +212,14 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       return files
     known = {file.name: file for file in files}
   began = time.time_ns()
-  folders, files, new = {}, [], []
+  folders, files, new, links = {}, [], [], []
   for folder, changed, entries in _folders(path):
     # Of one that changed just now, a later change might not be seen.
     folders[folder] = changed if began - changed > _SETTLED_NS else None
     for entry in entries:
       name = folder + entry.name
+      if entry.is_symlink() and entry.is_dir():
+        links.append(name)
       # A link to nothing is listed; a pipe would never end.
       is_file = entry.is_file() or (entry.is_symlink() and not entry.is_dir())
       if not is_file or not name.lower().endswith(_SUFFIXES):
@@ -254,6 +249,12 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       "%s (%s), and perhaps others, cannot be read as images and are left out",
       path / bad[0].name,
       bad[0].why,
+    )
+  if links:
+    logging.warning(
+      "%s, and perhaps others, is a link to a folder and is left out: name the "
+      "folder as a source of its own, or put it in the place of the link",
+      path / links[0],
     )
   # Processes that share a listing find it made, and leave it alone.
   if listing is not None and files != list(known.values()):
