@@ -254,7 +254,7 @@ def fit(
       where that pays.
     mesh: Devices to share the rows; None for one.
     memory_budget: Bytes of features to keep on the devices; what is larger is
-      read again in each pass.
+      read again in each pass, and no nested sample is.
 
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.
@@ -283,7 +283,7 @@ def fit(
       centroids = start_lib.centroids(take(features, rows), k, start_key, mesh)
       # Whole chunks, so that all sizes share compiled code.
       size = -(-len(rows) // plan.chunk) * plan.chunk
-      while nested and size <= 0.7 * n:
+      while nested and size <= min(0.7 * n, memory_budget // (4 * d)):
         level_key = jax.random.fold_in(start_key, size)
         part = take(features, start_lib.subsample(n, size, level_key))
         # As much gain for the work as in the last iteration on all rows.
