@@ -158,27 +158,23 @@ def votes(
   return np.where(kept, np.maximum(scores, 0.0), 0.0)
 
 
-def covered(
-  scores: np.ndarray, sizes: np.ndarray, sigma: float, rows: int
-) -> np.ndarray:
+def covered(votes: np.ndarray, sizes: np.ndarray, rows: int) -> np.ndarray:
   """Returns which clusters a second round of questions is about, bool [R].
 
-  The densest that hold 95 % of the votes to expect, and then as many more as
-  it takes to hold `rows` samples.
+  The densest that hold 95 % of the votes, and then as many more as it takes to
+  hold `rows` samples.
 
   Args:
-    scores: int64 [R], noisy.
+    votes: float64 [R], that each cluster is taken to have.
     sizes: int64 [R], samples of the pool in each cluster.
-    sigma: Scale of the noise in a score.
     rows: How many samples they must hold; at most the sum of the sizes.
   """
-  votes = posterior_mean(scores, sizes, sigma)
   order = np.argsort(-density(votes, sizes), kind="stable")
   held, members = np.cumsum(votes[order]), np.cumsum(sizes[order])
   count = max(
     np.searchsorted(held, _COVERED * held[-1]), np.searchsorted(members, rows)
   )
-  return np.isin(np.arange(len(scores)), order[: count + 1])
+  return np.isin(np.arange(len(votes)), order[: count + 1])
 
 
 def density(votes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -183,8 +183,10 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
 
   def decide() -> list[bool]:
     answer = finished_response(job, COARSE)
-    sigma = answer.statement.sigma
-    return scores.covered(answer.scores, book.sizes, sigma, rows).tolist()
+    votes = scores.posterior_mean(
+      answer.scores, book.sizes, answer.statement.sigma
+    )
+    return scores.covered(votes, book.sizes, rows).tolist()
 
   # By process 0, since others might round otherwise.
   return codebook_lib.Part(book, np.array(distributed.first(decide)))
