@@ -179,9 +179,9 @@ class Codebook:
 class Privacy:
   """The terms that the query proposes; in simulation also what the client does.
 
-  `sigma` is the noise of one answer. Where `codebook.coarse_round` asks for two,
-  each has more, so that both together cost as much; `coarse_part` is the part
-  of 1 / sigma^2 that the first has.
+  `sigma` is the noise of one answer. Where `codebook.coarse_round` asks for
+  two, each has more, so that both together cost no more; `coarse_part` is the
+  part of 1 / sigma^2 that the first has.
 
   `insecure_noise_seed` replaces the operating system's entropy by a seed: for
   tests and studies only, and the response then says that it is not private.

@@ -275,9 +275,7 @@ def response(job: Job, name: str = "") -> bool:
       "text": f"{len(data):,} bytes up, {privacy}",
     }
 
-  job.stage(
-    f"{name}response", "privacy. client.remote", f"{name}query", work
-  )
+  job.stage(f"{name}response", "privacy. client.remote", f"{name}query", work)
   return True
 
 

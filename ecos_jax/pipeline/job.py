@@ -17,7 +17,6 @@ from ecos_jax.data import pools
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
 
-
 _PART = "privacy.coarse_part"
 
 

@@ -28,8 +28,7 @@ What noise an epsilon of 1 needs, and what five such answers cost together:
     2.4
 """
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
