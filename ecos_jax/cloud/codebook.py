@@ -150,10 +150,10 @@ def build(
       file, {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
     )
     for start, part in parts:
-      labels = part.labels
+      labels = np.asarray(part.labels, "<i4")
       if within is not None:
         labels = np.where(within.holds(start, len(labels)), labels, -1)
-      file.write(np.asarray(labels, "<i4").tobytes())
+      file.write(labels.tobytes())
       sizes += counts(labels, config.size)
       progress.update(len(labels))
   if writes:

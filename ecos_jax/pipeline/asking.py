@@ -240,12 +240,10 @@ def response(job: Job, name: str = "") -> bool:
   if remote and not distributed.first(
     lambda: brought.exists() or job.work.done(f"{name}response")
   ):
-    which = ""
-    if job.config.codebook.coarse_round:
-      which = ", first question of two" if name else ", second question of two"
+    which = "first of two questions" if name else "second of two questions"
     print(
       _INSTRUCTIONS.format(
-        which=which,
+        which=f", {which}" if job.config.codebook.coarse_round else "",
         query=job.stages[f"{name}query"].path / f"{name}{_QUERY}",
         brought=brought,
         data="features:DIR" if job.config.of_features else "DIR",
