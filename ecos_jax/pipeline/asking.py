@@ -220,13 +220,10 @@ def query(job: Job, name: str = "") -> None:
       "text": f"{len(data):,} bytes down",
     }
 
-  job.stage(
-    f"{name}query",
-    "privacy.sigma privacy.gamma privacy.delta privacy.relation"
-    " privacy.coarse_part",
-    f"{name}codebook",
-    work,
-  )
+  fields = "privacy.sigma privacy.gamma privacy.delta privacy.relation"
+  if job.config.codebook.coarse_round:
+    fields += " privacy.coarse_part"
+  job.stage(f"{name}query", fields, f"{name}codebook", work)
 
 
 def response(job: Job, name: str = "") -> bool:

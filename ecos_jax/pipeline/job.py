@@ -17,8 +17,6 @@ from ecos_jax.data import pools
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
 
-_PART = "privacy.coarse_part"
-
 
 def encoder(config: config_lib.Config) -> registry.Encoder:
   """Returns the public feature extractor.
@@ -191,9 +189,8 @@ class Job:
     wanted = tuple(fields.split())
     leaves = config_lib.flatten(self.config)
     if not self.config.codebook.coarse_round:
-      # Of one round they decide nothing.
-      wanted = tuple(w for w in wanted if w != _PART)
-      del leaves["codebook.coarse_round"], leaves[_PART]
+      # They decide nothing then, and runs from before there were two go on.
+      del leaves["codebook.coarse_round"], leaves["privacy.coarse_part"]
     unknown = [w for w in wanted if not any(k.startswith(w) for k in leaves)]
     assert not unknown, unknown
     stage = self.work.stage(
