@@ -15,7 +15,6 @@ has the exact coverage of the first round for nothing.
 
 import itertools
 import json
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +41,6 @@ _CLIENTS = flags.DEFINE_list("clients", [*digits.DOMAINS], "Clients.")
 _OUT = flags.DEFINE_string("out", "rounds", "Where to, without a suffix.")
 
 _SIZE, _GAMMA, _DELTA, _BUDGET = 100, 0.8, 1e-5, 1000
-# Share of the estimated votes that the covered clusters hold.
-_COVERED = 0.95
 # Centroids of the first round, and its part of epsilon (as 1 / sigma^2).
 _ROUNDS = ((10, 0.2), (20, 0.2), (20, 0.35), (40, 0.35))
 _OPTIONS = config.Sampling()
@@ -132,37 +129,6 @@ def _frechet(a: np.ndarray, b: np.ndarray) -> float:
   return float(gap + a.var(0, ddof=1).sum() + b.var(0, ddof=1).sum() - 2 * root)
 
 
-def _sigmas(sigma: float, part: float) -> tuple[float, float]:
-  """Returns the noise of both rounds, as little as one round's epsilon buys.
-
-  The terms are fixed before anything is answered, so the losses compose,
-  though the second query depends on the first answer (docs/privacy.md).
-  """
-  relation = config.Relation.ADD_REMOVE.value
-  target = accounting.epsilon(sigma, _GAMMA, _DELTA, relation)
-
-  def pair(scale):
-    return scale / math.sqrt(part), scale / math.sqrt(1 - part)
-
-  def excess(scale):
-    releases = [accounting.Release(s, _GAMMA) for s in pair(scale)]
-    cost = accounting.Cost(tuple(releases))
-    return cost.epsilon(_DELTA, relation) - target
-
-  low, high = 0.9 * sigma, 1.1 * sigma
-  for _ in range(10):
-    middle = (low + high) / 2
-    low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-  return pair(high)
-
-
-def _covered(votes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-  """Returns the densest clusters that hold `_COVERED` of the votes."""
-  order = np.argsort(-votes / np.maximum(sizes, 1), kind="stable")
-  held = np.cumsum(votes[order])
-  return order[: np.searchsorted(held, _COVERED * held[-1]) + 1]
-
-
 def _run(cell: _Cell, client: str, seed: int, sigma: float) -> list[dict]:
   """Returns what every way of asking gives for one client."""
   random = np.random.default_rng([seed, round(sigma)])
@@ -185,7 +151,9 @@ def _run(cell: _Cell, client: str, seed: int, sigma: float) -> list[dict]:
   for first, part in (*_ROUNDS, *((size, 0.0) for size in (10, 20, 40))):
     centroids, labels, sizes = _fit(cell.bank.features, first, seed)
     if part:
-      noise, noise_2 = _sigmas(sigma, part)
+      noise, noise_2 = accounting.split(
+        sigma, part, _GAMMA, _DELTA, config.Relation.ADD_REMOVE.value
+      )
       scores = _scores(cell, centroids, noise, random)
       votes = scores_lib.posterior_mean(scores, sizes, noise)
       name = f"two, R = {first} + {_SIZE - first}, part {part:g}"
@@ -193,7 +161,8 @@ def _run(cell: _Cell, client: str, seed: int, sigma: float) -> list[dict]:
       noise_2 = sigma
       votes = coverage.coverage(cell.client, centroids)
       name = f"two, R = {first} (free) + {_SIZE - first}"
-    left = np.flatnonzero(np.isin(labels, _covered(votes, sizes)))
+    covered = scores_lib.covered(votes, sizes, _SIZE - first)
+    left = np.flatnonzero(covered[labels])
     book = _fit(cell.bank.features[left], _SIZE - first, seed)
     scores = _scores(cell, book[0], noise_2, random)
     note(name, len(left) / len(labels), left, *book, scores, noise_2)

@@ -160,11 +160,16 @@ class Codebook:
   `mini_batch` reads all of the bank, once, whatever the other fields say.
   `coarse` clusters of centroids make very large codebooks affordable: about the
   square root of `size`. 0: one level.
+
+  With `coarse_round` centroids the client is asked twice: about these, and then
+  about the rest of `size`, which lie in the clusters where it has votes. 0: it
+  is asked once.
   """
 
   size: int = 100
   algorithm: Algorithm = Algorithm.LLOYD
   coarse: int = 0
+  coarse_round: int = 0
   sample_per_centroid: int = 256
   iterations: int = 50
   tolerance: float = 1e-4
@@ -174,6 +179,10 @@ class Codebook:
 class Privacy:
   """The terms that the query proposes; in simulation also what the client does.
 
+  `sigma` is the noise of one answer. Where `codebook.coarse_round` asks for
+  two, each has more, so that both together cost no more; `coarse_part` is the
+  part of 1 / sigma^2 that the first has.
+
   `insecure_noise_seed` replaces the operating system's entropy by a seed: for
   tests and studies only, and the response then says that it is not private.
   """
@@ -182,6 +191,7 @@ class Privacy:
   gamma: float = 0.8
   delta: float = 1e-5
   relation: Relation = Relation.ADD_REMOVE
+  coarse_part: float = 0.2
   insecure_noise_seed: int | None = None
 
 
@@ -369,6 +379,7 @@ class Config:
     not_negative = [
       "seed",
       "codebook.coarse",
+      "codebook.coarse_round",
       "codebook.tolerance",
       "codebook.sample_per_centroid",
       "sampling.threshold",
@@ -417,6 +428,7 @@ class Config:
         f"--config.encoder.image_size must lie in (0, {MAX_IMAGE_SIZE}], got "
         f"{self.encoder.image_size}"
       )
+    found += self._round_errors()
     found += self._source_errors()
     found += self._labelling_errors()
     if not 0 <= self.distill.hard_share <= 1:
@@ -436,7 +448,11 @@ class Config:
       )
     found += [
       f"--config.{name} must lie in (0, 1), got {fields[name]}"
-      for name in ("privacy.delta", "sampling.false_discovery")
+      for name in (
+        "privacy.delta",
+        "privacy.coarse_part",
+        "sampling.false_discovery",
+      )
       if not 0 < fields[name] < 1
     ]
     if self.seed >= 2**32:
@@ -466,6 +482,33 @@ class Config:
   def of_features(self) -> bool:
     """Returns whether the pool is of features: then all ends at the proxy."""
     return any(spec.startswith("features:") for spec in self.data.sources)
+
+  def _round_errors(self) -> list[str]:
+    book, method = self.codebook, self.sampling.method
+    if not book.coarse_round:
+      return []
+    round_flag = f"--config.codebook.coarse_round={book.coarse_round}"
+    found = []
+    if book.coarse_round >= book.size:
+      found.append(
+        f"{round_flag} leaves nothing of --config.codebook.size={book.size}"
+      )
+    elif book.coarse > book.size - book.coarse_round:
+      found.append(
+        f"--config.codebook.coarse={book.coarse} is more than {round_flag} "
+        f"leaves of --config.codebook.size={book.size}"
+      )
+    if method not in ASKING:
+      found.append(
+        f"{round_flag}: --config.sampling.method={method.value} asks nothing"
+      )
+    if book.algorithm is not Algorithm.LLOYD or not book.sample_per_centroid:
+      found.append(
+        f"{round_flag} needs --config.codebook.algorithm=lloyd, and "
+        "--config.codebook.sample_per_centroid, 1 or more: the second round is "
+        "fitted on a sample"
+      )
+    return found
 
   def _source_errors(self) -> list[str]:
     data, method = self.data, self.sampling.method

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -159,3 +160,24 @@ def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
     "privacy.relation",
   ):
     assert f"--config.{name} " in str(caught.value)
+
+
+def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
+  config = config_lib.Config()
+  config.codebook.coarse_round, config.privacy.coarse_part = 10, 0.5
+  config.codebook.coarse = 90
+  config.validate()
+  for group, field, value, said in (
+    ("codebook", "size", 10, "codebook.size=10"),
+    ("codebook", "coarse", 91, "codebook.coarse=91"),
+    ("codebook", "coarse_round", -1, "codebook.coarse_round must"),
+    ("codebook", "algorithm", config_lib.Algorithm.MINI_BATCH, "algorithm"),
+    ("codebook", "sample_per_centroid", 0, "sample_per_centroid"),
+    ("privacy", "coarse_part", 1.0, "privacy.coarse_part must"),
+    ("privacy", "coarse_part", 0.0, "privacy.coarse_part must"),
+    ("sampling", "method", config_lib.Method.RANDOM, "sampling.method=random"),
+  ):
+    wrong = copy.deepcopy(config)
+    setattr(getattr(wrong, group), field, value)
+    with pytest.raises(errors.ConfigError, match=rf"--config\.\S*{said}"):
+      wrong.validate()

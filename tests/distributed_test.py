@@ -1,5 +1,6 @@
 """Real processes on this machine, which find one another through localhost."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -62,11 +63,20 @@ def make(folder):
     folder / "bank", _pool(), _encoder(), shard_rows=64, batch_size=32
   )
   bank.verify()
-  (folder / "codebook").mkdir(exist_ok=True)
-  mesh = distributed.mesh()
-  return codebook.build(
-    folder / "codebook", bank, _CONFIG, jax.random.key(_KEY), mesh
+  for name in ("codebook", "second"):
+    (folder / name).mkdir(exist_ok=True)
+  key, mesh = jax.random.key(_KEY), distributed.mesh()
+  fitted = codebook.build(folder / "codebook", bank, _CONFIG, key, mesh)
+  covered = np.arange(_CONFIG.size) % 3 > 0
+  codebook.build(
+    folder / "second",
+    bank,
+    dataclasses.replace(_CONFIG, size=8, sample_per_centroid=20),
+    key,
+    mesh,
+    codebook.Part(codebook.read(folder / "codebook"), covered),
   )
+  return fitted
 
 
 _PROCESS = """
@@ -165,10 +175,11 @@ def _same(folder, one):
     assert (folder / "bank" / name).read_bytes() == (
       expected / "bank" / name
     ).read_bytes()
-  got, wanted = (codebook.read(f / "codebook") for f in (folder, expected))
-  np.testing.assert_allclose(got.centroids, wanted.centroids, atol=1e-4)
-  np.testing.assert_array_equal(got.sizes, wanted.sizes)
-  np.testing.assert_array_equal(got.assignment, wanted.assignment)
+  for book in ("codebook", "second"):
+    got, wanted = (codebook.read(f / book) for f in (folder, expected))
+    np.testing.assert_allclose(got.centroids, wanted.centroids, atol=1e-4)
+    np.testing.assert_array_equal(got.sizes, wanted.sizes)
+    np.testing.assert_array_equal(got.assignment, wanted.assignment)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from ecos_jax.clustering import assign
 from ecos_jax.clustering import hierarchy
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import mini_batch
+from ecos_jax.clustering import start as start_lib
 
 _CENTROIDS = "centroids.npy"
 _SIZES = "sizes.npy"
@@ -36,7 +37,8 @@ class Codebook(NamedTuple):
     centroids: float32 [R, d], of numbers that the bank's type can hold: so a
       query takes no more bytes than that.
     sizes: int64 [R], samples of the pool in each cluster.
-    assignment: int32 [N], the cluster of each sample, mapped from disk.
+    assignment: int32 [N], the cluster of each sample, mapped from disk; -1 for
+      one that is in none.
   """
 
   centroids: np.ndarray
@@ -49,12 +51,45 @@ class Codebook(NamedTuple):
     return workdir.digest(self.centroids.data, self.assignment.data)
 
 
+class Part(NamedTuple):
+  """Some clusters of a codebook.
+
+  Attributes:
+    book: The codebook.
+    covered: bool [R], which clusters.
+  """
+
+  book: Codebook
+  covered: np.ndarray
+
+  @property
+  def size(self) -> int:
+    """How many samples of the pool they hold."""
+    return int(self.book.sizes[self.covered].sum())
+
+  def holds(self, start: int, rows: int) -> np.ndarray:
+    """Returns which of `rows` rows from `start` on are in them, [rows] bool."""
+    return self.covered[self.book.assignment[start : start + rows]]
+
+  def subsample(self, size: int, key: jax.Array) -> np.ndarray:
+    """Returns `size` distinct rows that are in them, uniform, sorted."""
+    ranks = start_lib.subsample(self.size, size, key)
+    found, seen = [], 0
+    for start in range(0, len(self.book.assignment), _CHUNK_ROWS):
+      rows = np.flatnonzero(self.holds(start, _CHUNK_ROWS))
+      first, last = np.searchsorted(ranks, (seen, seen + len(rows)))
+      found.append(start + rows[ranks[first:last] - seen])
+      seen += len(rows)
+    return np.concatenate(found)
+
+
 def build(
   path: Path,
   bank: bank_lib.FeatureBank,
   config: config_lib.Codebook,
   key: jax.Array,
   mesh: jax.sharding.Mesh,
+  within: Part | None = None,
 ) -> kmeans.KMeans:
   """Fits k-means, assigns every row, writes three .npy files.
 
@@ -66,6 +101,8 @@ def build(
     config: R, and how to fit.
     key: Random key.
     mesh: The devices.
+    within: Rows that it is about; others get the assignment -1. The fit then
+      needs `lloyd`, and a sample. None for all rows.
 
   Returns:
     What k-means says of the rows that it was fitted on.
@@ -79,9 +116,14 @@ def build(
     "sample": config.sample_per_centroid * config.size or None,
     "mesh": mesh,
   }
+  fitted_on: bank_lib.FeatureBank | np.ndarray = bank
+  if within is not None:
+    sample = min(options.pop("sample"), within.size)
+    sample_key, key = jax.random.split(key)
+    fitted_on = bank.take(within.subsample(sample, sample_key))
   if config.coarse:
     tree, fitted = hierarchy.fit(
-      bank, config.size, key, coarse=config.coarse, **options
+      fitted_on, config.size, key, coarse=config.coarse, **options
     )
     centroids = _rounded(tree.centroids, bank)
     parts = hierarchy.stream(
@@ -91,7 +133,7 @@ def build(
     if config.algorithm is config_lib.Algorithm.MINI_BATCH:
       fitted = mini_batch.fit(bank, config.size, key, mesh=mesh)
     else:
-      fitted = kmeans.fit(bank, config.size, key, **options)
+      fitted = kmeans.fit(fitted_on, config.size, key, **options)
     centroids = _rounded(fitted.centroids, bank)
     parts = assign.stream(bank, centroids, mesh=mesh)
   rows = bank.shape[0]
@@ -107,10 +149,13 @@ def build(
     np.lib.format.write_array_header_1_0(
       file, {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
     )
-    for _, part in parts:
-      file.write(np.asarray(part.labels, "<i4").tobytes())
-      sizes += np.bincount(part.labels, minlength=config.size)
-      progress.update(len(part.labels))
+    for start, part in parts:
+      labels = np.asarray(part.labels, "<i4")
+      if within is not None:
+        labels = np.where(within.holds(start, len(labels)), labels, -1)
+      file.write(labels.tobytes())
+      sizes += counts(labels, config.size)
+      progress.update(len(labels))
   if writes:
     np.save(path / _CENTROIDS, centroids)
     np.save(path / _SIZES, sizes)
@@ -145,10 +190,14 @@ def read(path: Path, digest: str | None = None) -> Codebook:
   return book
 
 
+def counts(labels: np.ndarray, size: int) -> np.ndarray:
+  """Returns how often each of 0..size - 1 is in labels, where -1 is none."""
+  return np.bincount(labels + 1, minlength=size + 1)[1:]
+
+
 def _count(book: Codebook) -> np.ndarray:
   """Returns the sizes of the clusters of an assignment."""
   sizes = np.zeros(len(book.centroids), np.int64)
   for start in range(0, len(book.assignment), _CHUNK_ROWS):
-    part = book.assignment[start : start + _CHUNK_ROWS]
-    sizes += np.bincount(part, minlength=len(sizes))
+    sizes += counts(book.assignment[start : start + _CHUNK_ROWS], len(sizes))
   return sizes

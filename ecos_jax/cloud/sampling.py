@@ -24,6 +24,7 @@ import tqdm
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import codebook
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import start as start_lib
 
@@ -154,6 +155,8 @@ def _candidates(
   # Ranks below this bound are enough: six standard deviations above the mean.
   bound = (limits + 6 * np.sqrt(limits) + 1) / np.maximum(sizes, 1)
   bound = np.where(limits == sizes, 2.0, bound) * (limits > 0)
+  # The label -1 is that of rows in no cluster: no rank is below 0.
+  bound = np.append(bound, 0.0)
   random = start_lib.generator(key)
   found = []
   for start in range(0, len(assignment), _SCAN_ROWS):
@@ -325,7 +328,8 @@ def decompress(
 
   Args:
     bank: Features, [N, d].
-    assignment: int32 [N], the cluster of each sample; may be mapped from disk.
+    assignment: int32 [N], the cluster of each sample, -1 for none; may be
+      mapped from disk.
     centroids: float32 [R, d].
     density: float64 [R], of the client's samples over the pool's, up to a
       factor.
@@ -336,7 +340,7 @@ def decompress(
   sizes = np.zeros(len(quotas), np.int64)
   for start in range(0, len(assignment), _SCAN_ROWS):
     labels = np.asarray(assignment[start : start + _SCAN_ROWS])
-    sizes += np.bincount(labels, minlength=len(quotas))
+    sizes += codebook.counts(labels, len(quotas))
   if np.any(quotas > sizes):
     raise ValueError("a quota is larger than its cluster")
   candidates = _candidates(assignment, sizes, quotas, key)

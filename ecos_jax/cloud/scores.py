@@ -28,6 +28,8 @@ _ITERATIONS = 200
 # Clusters that G is fitted on; more would not make it much better.
 _FITTED = 4096
 _LEAST = 1e-15
+# Share of the votes that the covered clusters hold.
+_COVERED = 0.95
 
 
 def p_values(scores: np.ndarray, sigma: float) -> np.ndarray:
@@ -154,6 +156,25 @@ def votes(
   if options.estimate is config.Estimate.POSTERIOR:
     scores = posterior_mean(scores, sizes, sigma)
   return np.where(kept, np.maximum(scores, 0.0), 0.0)
+
+
+def covered(votes: np.ndarray, sizes: np.ndarray, rows: int) -> np.ndarray:
+  """Returns which clusters a second round of questions is about, bool [R].
+
+  The densest that hold 95 % of the votes, and then as many more as it takes to
+  hold `rows` samples.
+
+  Args:
+    votes: float64 [R], that each cluster is taken to have.
+    sizes: int64 [R], samples of the pool in each cluster.
+    rows: How many samples they must hold; at most the sum of the sizes.
+  """
+  order = np.argsort(-density(votes, sizes), kind="stable")
+  held, members = np.cumsum(votes[order]), np.cumsum(sizes[order])
+  count = max(
+    np.searchsorted(held, _COVERED * held[-1]), np.searchsorted(members, rows)
+  )
+  return np.isin(np.arange(len(votes)), order[: count + 1])
 
 
 def density(votes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The stages in order: pool, bank, codebook, query, response, proxy, model."""
+"""The stages in order: pool, bank, codebook, query, response, proxy, model.
+
+Those of asking come twice where the client is asked twice.
+"""
 
 from collections.abc import Callable
 import json
@@ -70,7 +73,11 @@ def run(
   with enter(workdir) as work:
     job = job_lib.Job(config, work, verify, load)
     terms: dict[str, Callable[[job_lib.Job], object]]
-    terms = {"privacy": asking.terms}
+    terms = {
+      "privacy": lambda job: [
+        asking.terms(job, name) for name in asking.rounds(config)
+      ]
+    }
     if labelling.wanted(job):
       terms["labelling"] = labelling.terms
     for group, checked in terms.items():
@@ -85,10 +92,11 @@ def run(
     if config.sampling.method in selection.NEEDS_BANK or labelling.wanted(job):
       asking.bank(job)
     if config.sampling.method in config_lib.ASKING:
-      asking.codebook(job)
-      asking.query(job)
-      if not asking.response(job):
-        return None
+      for name in asking.rounds(config):
+        asking.codebook(job, name)
+        asking.query(job, name)
+        if not asking.response(job, name):
+          return None
     if config.sampling.method is not config_lib.Method.LOCAL:
       selection.proxy(job)
     if labelling.wanted(job):

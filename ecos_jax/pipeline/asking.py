@@ -4,6 +4,10 @@ Each stage is a function that names what its result depends on and does its work
 in a folder of the workdir. The client is simulated here unless it is remote;
 between cloud and client pass the bytes of a query and of a response and nothing
 else, and they are counted.
+
+With `codebook.coarse_round` the client is asked twice. The stages codebook,
+query and response of the first round have names that begin with `coarse_`; the
+second codebook lies in the clusters that the first answer leaves.
 """
 
 from collections.abc import Callable
@@ -13,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import protocol
 from ecos_jax import wire
@@ -21,7 +26,9 @@ from ecos_jax.client import respond
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import query as query_lib
+from ecos_jax.cloud import scores
 from ecos_jax.pipeline.job import Job
+from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
 
 _Message = TypeVar("_Message")
@@ -31,14 +38,16 @@ UNREADABLE = "unreadable.txt"
 SIMULATED = "simulated"
 _QUERY = "query.safetensors"
 RESPONSE = "response.safetensors"
-_INSTRUCTIONS = f"""
-Waiting for the client. Carry this file to it:
-  {{query}}
+# What the names of the first of two rounds begin with.
+COARSE = "coarse_"
+_INSTRUCTIONS = """
+Waiting for the client{which}. Carry this file to it:
+  {query}
 There, with its private data in DIR and its ledger in LEDGER:
-  python -m ecos_jax.client.respond --query={_QUERY} --data={{data}} \\
-    --epsilon=EPSILON --ledger=LEDGER --out={RESPONSE}
+  python -m ecos_jax.client.respond --query={query.name} --data={data} \\
+    --epsilon=EPSILON --ledger=LEDGER --out={brought.name}
 Bring the answer back as
-  {{brought}}
+  {brought}
 and run this command again."""
 
 
@@ -119,50 +128,91 @@ def bank(job: Job) -> None:
     job.checked_bank()
 
 
-def codebook(job: Job) -> None:
-  """Clusters the bank."""
+def rounds(config: config_lib.Config) -> tuple[str, ...]:
+  """Returns what the names of each round's stages begin with, in order."""
+  return (COARSE, "") if config.codebook.coarse_round else ("",)
+
+
+def codebook(job: Job, name: str = "") -> None:
+  """Clusters the bank, or what the first round leaves of it.
+
+  Args:
+    job: The run.
+    name: Of the round, one of `rounds`; so below.
+  """
+  config = job.config.codebook
+  second = bool(config.coarse_round) and not name
+  inputs = "bank"
+  if name:
+    config = dataclasses.replace(config, size=config.coarse_round, coarse=0)
+  elif second:
+    config = dataclasses.replace(config, size=config.size - config.coarse_round)
+    inputs += f" {COARSE}codebook {COARSE}response"
 
   def work(path: Path) -> dict[str, Any]:
+    within = _covered(job, config.size) if second else None
     fitted = codebook_lib.build(
       path,
       job.checked_bank(),
-      job.config.codebook,
-      job.key("codebook"),
+      config,
+      job.key(f"{name}codebook"),
       distributed.mesh(),
+      within,
     )
     state = "converged" if fitted.converged else "not converged"
+    count = job.feature_bank.shape[0]
+    text = f"{config.size} centroids, {fitted.iterations} iterations, {state}"
+    if within is not None:
+      text += f", in {within.size / count:.0%} of the pool"
     return {
       "digest": codebook_lib.read(path).digest,
       "reseeded": fitted.reseeded,
-      "count": job.feature_bank.shape[0],
-      "text": f"{job.config.codebook.size} centroids, "
-      f"{fitted.iterations} iterations, {state}",
+      "count": count,
+      "text": text,
     }
 
-  job.stage("codebook", "codebook. seed", "bank", work, together=True)
+  job.stage(f"{name}codebook", "codebook. seed", inputs, work, together=True)
 
 
-def finished_codebook(job: Job) -> codebook_lib.Codebook:
-  """Returns the finished codebook.
+def _covered(job: Job, rows: int) -> codebook_lib.Part:
+  """Returns the clusters, of `rows` rows at least, where the client has votes.
+
+  All processes must call this.
+  """
+  book = finished_codebook(job, COARSE)
+
+  def decide() -> list[bool]:
+    answer = finished_response(job, COARSE)
+    votes = scores.posterior_mean(
+      answer.scores, book.sizes, answer.statement.sigma
+    )
+    return scores.covered(votes, book.sizes, rows).tolist()
+
+  # By process 0, since others might round otherwise.
+  return codebook_lib.Part(book, np.array(distributed.first(decide)))
+
+
+def finished_codebook(job: Job, name: str = "") -> codebook_lib.Codebook:
+  """Returns the finished codebook of a round.
 
   Raises:
     EcosError: It is damaged.
   """
-  stage = job.stages["codebook"]
+  stage = job.stages[f"{name}codebook"]
   return codebook_lib.read(stage.path, stage.result["digest"])
 
 
-def query(job: Job) -> None:
+def query(job: Job, name: str = "") -> None:
   """Writes what the client receives."""
 
   def work(path: Path) -> dict[str, Any]:
     query = query_lib.make(
-      finished_codebook(job).centroids,
+      finished_codebook(job, name).centroids,
       job.encoder,
-      terms(job),
+      terms(job, name),
     )
     data = query.to_bytes()
-    workdir.write_atomically(path / _QUERY, data)
+    workdir.write_atomically(path / f"{name}{_QUERY}", data)
     return {
       "digest": query.digest,
       "bytes": len(data),
@@ -170,37 +220,45 @@ def query(job: Job) -> None:
       "text": f"{len(data):,} bytes down",
     }
 
-  job.stage(
-    "query",
-    "privacy.sigma privacy.gamma privacy.delta privacy.relation",
-    "codebook",
-    work,
-  )
+  fields = "privacy.sigma privacy.gamma privacy.delta privacy.relation"
+  if job.config.codebook.coarse_round:
+    fields += " privacy.coarse_part"
+  job.stage(f"{name}query", fields, f"{name}codebook", work)
 
 
-def response(job: Job) -> bool:
+def response(job: Job, name: str = "") -> bool:
   """Takes the client's answer, simulated or brought to the workdir.
 
   Returns:
     Whether it is there.
   """
-  brought = job.work.path / RESPONSE
+  brought = job.work.path / f"{name}{RESPONSE}"
   remote = job.config.client.remote
   if remote and not distributed.first(
-    lambda: brought.exists() or job.work.done("response")
+    lambda: brought.exists() or job.work.done(f"{name}response")
   ):
-    query = job.stages["query"].path / _QUERY
-    data = "features:DIR" if job.config.of_features else "DIR"
-    print(_INSTRUCTIONS.format(query=query, brought=brought, data=data))
+    which = "first of two questions" if name else "second of two questions"
+    print(
+      _INSTRUCTIONS.format(
+        which=f", {which}" if job.config.codebook.coarse_round else "",
+        query=job.stages[f"{name}query"].path / f"{name}{_QUERY}",
+        brought=brought,
+        data="features:DIR" if job.config.of_features else "DIR",
+      )
+    )
     return False
 
   def work(path: Path) -> dict[str, Any]:
-    query = message(job, "query", _QUERY, protocol.Query.from_bytes)
+    query = message(
+      job, f"{name}query", f"{name}{_QUERY}", protocol.Query.from_bytes
+    )
     data = (
-      wire.read_file(brought) if remote else _simulated(job, query.to_bytes())
+      wire.read_file(brought)
+      if remote
+      else _simulated(job, query.to_bytes(), name)
     )
     statement = query_lib.read(data, query).statement
-    workdir.write_atomically(path / RESPONSE, data)
+    workdir.write_atomically(path / f"{name}{RESPONSE}", data)
     privacy = f"epsilon {statement.epsilon:.4g}"
     if not statement.private:
       privacy = "NOT PRIVATE (noise from a seed)"
@@ -212,15 +270,28 @@ def response(job: Job) -> bool:
       "text": f"{len(data):,} bytes up, {privacy}",
     }
 
-  job.stage("response", "privacy. client.remote", "query", work)
+  job.stage(f"{name}response", "privacy. client.remote", f"{name}query", work)
   return True
 
 
-def _simulated(job: Job, query: bytes) -> bytes:
-  """Returns the response of the simulated client."""
-  mechanism = mechanisms.Mechanism(
-    terms(job), job.config.privacy.insecure_noise_seed
+def finished_response(job: Job, name: str = "") -> protocol.Response:
+  """Returns the client's answer in a round.
+
+  Raises:
+    EcosError: It is damaged.
+  """
+  return message(
+    job, f"{name}response", f"{name}{RESPONSE}", protocol.Response.from_bytes
   )
+
+
+def _simulated(job: Job, query: bytes, name: str) -> bytes:
+  """Returns the response of the simulated client."""
+  seed = job.config.privacy.insecure_noise_seed
+  if name and seed is not None:
+    # Noise that has nothing to do with that of the second round.
+    seed += 2**64
+  mechanism = mechanisms.Mechanism(terms(job, name), seed)
   return respond.answer(
     query,
     lambda: job.client,
@@ -243,16 +314,19 @@ def simulated_tag(job: Job) -> str:
   return SIMULATED if seed is None else f"{SIMULATED}, noise of seed {seed}"
 
 
-def terms(job: Job) -> protocol.Terms:
+def terms(job: Job, name: str = "") -> protocol.Terms:
   """Returns the terms that the query proposes and the simulation takes.
 
   Raises:
     ProtocolError: One is out of range.
   """
   privacy = job.config.privacy
-  return protocol.Terms(
-    privacy.sigma, privacy.gamma, privacy.delta, privacy.relation.value
-  )
+  sigma = privacy.sigma
+  rest = privacy.gamma, privacy.delta, privacy.relation.value
+  if job.config.codebook.coarse_round:
+    first, second = accounting.split(sigma, privacy.coarse_part, *rest)
+    sigma = first if name else second
+  return protocol.Terms(sigma, *rest)
 
 
 def message(

@@ -8,7 +8,6 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
-from ecos_jax import protocol
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import baselines
@@ -135,9 +134,7 @@ def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def _votes(job: Job) -> np.ndarray:
   """Returns how many votes each cluster is taken to have, float64 [R]."""
-  response = asking.message(
-    job, "response", asking.RESPONSE, protocol.Response.from_bytes
-  )
+  response = asking.finished_response(job)
   return scores_lib.votes(
     response.scores,
     asking.finished_codebook(job).sizes,

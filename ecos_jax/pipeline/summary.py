@@ -13,8 +13,9 @@ those of its ledger, also of earlier calls that were redone; of a remote client
 only this run's are known, and its own ledger has the total; `noise_epsilon`,
 the same if noise from a seed had come from the operating system;
 `paper_epsilon`, the paper's bound for the same noise on this run's scores;
-`scores_epsilon` and `labels_epsilon`, what each of this run's two answers costs
-alone (null where it was not asked); `labels_asked`, of these
+`coarse_epsilon`, `scores_epsilon` and `labels_epsilon`, what each of this run's
+answers costs alone (null where it was not asked; the first is that of the first
+of two rounds of scores); `labels_asked`, of these
 `labels_considered` before the budget was used up, of these `labels_answered`,
 and `labels_accuracy`, the share of the client's labels that are right;
 `bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
@@ -26,6 +27,7 @@ the share of the time that the loop waited for images. What is not known is
 null.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from ecos_jax.training import export
 
+# What the answers are called, and in the fields of their epsilons.
+_ANSWERS = {"labels": "labels", "first scores": "coarse", "scores": "scores"}
 _RELATIONS = {
   "add_remove": "one sample more or less",
   "replace_one": "one sample replaced",
@@ -79,8 +83,8 @@ def collect(job: Job) -> dict[str, Any]:
     "labels_considered": labels.get("considered"),
     "labels_answered": labels.get("answered"),
     "labels_accuracy": labels.get("accuracy"),
-    "bytes_down": _bytes(results, "query", "request"),
-    "bytes_up": _bytes(results, "response", "labels"),
+    "bytes_down": _bytes(results, "coarse_query", "query", "request"),
+    "bytes_up": _bytes(results, "coarse_response", "response", "labels"),
     "training": _speed(results.get("model")),
     "seconds": {
       name: round(stage.seconds, 3) for name, stage in job.stages.items()
@@ -97,14 +101,19 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
 
   What was answered and then deleted is spent all the same.
   """
-  scores = results.get("response", {}).get("statement")
   labels = results.get("labels")
+  rounds = {
+    name: results[f"{name}response"]
+    for name in asking.rounds(job.config)
+    if f"{name}response" in results
+  }
   own, told, private = {}, [], True
-  if scores is not None:
-    release = accounting.Release(scores["sigma"], scores["gamma"])
-    own[results["response"]["digest"]] = accounting.Cost((release,))
-    told.append(scores)
-    private &= scores["private"]
+  for answer in rounds.values():
+    statement = answer["statement"]
+    release = accounting.Release(statement["sigma"], statement["gamma"])
+    own[answer["digest"]] = accounting.Cost((release,))
+    told.append(statement)
+    private &= statement["private"]
   if labels is not None:
     terms = protocol.LabelTerms(**labels["terms"])
     own[labels["digest"]] = accounting.labels(
@@ -130,10 +139,16 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
       relation = labels["terms"]["relation"]
     # The terms and the number of labels stand in the configuration before
     # anything is answered, unless an answer was redone, or the proxy came out
-    # smaller: that tells of the scores.
+    # smaller: that tells of the scores. So may a second round at terms that the
+    # client chose after the first.
     budget = job.config.sampling.budget
     size = budget if labels is None else labels["requests"]
-    fixed = len(costs) == (scores is not None) + (labels is not None)
+    fixed = len(costs) == len(rounds) + (labels is not None)
+    if len(rounds) > 1:
+      fixed &= all(
+        _as_proposed(answer["statement"], asking.terms(job, name))
+        for name, answer in rounds.items()
+      )
     if fixed and size == budget:
       epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
     else:
@@ -141,6 +156,10 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
   noise_epsilon = epsilon
   if job.config.sampling.method in config.SIMULATION_ONLY:
     private, delta, noise_epsilon = False, None, None
+  coarse, scores = (
+    rounds[name]["statement"] if name in rounds else None
+    for name in (asking.COARSE, "")
+  )
   paper = scores and accounting.paper_epsilon(
     scores["sigma"], scores["gamma"], scores["delta"]
   )
@@ -149,11 +168,16 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
     "noise_epsilon": noise_epsilon,
     "epsilon_answers": len(costs),
     "paper_epsilon": paper if private else None,
+    "coarse_epsilon": coarse["epsilon"] if coarse and private else None,
     "scores_epsilon": scores["epsilon"] if scores and private else None,
     "labels_epsilon": labels["epsilon"] if labels and private else None,
     "delta": delta,
     "relation": relation,
   }
+
+
+def _as_proposed(statement: dict[str, Any], terms: protocol.Terms) -> bool:
+  return all(statement[k] == v for k, v in dataclasses.asdict(terms).items())
 
 
 def _ledger(job: Job) -> list[ledger.Entry]:
@@ -192,16 +216,19 @@ def _privacy(summary: dict[str, Any]) -> str:
     return "NOT PRIVATE: no guarantee holds for this run"
   if summary["relation"] is None:
     return "nothing was asked of the client"
-  scores, labels = summary["scores_epsilon"], summary["labels_epsilon"]
+  alone = {
+    name: summary[f"{field}_epsilon"]
+    for name, field in _ANSWERS.items()
+    if summary[f"{field}_epsilon"] is not None
+  }
   detail = []
-  if labels is not None:
-    detail = [f"labels {labels:.4g}"]
-    if scores is not None:
-      detail = [f"labels {labels:.4g} and scores {scores:.4g}, composed"]
-  elif scores is not None:
+  if list(alone) == ["scores"]:
     detail = [f"the paper's bound: {summary['paper_epsilon']:.4g}"]
+  elif alone:
+    parts = [f"{name} {epsilon:.4g}" for name, epsilon in alone.items()]
+    detail = [" and ".join(parts) + (", composed" if len(parts) > 1 else "")]
   answers = summary["epsilon_answers"]
-  if answers > (scores is not None) + (labels is not None):
+  if answers > len(alone):
     detail.append(f"all {answers} answers in client/ledger, also those redone")
   if summary["remote"]:
     detail.append("this run's answers only: the client's ledger has the total")

@@ -135,7 +135,7 @@ def _client_work(
     return model and (
       _PASSES * train.steps * train.batch_size * model["multiply_adds"]
     )
-  messages = sorted(path.glob("query*/*.safetensors"))
+  messages = sorted(path.glob("*query/*.safetensors"))
   if not messages:
     return None
   queries = [protocol.Query.from_bytes(file.read_bytes()) for file in messages]

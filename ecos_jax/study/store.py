@@ -20,7 +20,10 @@ from ecos_jax import config
 from ecos_jax import workdir
 from ecos_jax.data import problem
 
-_SHARED = ("pool", "bank", "codebook", "query", "teacher")
+_SHARED = (
+  *("pool", "bank", "coarse_codebook", "coarse_query", "codebook", "query"),
+  "teacher",
+)
 _POOLS_IN_MEMORY = 2
 
 

@@ -126,3 +126,55 @@ def test_two_levels(tmp_path):
   gaps = np.sum((features[:, None] - book.centroids) ** 2, axis=2)
   # Blobs far apart are the coarse clusters: no row lies near a border.
   np.testing.assert_array_equal(book.assignment, gaps.argmin(axis=1))
+
+
+@pytest.mark.parametrize("coarse", [0, 3])
+def test_a_second_codebook_lies_in_some_clusters_of_the_first(
+  tmp_path, coarse, monkeypatch
+):
+  bank, features, centers = _bank(tmp_path / "bank")
+  monkeypatch.setattr(codebook, "_CHUNK_ROWS", 700)
+  first, second = tmp_path / "first", tmp_path / "second"
+  first.mkdir()
+  second.mkdir()
+  options = config.Codebook(size=6, sample_per_centroid=100)
+  arguments = jax.random.key(0), distributed.mesh()
+  codebook.build(first, bank, options, *arguments)
+  book = codebook.read(first)
+  covered = np.array([True, False, False, True, True, False])
+  part = codebook.Part(book, covered)
+  inside = covered[book.assignment]
+  assert part.size == inside.sum()
+
+  options = config.Codebook(size=9, coarse=coarse, sample_per_centroid=20)
+  codebook.build(second, bank, options, *arguments, part)
+  book = codebook.read(second, codebook.read(second).digest)
+  np.testing.assert_array_equal(book.assignment >= 0, inside)
+  gaps = np.sum((features[inside, None] - book.centroids) ** 2, axis=2)
+  labels = book.assignment[inside]
+  np.testing.assert_array_equal(book.sizes, np.bincount(labels, minlength=9))
+  # Of two levels that are as fine as the blobs, rounding decides as much.
+  chosen = gaps[np.arange(len(gaps)), labels]
+  np.testing.assert_allclose(chosen, gaps.min(axis=1), atol=1e-3)
+  blobs = np.argmin(np.sum((features[:, None] - centers) ** 2, axis=2), axis=1)
+  near = np.sum((book.centroids[:, None] - centers) ** 2, axis=2).argmin(axis=1)
+  assert set(near) == set(blobs[inside])
+
+
+def test_a_sample_of_some_clusters_is_uniform(monkeypatch):
+  monkeypatch.setattr(codebook, "_CHUNK_ROWS", 7)
+  assignment = np.resize(np.array([0, 1, 2, -1, 2], np.int32), 100)
+  sizes = codebook.counts(assignment, 3)
+  np.testing.assert_array_equal(sizes, [20, 20, 40])
+  book = codebook.Codebook(np.zeros((3, 1), np.float32), sizes, assignment)
+  # No index of the assignment -1 may mean the last cluster.
+  part = codebook.Part(book, np.array([True, False, False]))
+  inside = np.flatnonzero(assignment == 0)
+  everything = part.subsample(20, jax.random.key(0))
+  np.testing.assert_array_equal(everything, inside)
+  draws = [part.subsample(5, jax.random.key(i)) for i in range(400)]
+  counts = np.bincount(np.concatenate(draws), minlength=100)
+  assert all(len(set(draw)) == 5 for draw in draws)
+  assert set(np.flatnonzero(counts)) == set(inside)
+  # 100 are expected, with a deviation below 9.
+  assert abs(counts[inside] - 100).max() < 45

@@ -349,6 +349,19 @@ def test_central_leaves_out_what_is_far(within, central):
     assert set(got[assignment[got] == r]) <= set(central_members)
 
 
+@pytest.mark.parametrize("within", WITHIN)
+def test_rows_in_no_cluster_are_never_chosen(within):
+  bank, assignment, centroids = clusters([40, 60, 50])
+  # The last cluster is taken away: all rows of the others can be had.
+  assignment = np.where(assignment == 2, -1, assignment).astype(np.int32)
+  for quotas in ([40, 60], [39, 7], [40, 0]):
+    got = decompress(bank, assignment, centroids[:2], np.array(quotas), within)
+    labels = assignment[got]
+    np.testing.assert_array_equal(np.bincount(labels, minlength=2), quotas)
+  with pytest.raises(ValueError, match="larger than its cluster"):
+    decompress(bank, assignment, centroids[:2], np.array([41, 0]), within)
+
+
 def test_decompress_refuses_a_quota_above_its_cluster():
   bank, assignment, centroids = clusters([5, 5])
   with pytest.raises(ValueError, match="quota"):

@@ -200,6 +200,19 @@ def test_votes_are_scores_or_estimates_of_what_is_kept():
   np.testing.assert_array_equal(got, [mean[0], 0, mean[2], 0])
 
 
+def test_covered_are_the_densest_clusters_by_hand():
+  votes = np.array([9.0, 60, 1, 30, 0])
+  sizes = np.array([100, 10, 1000, 10, 0])
+  for rows, expected in (
+    (0, [1, 1, 0, 1, 0]),
+    (120, [1, 1, 0, 1, 0]),
+    (121, [1, 1, 1, 1, 0]),
+    (1120, [1, 1, 1, 1, 0]),
+  ):
+    found = scores_lib.covered(votes, sizes, rows)
+    np.testing.assert_array_equal(found, np.array(expected, bool))
+
+
 def test_density_of_an_empty_cluster_is_finite():
   got = scores_lib.density(np.array([40.0, 30.0]), np.array([0, 60]))
   np.testing.assert_array_equal(got, [40, 0.5])

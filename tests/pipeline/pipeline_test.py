@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 import re
@@ -15,8 +16,10 @@ from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import pipeline
+from ecos_jax import protocol
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.client import coverage
+from ecos_jax.client import respond
 from ecos_jax.cloud import codebook
 from ecos_jax.data import digits
 from ecos_jax.data import proxy
@@ -25,6 +28,9 @@ from ecos_jax.models import weights
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import job as job_lib
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import mechanisms
+from ecos_jax.report import collect
+from ecos_jax.report import page
 
 
 def _config(**sampling) -> config_lib.Config:
@@ -152,19 +158,19 @@ def test_another_config_is_refused_and_named(finished):
   assert json.loads((path / "summary.json").read_bytes()) == summary
 
 
-def test_the_exact_coverage_is_not_in_the_workdir(finished):
+def test_the_exact_coverage_is_not_in_the_workdir(finished, two_rounds):
   config, path, _ = finished
   client = digits.load(config.data, config.seed).client
-  book = codebook.read(path / "codebook")
-  exact = coverage.coverage(
-    registry.encode(
-      registry.get("hog_grey"),
-      client.images(np.arange(len(client)), digits.SIZE),
-    ),
-    book.centroids,
+  features = registry.encode(
+    registry.get("hog_grey"),
+    client.images(np.arange(len(client)), digits.SIZE),
   )
-  _assert_nowhere(path, exact.astype("<i8").tobytes())
-  _assert_nowhere(path, exact.astype("<i4").tobytes())
+  books = [path / "codebook", *two_rounds[1].glob("*codebook")]
+  assert len(books) == 3
+  for book in books:
+    exact = coverage.coverage(features, codebook.read(book).centroids)
+    _assert_nowhere(book.parent, exact.astype("<i8").tobytes())
+    _assert_nowhere(book.parent, exact.astype("<i4").tobytes())
 
 
 def _assert_nowhere(folder: Path, secret: bytes) -> None:
@@ -356,6 +362,127 @@ def test_terms_out_of_range_are_refused_before_any_work(tmp_path):
   with pytest.raises(errors.EcosError, match=r"--config\.privacy\.sigma"):
     pipeline.run(config, tmp_path)
   assert not (tmp_path / "pool").exists()
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory):
+  """A run of two rounds that was cut off between them, and went on."""
+  path = tmp_path_factory.mktemp("rounds")
+  config = _config()
+  config.privacy.insecure_noise_seed = None
+  config.codebook.coarse_round = 5
+  config.train.steps = 0
+  with pytest.MonkeyPatch.context() as patch:
+
+    def cut(*arguments):
+      raise errors.EcosError("cut off")
+
+    patch.setattr(asking.scores, "covered", cut)
+    with pytest.raises(errors.EcosError, match="cut off"):
+      pipeline.run(config, path)
+  answered = {
+    name: (path / name).read_bytes()
+    for name in (
+      "coarse_response/coarse_response.safetensors",
+      "coarse_response/manifest.json",
+      "client/ledger",
+    )
+  }
+  summary = pipeline.run(config, path)
+  assert summary is not None
+  return config, path, summary, answered
+
+
+def test_two_rounds_go_on_where_they_were_cut_off(two_rounds):
+  config, path, summary, answered = two_rounds
+  *names, ledger = answered
+  assert all((path / name).read_bytes() == answered[name] for name in names)
+  now = (path / ledger).read_bytes()
+  assert now.startswith(answered[ledger]) and now.count(b"\n") == 2
+  assert pipeline.run(config, path) == summary
+
+
+def test_two_rounds_cost_the_epsilon_of_one(two_rounds):
+  _, path, summary, _ = two_rounds
+  epsilon = accounting.epsilon(2.0, 0.8, 1e-5, "add_remove")
+  assert 0.999 * epsilon < summary["epsilon"] <= epsilon
+  assert summary["epsilon_answers"] == 2
+  costs = []
+  for name, field in (("coarse_", "coarse"), ("", "scores")):
+    manifest = workdir_lib.read_manifest(path / f"{name}response")
+    statement = manifest["result"]["statement"]
+    assert statement["private"]
+    alone = accounting.epsilon(statement["sigma"], 0.8, 1e-5, "add_remove")
+    assert statement["epsilon"] == summary[f"{field}_epsilon"] == alone
+    costs.append(alone)
+  assert max(costs) < summary["epsilon"] < sum(costs)
+  for way, field in (("query", "bytes_down"), ("response", "bytes_up")):
+    files = list(path.glob(f"*{way}/*.safetensors"))
+    assert len(files) == 2
+    assert summary[field] == sum(file.stat().st_size for file in files)
+
+
+def test_the_second_assignment_agrees_with_brute_force(two_rounds):
+  config, path, _, _ = two_rounds
+  pool = digits.load(config.data, config.seed).pool
+  features = registry.encode(
+    registry.get("hog_grey"), pool.images(np.arange(len(pool)), digits.SIZE)
+  ).astype(np.float16)
+  first = codebook.read(path / "coarse_codebook")
+  second = codebook.read(path / "codebook")
+  assert (len(first.centroids), len(second.centroids)) == (5, 15)
+  inside = second.assignment >= 0
+  covered = np.bincount(first.assignment[inside], minlength=5) > 0
+  np.testing.assert_array_equal(inside, covered[first.assignment])
+  assert 0 < covered.sum() < 5
+  gaps = features[inside, None].astype(np.float64) - second.centroids
+  distances = (gaps**2).sum(-1)
+  labels = second.assignment[inside]
+  chosen = distances[np.arange(len(labels)), labels]
+  np.testing.assert_allclose(chosen, distances.min(1), atol=1e-5)
+  np.testing.assert_array_equal(second.sizes, np.bincount(labels, minlength=15))
+  assert inside[np.load(path / "proxy" / "indices.npy")].all()
+
+
+def test_the_report_tells_of_both_rounds(two_rounds):
+  _, path, summary, _ = two_rounds
+  html = page.render([collect.read(path)])
+  assert "first query" in html and "first response" in html
+  assert f'data-field="coarse_epsilon" value="{summary["coarse_epsilon"]}"' in (
+    html
+  )
+
+
+def test_one_round_is_recorded_as_before_there_were_two(finished):
+  _, path, _ = finished
+  assert not list(path.glob("coarse*"))
+  for manifest in path.rglob("manifest.json"):
+    assert "coarse_" not in manifest.read_text()
+
+
+def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
+  config = copy.deepcopy(two_rounds[0])
+  config.client.remote = True
+  client = digits.load(config.data, config.seed).client
+  costs = []
+  # At terms of its own: those of the second may depend on the first answer.
+  for name, sigma in (("coarse_", 3.0), ("", 4.0)):
+    assert pipeline.run(config, tmp_path) is None
+    said = capsys.readouterr().out
+    query = tmp_path / f"{name}query" / f"{name}query.safetensors"
+    brought = tmp_path / f"{name}response.safetensors"
+    assert f"\n  {query}\n" in said and f"\n  {brought}\n" in said
+    assert f"--query={query.name} " in said
+    assert f"--out={brought.name}\n" in said
+    mechanism = mechanisms.Mechanism(
+      protocol.Terms(sigma, 0.8, 1e-5, "add_remove")
+    )
+    answer = respond.respond(query.read_bytes(), client, mechanism)
+    costs.append(mechanism.cost)
+    brought.write_bytes(answer)
+  summary = pipeline.run(config, tmp_path)
+  assert summary is not None
+  assert summary["epsilon"] == accounting.Cost.total(costs, 1e-5, "add_remove")
 
 
 def _flip(file: Path) -> None:

@@ -124,6 +124,42 @@ def test_composition_agrees_with_brute_force():
   assert delta(epsilon) <= DELTA < delta(epsilon - 2e-4)
 
 
+@pytest.mark.parametrize(
+  ("sigma", "part", "gamma"),
+  [(10.0, 0.2, 0.8), (25.0, 0.2, 0.8), (6.0, 0.5, 0.2), (2.0, 0.05, 1.0)],
+)
+def test_two_answers_cost_what_one_does_by_brute_force(sigma, part, gamma):
+  epsilon = accounting.epsilon(sigma, gamma, DELTA, ADD_REMOVE)
+  first, second = accounting.split(sigma, part, gamma, DELTA, ADD_REMOVE)
+  assert second**2 / (first**2 + second**2) == pytest.approx(part)
+  a, b = _noise(first, gamma), _noise(second, gamma)
+  p0, m = np.outer(a[0], b[0]), np.outer(a[1], b[1])
+
+  def delta(at):
+    grow = np.exp(at)
+    remove = np.maximum(m - grow * p0, 0).sum()
+    return max(remove, np.maximum(p0 - grow * m, 0).sum())
+
+  assert delta(epsilon) <= DELTA < delta(0.999 * epsilon)
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5])
+def test_two_answers_cost_what_one_does_for_a_replacement(part):
+  # With much noise the discrete Gaussian costs what the Gaussian does.
+  epsilon = accounting.epsilon(20.0, 1.0, DELTA, REPLACE_ONE)
+  pair = accounting.split(20.0, part, 1.0, DELTA, REPLACE_ONE)
+  multiplier = (2 * sum(s**-2 for s in pair)) ** -0.5
+  exact = dp_accounting.get_epsilon_gaussian(multiplier, DELTA)
+  assert 0.999 * epsilon < exact <= epsilon
+
+
+def test_splitting_at_the_limits():
+  first, second = accounting.split(0.25, 0.5, 1.0, 1e-9, REPLACE_ONE)
+  assert 0.25 < first == second < 0.4
+  with pytest.raises(errors.EcosError, match="sigma"):
+    accounting.split(0.0, 0.2, 0.8, DELTA, ADD_REMOVE)
+
+
 def test_composition_costs_less_than_the_sum_and_ignores_order():
   one = accounting.Cost((accounting.Release(10.0, 0.8),))
   two = accounting.Cost((accounting.Release(20.0, 0.5),))
