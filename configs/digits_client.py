@@ -11,12 +11,11 @@ Arguments, separated by commas: a domain (the client's), `demo` (embedded
 images, minutes on two cores), `smoke` (seconds; for tests), `tight` (half the
 epsilon), `paper` (5,000 requests, and not 2,000).
 
-With --config.train.steps=800 and --config.sampling.method=ecos_paper, mean of
-seeds 1, 2, 3, on one CPU core: usps 81.1 %, optdigits 83.1 %, mnist 72.9 %
-(random: 76.4, 72.2 and 73.6 %), at epsilon 5.03 (5.00). The table is in
-docs/results.md. The client's noise is not seeded, so other runs differ by a few
-percent. `demo` with 300 steps and the same method: 68.9 % (160 of 1,000,
-58.8 %).
+With --config.train.steps=800, --config.sampling.method=ecos_paper and
+--config.encoder.name=hog, mean of seeds 1, 2, 3, on one CPU core: usps 81.1 %,
+optdigits 83.1 %, mnist 72.9 % (random: 76.4, 72.2 and 73.6 %), at epsilon 5.03
+(5.00). The table is in docs/results.md. The client's noise is not seeded, so
+other runs differ by a few percent.
 """
 
 from pathlib import Path
