@@ -11,11 +11,8 @@ Arguments, separated by commas: a domain (the client's), `demo` (embedded
 images, minutes on two cores), `smoke` (seconds; for tests), `tight` (half the
 epsilon), `paper` (5,000 requests, and not 2,000).
 
-With --config.train.steps=800, --config.sampling.method=ecos_paper and
---config.encoder.name=hog, mean of seeds 1, 2, 3, on one CPU core: usps 81.1 %,
-optdigits 83.1 %, mnist 72.9 % (random: 76.4, 72.2 and 73.6 %), at epsilon 5.03
-(5.00). The table is in docs/results.md. The client's noise is not seeded, so
-other runs differ by a few percent.
+What it comes to, client by client, is in docs/results.md, "Automated client
+labelling" (configs/studies/acl.py).
 """
 
 from pathlib import Path

@@ -7,11 +7,8 @@ student learns from the teacher's logits on the proxy, which needs no labels.
   python -m ecos_jax.train --config=configs/digits_distill.py \
     --workdir=runs/usps --config.data.dir=DIR --config.data.client=usps
 
-With --config.sampling.method=ecos_paper and --config.encoder.name=hog, mean of
-seeds 1, 2, 3, with 2,000 images: usps 84.3 %, optdigits 89.8 %, mnist 69.3 %
-(random: 73.2, 66.7 and 71.7 %); the teacher, with 170 times the weights, 96.6
-to 98.7 %. The table is in docs/results.md. The client's noise is not seeded, so
-other runs differ.
+What it comes to, client by client, is in docs/results.md, "Adaptive model
+compression" (configs/studies/amc.py).
 
 Arguments, separated by commas: a domain (the client's), `demo` (embedded
 images, minutes on two cores), `smoke` (seconds; for tests). Further runs with
