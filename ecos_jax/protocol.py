@@ -52,7 +52,7 @@ MIN_DELTA, MAX_DELTA = 1e-9, 0.1
 NOISE_SPAN = 12
 MECHANISM = "poisson_discrete_gaussian"
 LABEL_MECHANISM = "poisson_private_knn"
-FLOATS = (np.float16, np.float32)
+_FLOATS = (np.float16, np.float32)
 
 ProtocolError = wire.ProtocolError
 
@@ -217,7 +217,7 @@ class Query:
     limits = (MAX_CENTROIDS, MAX_DIMENSION)
     wire.normalise(
       self,
-      centroids=wire.array(self.centroids, "centroids", FLOATS, limits),
+      centroids=wire.array(self.centroids, "centroids", _FLOATS, limits),
     )
     _check_encoder(self)
 
@@ -322,7 +322,7 @@ class LabelRequest:
     """Checks all fields."""
     limits = (MAX_LABELS, MAX_DIMENSION)
     wire.normalise(
-      self, features=wire.array(self.features, "features", FLOATS, limits)
+      self, features=wire.array(self.features, "features", _FLOATS, limits)
     )
     _check_encoder(self)
 

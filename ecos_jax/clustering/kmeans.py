@@ -254,7 +254,7 @@ def fit(
       where that pays.
     mesh: Devices to share the rows; None for one.
     memory_budget: Bytes of features to keep on the devices; what is larger is
-      read again in each pass, and no nested sample is.
+      read again in each pass. No nested sample takes more.
 
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.

@@ -33,7 +33,6 @@ from ecos_jax import errors
 from ecos_jax.encoders import hog
 
 IDENTITY = "identity"
-_HOG = ("hog", "hog_grey")
 PRETRAINED = (
   "efficientnet_lite0",
   "resnet18",
@@ -93,17 +92,14 @@ def digest(name: str, settings: Settings) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hog(name: str) -> Encoder:
+def _hog(name: str, apply: Callable, dimension: int, more: Settings) -> Encoder:
   settings: Settings = {
     "orientations": hog.ORIENTATIONS,
     "cell": hog.CELL,
     "block": hog.BLOCK,
     "norm": "L2",
+    **more,
   }
-  dimension, apply = hog.DIMENSION, hog.hog
-  if name == "hog_grey":
-    settings |= {"grey": hog.GREY, "grey_weight": hog.GREY_WEIGHT}
-    dimension, apply = hog.GREY_DIMENSION, hog.hog_grey
   return Encoder(
     name=name,
     image_size=hog.IMAGE_SIZE,
@@ -112,6 +108,16 @@ def _hog(name: str) -> Encoder:
     digest=digest(name, settings),
     apply=apply,
   )
+
+
+_GREY: Settings = {"grey": hog.GREY, "grey_weight": hog.GREY_WEIGHT}
+_WITHOUT_WEIGHTS = {
+  encoder.name: encoder
+  for encoder in (
+    _hog("hog", hog.hog, hog.DIMENSION, {}),
+    _hog("hog_grey", hog.hog_grey, hog.GREY_DIMENSION, _GREY),
+  )
+}
 
 
 def identity(dimension: int) -> Encoder:
@@ -179,7 +185,7 @@ def _check_shapes(encoder: Encoder, flag: str) -> None:
 
 def names() -> tuple[str, ...]:
   """Returns the names of the encoders there are, besides users' own."""
-  return (*_HOG, *PRETRAINED, IDENTITY)
+  return (*_WITHOUT_WEIGHTS, *PRETRAINED, IDENTITY)
 
 
 @functools.cache
@@ -225,8 +231,8 @@ def get(
       raise errors.EcosError(
         f"{flag}={value} is for {', '.join(PRETRAINED)}, not for {name}"
       )
-  if name in _HOG:
-    return _hog(name)
+  if name in _WITHOUT_WEIGHTS:
+    return _WITHOUT_WEIGHTS[name]
   if name == IDENTITY:
     raise errors.EcosError(
       f"the encoder {IDENTITY} is for data that are features: give such data, "

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
@@ -54,7 +55,7 @@ def run(
       another one.
     PreemptedError: The process was told to stop.
   """
-  config.validate()
+  checks.validate(config)
   # Through JSON, as it comes from process 0.
   fields = json.loads(json.dumps(config_lib.flatten(config)))
   theirs = distributed.first(lambda: fields)

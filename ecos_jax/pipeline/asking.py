@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import protocol
@@ -86,7 +87,7 @@ def pool(job: Job) -> None:
 
   # What the folders hold was listed and checked before: that is kept.
   job.stage("pool", "data. seed", "", work, resumable=True)
-  job.config.check_pool(job.stages["pool"].result["size"])
+  checks.check_pool(job.config, job.stages["pool"].result["size"])
 
 
 def bank(job: Job) -> None:

@@ -16,6 +16,7 @@ import runpy
 import shlex
 from typing import Any
 
+from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax.study import figures
@@ -137,7 +138,7 @@ class Study(config_lib.Config):
       if cell.config.client.remote:
         found["--config.client.remote: a study simulates its clients"] = None
       try:
-        cell.config.validate()
+        checks.validate(cell.config)
       except errors.ConfigError as error:
         found[f"{cell.name}: {error}"] = None
     before = config_lib.flatten(read(self.base))

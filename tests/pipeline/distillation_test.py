@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits_distill
+from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
@@ -255,7 +256,7 @@ def test_the_teacher_of_another_network_is_refused(finished, tmp_path):
 def test_the_configuration_names_registered_models():
   for arguments in ("", "demo", "smoke", "mnist"):
     config = digits_distill.get_config(arguments)
-    config.validate()
+    checks.validate(config)
     assert config.train.task is config_lib.Task.DISTILL
     assert {config.train.model, config.distill.teacher} <= set(registry.names())
   with pytest.raises(errors.ConfigError, match="fast"):

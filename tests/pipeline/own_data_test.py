@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 from configs import domainnet_manual
+from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import pipeline
@@ -215,7 +216,7 @@ def test_domainnet_in_a_folder(tmp_path):
   config.codebook.size, config.sampling.budget = 10, 40
   config.privacy.sigma = 1.0
   config.train.steps, config.train.batch_size = 2, 8
-  config.validate()
+  checks.validate(config)
   summary = pipeline.run(config, tmp_path / "run")
   assert summary["proxy_size"] == 40
   data = proxy.open_proxy(tmp_path / "run/proxy/dataset")
@@ -225,7 +226,7 @@ def test_domainnet_in_a_folder(tmp_path):
 
 def test_domainnet_wants_known_arguments():
   config = domainnet_manual.get_config("3000,clipart")
-  config.validate()
+  checks.validate(config)
   assert config.sampling.budget == 3000
   assert config.data.client_data == "tfds:domainnet/clipart:train[:50%]"
   with pytest.raises(errors.ConfigError, match="quickdraw"):

@@ -13,6 +13,7 @@ from safetensors import numpy as safetensors_numpy
 from configs import digits_client
 from configs import digits_distill
 from configs import digits_manual
+from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import pipeline
@@ -225,7 +226,7 @@ def test_with_0_steps_a_run_ends_at_the_proxy(example, tmp_path):
   assert stages == {"pool", "proxy"}
   config.sampling.method = config_lib.Method.LOCAL
   with pytest.raises(errors.ConfigError, match=r"train\.steps=0"):
-    config.validate()
+    checks.validate(config)
 
 
 def test_what_seeded_noise_would_cost_is_told_apart(finished):

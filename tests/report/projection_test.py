@@ -1,4 +1,3 @@
-import importlib.util
 import sys
 
 import numpy as np
@@ -44,10 +43,6 @@ def _groups():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-  importlib.util.find_spec("umap") is None,
-  reason="pip install 'ecos_jax[umap]'",
-)
 def test_umap_tells_groups_apart_the_same_way_each_time():
   features = _groups()
   places, onto = projection._umap(features)

@@ -1,0 +1,167 @@
+import copy
+
+import pytest
+
+from configs import digits_client
+from configs import digits_manual
+from ecos_jax import checks
+from ecos_jax import config as config_lib
+from ecos_jax import errors
+
+
+def test_the_default_is_valid():
+  checks.validate(config_lib.Config())
+
+
+def test_all_errors_come_at_once_each_naming_its_flag():
+  config = config_lib.Config()
+  config.sampling.budget = 0
+  config.codebook.size = -1
+  config.privacy.gamma = 1.5
+  config.privacy.delta = 0.0
+  config.train.learning_rate = float("nan")
+  with pytest.raises(errors.ConfigError) as caught:
+    checks.validate(config)
+  for name in (
+    "sampling.budget",
+    "codebook.size",
+    "privacy.gamma",
+    "privacy.delta",
+    "train.learning_rate",
+  ):
+    assert f"--config.{name} " in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["mak", "local"])
+def test_methods_that_read_client_data_are_refused_with_a_remote_client(method):
+  config = config_lib.Config()
+  config.client.remote = True
+  config.sampling.method = config_lib.Method(method)
+  with pytest.raises(errors.ConfigError, match=r"--config\.sampling\.method"):
+    checks.validate(config)
+
+
+def test_a_noise_seed_is_refused_with_a_remote_client():
+  config = config_lib.Config()
+  config.client.remote = True
+  config.privacy.insecure_noise_seed = 1
+  with pytest.raises(errors.ConfigError, match="insecure_noise_seed"):
+    checks.validate(config)
+
+
+def test_budget_and_codebook_must_fit_into_the_pool():
+  config = config_lib.Config()
+  checks.check_pool(config, 1000)
+  with pytest.raises(errors.ConfigError, match=r"sampling\.budget") as caught:
+    checks.check_pool(config, 99)
+  assert "codebook.size" in str(caught.value)
+
+
+def test_wrong_fields_of_sampling_are_named():
+  config = config_lib.Config()
+  config.sampling.threshold = -1.0
+  config.sampling.density_power = float("nan")
+  config.sampling.false_discovery = 1.0
+  config.sampling.likely = 0.0
+  config.sampling.central = 1.1
+  with pytest.raises(errors.ConfigError) as caught:
+    checks.validate(config)
+  for name in (
+    "threshold",
+    "density_power",
+    "false_discovery",
+    "likely",
+    "central",
+  ):
+    assert f"--config.sampling.{name} " in str(caught.value)
+
+
+def test_all_of_the_pool_needs_no_budget():
+  config = config_lib.Config()
+  config.sampling.method = config_lib.Method.ALL
+  checks.check_pool(config, 10)
+
+
+@pytest.mark.parametrize(
+  "arguments", ["", "demo", "smoke", "demo,mnist", "usps"]
+)
+def test_arguments_of_the_digits_config(arguments):
+  checks.validate(digits_manual.get_config(arguments))
+
+
+def test_unknown_argument_of_the_digits_config_gets_the_valid_ones():
+  with pytest.raises(errors.ConfigError, match="smoke"):
+    digits_manual.get_config("svhn")
+
+
+def test_wrong_fields_of_distillation_are_named():
+  config = config_lib.Config()
+  config.train.task = config_lib.Task.DISTILL
+  checks.validate(config)
+  config.train.unlabelled_ratio = 1
+  config.distill.temperature = 0.0
+  config.distill.hard_share = 1.5
+  config.distill.teacher_images = -1
+  with pytest.raises(errors.ConfigError) as caught:
+    checks.validate(config)
+  for name in (
+    "train.unlabelled_ratio",
+    "distill.temperature",
+    "distill.hard_share",
+    "distill.teacher_images",
+  ):
+    assert f"--config.{name} " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "arguments", ["", "demo", "smoke,tight", "paper,mnist", "paper,tight", "usps"]
+)
+def test_arguments_of_the_client_config(arguments):
+  config = digits_client.get_config(arguments)
+  checks.validate(config)
+  assert config.train.task is config_lib.Task.CLIENT
+  assert config.sampling.budget == 5000 or "paper" not in arguments
+
+
+def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
+  config = digits_client.get_config()
+  config.labelling.neighbours = 0
+  config.labelling.gamma = 1.5
+  config.labelling.sigma_vote = -1.0
+  config.labelling.max_epsilon = float("nan")
+  config.labelling.threshold = float("inf")
+  config.labelling.abstained_as_unlabelled = True
+  config.privacy.relation = config_lib.Relation.REPLACE_ONE
+  with pytest.raises(errors.ConfigError) as caught:
+    checks.validate(config)
+  for name in (
+    "labelling.neighbours",
+    "labelling.gamma",
+    "labelling.sigma_vote",
+    "labelling.max_epsilon",
+    "labelling.threshold",
+    "labelling.abstained_as_unlabelled",
+    "privacy.relation",
+  ):
+    assert f"--config.{name} " in str(caught.value)
+
+
+def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
+  config = config_lib.Config()
+  config.codebook.coarse_round, config.privacy.coarse_part = 10, 0.5
+  config.codebook.coarse = 90
+  checks.validate(config)
+  for group, field, value, said in (
+    ("codebook", "size", 10, "codebook.size=10"),
+    ("codebook", "coarse", 91, "codebook.coarse=91"),
+    ("codebook", "coarse_round", -1, "codebook.coarse_round must"),
+    ("codebook", "algorithm", config_lib.Algorithm.MINI_BATCH, "algorithm"),
+    ("codebook", "sample_per_centroid", 0, "sample_per_centroid"),
+    ("privacy", "coarse_part", 1.0, "privacy.coarse_part must"),
+    ("privacy", "coarse_part", 0.0, "privacy.coarse_part must"),
+    ("sampling", "method", config_lib.Method.RANDOM, "sampling.method=random"),
+  ):
+    wrong = copy.deepcopy(config)
+    setattr(getattr(wrong, group), field, value)
+    with pytest.raises(errors.ConfigError, match=rf"--config\.\S*{said}"):
+      checks.validate(wrong)
