@@ -27,7 +27,9 @@ def get_config(argument: str = "") -> plan.Study:
   smoke = plan.smoke(argument)
   clients = ("optdigits", "mnist") if smoke else digits.DOMAINS
   seeds = (1,) if smoke else (1, 2, 3)
-  sigmas = (1.0, 0.25) if smoke else (70.0, 25.0, 10.0, 0.25)
+  sigmas = (70.0, 55.0, 40.0, 25.0, 10.0, 5.0, 0.25)
+  if smoke:
+    sigmas = (1.0, 0.25)
   every = {"data.client": clients, "seed": seeds}
   study = plan.of(
     f"{_BASE}:{argument}",

@@ -90,7 +90,6 @@ def main(argv: list[str]) -> None:
       chosen,
       cells.Options(
         rounds=_ROUNDS.value or preset.rounds,
-        lengths=preset.lengths,
         memory_budget=_MEMORY_BUDGET.value or preset.memory_budget,
         encoder=_ENCODER.value,
         data_dir=_DATA_DIR.value,

@@ -142,7 +142,7 @@ def peer_call(
     return fitting(
       lambda iterations: peer.fit(features, centroids, iterations),
       features,
-      options.lengths,
+      cell.lengths,
     )
   known = reference(folder)
   efforts = peer.efforts

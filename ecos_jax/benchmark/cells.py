@@ -27,6 +27,7 @@ _SHIFT = 3
 _NOISE, _SPREAD = 1.0, 0.5
 _BLOCK_BYTES = 64 << 20
 _SHARD_BYTES = 256 << 20
+_FIT_GFLOP = 700
 # How far from scikit-learn's inertia is still the same.
 _SAME = 1.001
 
@@ -66,6 +67,15 @@ class Cell(NamedTuple):
     return self.shape[0] * self.shape[1] * size
 
   @property
+  def lengths(self) -> tuple[int, int]:
+    """Iterations of the short and of the long fit of `fit`.
+
+    They differ by enough work that what varies in starting a fit is little.
+    """
+    iteration = 2e-9 * math.prod(self.shape)
+    return 1, 1 + min(max(round(_FIT_GFLOP / iteration), 2), 30)
+
+  @property
   def work(self) -> float:
     """About how long a call takes, in GFLOP: for the progress bar."""
     if self.stage == "encode":
@@ -74,7 +84,7 @@ class Cell(NamedTuple):
       return self.shape[0]
     if self.stage == "sample":
       return 1e-6 * self.shape[0] * self.shape[1]
-    passes = {"fit": 8, "converge": 40, "coverage": 4}
+    passes = {"fit": sum(self.lengths), "converge": 40, "coverage": 4}
     return 2e-9 * math.prod(self.shape) * passes.get(self.stage, 1)
 
   @property
@@ -88,7 +98,6 @@ class Options(NamedTuple):
 
   Attributes:
     rounds: Measured rounds of a cell.
-    lengths: Iterations of the short and the long fit of `fit`.
     memory_budget: Bytes, of `stream`.
     encoder: Name, of `encode`.
     data_dir: Folder with mnist.npz; None for the embedded digits.
@@ -96,7 +105,6 @@ class Options(NamedTuple):
   """
 
   rounds: int
-  lengths: tuple[int, int]
   memory_budget: int
   encoder: str
   data_dir: str | None
@@ -107,7 +115,6 @@ class Preset(NamedTuple):
   """Sizes of a run; `cells` maps stages to shapes as in --shapes."""
 
   rounds: int
-  lengths: tuple[int, int]
   memory_budget: int
   cells: dict[str, str]
 
@@ -116,7 +123,6 @@ PRESETS = {
   # For tests: says nothing.
   "smoke": Preset(
     2,
-    (1, 3),
     1 << 20,
     {
       "encode": "64",
@@ -131,7 +137,6 @@ PRESETS = {
   ),
   "quick": Preset(
     3,
-    (1, 3),
     32 << 20,
     {
       "encode": "20000",
@@ -146,7 +151,6 @@ PRESETS = {
   ),
   "full": Preset(
     5,
-    (1, 4),
     512 << 20,
     {
       "encode": "100000",

@@ -258,7 +258,7 @@ def our_call(
         **_PLAIN,
       ),
       features,
-      options.lengths,
+      cell.lengths,
     )
   known = calls.reference(folder)
   return calls.converging(

@@ -2,11 +2,12 @@
 
 Chunks have few distinct static shapes and a dynamic number of valid rows: any n
 runs at once, and padding is not computed. They share memory with the features
-where they can: copying costs as much as a small product.
+where they can: copying costs as much as a small product. The last chunk of rows
+in memory overlaps the one before, since padding would be such a copy.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ _CPU_ALIGNMENT = 64
 # A kernel keeps no scores, but wants 128 rows for each of 132 processors.
 _HOPPER_ROWS = 16384
 _DATA = jax.sharding.PartitionSpec("data")
+_Part = TypeVar("_Part")
 
 
 class Rows(Protocol):
@@ -81,28 +83,41 @@ def plan(
   k: int,
   mesh: jax.sharding.Mesh,
   memory_budget: int = MEMORY_BUDGET,
+  *,
+  in_memory: bool = False,
 ) -> Plan:
   """Returns the shapes that suit [n, d] features and k centroids.
 
   Different n share compiled code: a single chunk is rounded up to eighths of a
   power of two, several are whole blocks. Of these sizes it is the one that
   leaves devices idle least while the last chunk is computed.
+
+  Args:
+    shape: (n, d).
+    k: Number of centroids.
+    mesh: Devices to share the rows of a chunk.
+    memory_budget: Bytes for a chunk and for the scores of a block, together.
+    in_memory: Whether the rows are: then chunks need not be small enough to be
+      recycled, and none is longer than the features where there are several.
   """
   n, d = shape
   share = memory_budget // 4
   block = _power_of_two(share // (4 * k))
+  recycled = share
   if mesh.devices.flat[0].platform == "cpu":
-    share = min(share, _CPU_CHUNK_BYTES)
+    recycled = min(share, _CPU_CHUNK_BYTES)
     cached = _power_of_two(_CPU_SCORE_BYTES // (4 * k))
     block = min(block, max(cached, 256), 8192)
   elif kernels.hopper(mesh.abstract_mesh):
     block = max(block, _HOPPER_ROWS)
   rows = max(-(-n // mesh.size), 1)
-  most = _power_of_two(share // (4 * d))
+  most = _power_of_two(recycled // (4 * d))
   if rows <= most:
     step = max(_power_of_two(rows) // 8, 1)
     rows = -(-rows // step) * step
   else:
+    if in_memory:
+      most = _power_of_two(min(share // (4 * d), n // mesh.size))
 
     def computed(rows: int) -> int:
       whole, rest = divmod(n, rows * mesh.size)
@@ -168,12 +183,27 @@ def read(
     )
 
 
+def one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
+  """Yields the parts, each after the next one was asked for.
+
+  So a device computes the next, dispatched by then, while one is fetched.
+  """
+  under_way = None
+  for part in parts:
+    if under_way is not None:
+      yield under_way
+    under_way = part
+  if under_way is not None:
+    yield under_way
+
+
 def offset(features: np.ndarray, rows: int, mesh: jax.sharding.Mesh) -> int:
   """Returns how many numbers too late rows begin for chunks to share memory.
 
   0 if they begin where they should, or cannot share it anyhow.
   """
-  if not features.flags.c_contiguous or mesh.devices.flat[0].platform != "cpu":
+  # Processes must agree on it, and their arrays may begin elsewhere.
+  if mesh.devices.flat[0].platform != "cpu" or mesh.is_multi_process:
     return 0
   d = features.shape[1]
   numbers, rest = divmod(
@@ -183,32 +213,34 @@ def offset(features: np.ndarray, rows: int, mesh: jax.sharding.Mesh) -> int:
   return 0 if rest or together or numbers > d else numbers
 
 
-def read_shifted(
+def read_shared(
   features: np.ndarray, rows: int, mesh: jax.sharding.Mesh, offset: int
-) -> Iterator[tuple[int, int, jax.Array]]:
-  """Yields what `read` does, with one row more on each device, [rows + 1, d].
+) -> Iterator[tuple[int, int, int, jax.Array]]:
+  """Yields (first row, fresh from, valid rows, chunk) of contiguous features.
 
-  The rows begin `offset` numbers later, so that the memory is shared.
+  The last chunk overlaps the one before: it is fresh from a later row. With an
+  `offset`, each device has one row more, [rows + mesh.size, d] in all, and the
+  rows begin that many numbers later, so that the memory is shared.
   """
   n, d = features.shape
   sharding = jax.sharding.NamedSharding(mesh, _DATA)
-  own = rows // mesh.size
-  size = (own + 1) * d
+  own = rows // mesh.size + (offset > 0)
   flat = features.reshape(-1)
-  for start in range(0, n, rows):
+  for fresh in range(0, n, rows):
+    start = max(min(fresh, n - rows), 0)
 
     def piece(index, start=start):
-      device = (index[0].start or 0) // (own + 1)
-      first = (start + device * own) * d - offset
-      part = flat[max(first, 0) : max(first + size, 0)]
-      if len(part) < size:
+      device = (index[0].start or 0) // own
+      first = (start + device * (rows // mesh.size)) * d - offset
+      part = flat[max(first, 0) : first + own * d]
+      if len(part) < own * d:
         before = max(-first, 0)
-        part = np.pad(part, (before, size - before - len(part)))
-      return part.reshape(own + 1, d)
+        part = np.pad(part, (before, own * d - before - len(part)))
+      return part.reshape(own, d)
 
-    shape = ((own + 1) * mesh.size, d)
+    shape = own * mesh.size, d
     chunk = jax.make_array_from_callback(shape, sharding, piece)
-    yield start, min(rows, n - start), chunk
+    yield start, fresh - start, min(rows, n - start), chunk
 
 
 def scan_blocks(
@@ -218,6 +250,7 @@ def scan_blocks(
   valid: jax.Array,
   block: int,
   offset: jax.Array | None = None,
+  first: jax.typing.ArrayLike = 0,
 ) -> Any:
   """Returns the carry after `body` has seen the valid rows of a local chunk.
 
@@ -232,11 +265,13 @@ def scan_blocks(
     chunk: [rows, d], this device's part.
     valid: int32, valid rows of the whole chunk.
     block: Rows of a block.
-    offset: int32, of a chunk of `read_shifted`; None for one of `read`.
+    offset: int32, of a chunk of `read_shared`; None where it is 0.
+    first: int32, rows of the whole chunk that are not fresh.
   """
   d = chunk.shape[1]
   rows = len(chunk) - (offset is not None)
-  valid = jnp.clip(valid - jax.lax.axis_index("data") * rows, 0, rows)
+  before = jax.lax.axis_index("data") * rows
+  first, valid = (jnp.clip(i - before, 0, rows) for i in (first, valid))
 
   def step(i, carry):
     start = jnp.minimum(i * block, rows - block)
@@ -247,8 +282,8 @@ def scan_blocks(
         chunk.reshape(-1), start * d + offset, block * d
       ).reshape(block, d)
     row = start + jax.lax.iota(jnp.int32, block)
-    fresh = (row >= i * block) & (row < valid)
+    fresh = (row >= jnp.maximum(i * block, first)) & (row < valid)
     return body(carry, start, features.astype(jnp.float32), fresh)
 
   carry = jax.lax.pcast(carry, "data", to="varying")
-  return jax.lax.fori_loop(0, -(-valid // block), step, carry)
+  return jax.lax.fori_loop(first // block, -(-valid // block), step, carry)

@@ -152,8 +152,6 @@ def _coarse(
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block"))
 def _assign_chunk(chunk, valid, tiles, *, mesh, block):
-  """Returns the assignment of a sharded chunk, everywhere."""
-
   def local(chunk, valid, tiles):
     return _fine(chunk, _coarse(chunk, valid, tiles.coarse, block), tiles)
 
@@ -163,8 +161,7 @@ def _assign_chunk(chunk, valid, tiles, *, mesh, block):
     in_specs=(_DATA, _EVERYWHERE, _EVERYWHERE),
     out_specs=_DATA,
   )(chunk, valid, tiles)
-  everywhere = jax.sharding.NamedSharding(mesh, _EVERYWHERE)
-  return jax.lax.with_sharding_constraint(found, everywhere)
+  return assign.everywhere(found, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block", "k"))
@@ -207,9 +204,11 @@ def stream(
   mesh = mesh or chunks.single_device_mesh()
   plan = chunks.plan(features.shape, len(tree.coarse), mesh, memory_budget)
   tiles = _tiles(tree)
-  for start, valid, chunk in chunks.read(features, plan.chunk, mesh):
-    found = _assign_chunk(chunk, valid, tiles, mesh=mesh, block=plan.block)
-    yield start, assign.Assignment(*(np.asarray(f)[:valid] for f in found))
+  options = {"mesh": mesh, "block": plan.block}
+  return assign.fetched(
+    (start, slice(valid), _assign_chunk(chunk, valid, tiles, **options))
+    for start, valid, chunk in chunks.read(features, plan.chunk, mesh)
+  )
 
 
 def _first(

@@ -101,16 +101,17 @@ class _Passes:
     ]
     moves = lloyd.moves(centroids if first else self._before, centroids)
     self._bounds = []
-    compared = 0
+    compared = []
     for (_, valid, chunk), known in zip(self._kept, bounds, strict=True):
       sums, known = lloyd.pruned(
         chunk, valid, known, moves, device_centroids, **options
       )
       self._bounds.append(known)
-      compared += int(sums.compared)
+      compared.append(sums.compared)
       yield sums
     self._before = centroids.copy()
-    if not first and compared > _MAX_COMPARED * self._features.shape[0]:
+    rows = sum(map(int, compared))
+    if not first and rows > _MAX_COMPARED * self._features.shape[0]:
       self._wait = self._patience
       self._patience *= 2
 
@@ -152,15 +153,15 @@ def total(parts: Iterable) -> tuple[np.ndarray, np.ndarray, float]:
   """Returns float64 [k, d] sums, int64 [k] counts, and the inertia of chunks.
 
   Args:
-    parts: Sums [k, d], counts [k] and inertia of each, first in a tuple; one is
-      fetched before the next is asked for, since chunks may share memory.
+    parts: Sums [k, d], counts [k] and inertia of each, first in a tuple,
+      dispatched when it is asked for; it is fetched while the next is computed.
 
   Raises:
     EcosError: The inertia is not finite.
   """
   sums, counts = np.float64(0), np.int64(0)
   inertia = 0.0
-  for part in parts:
+  for part in chunks.one_ahead(parts):
     sums = sums + np.asarray(part[0], np.float64)
     counts = counts + np.asarray(part[1], np.int64)
     inertia += float(part[2])
@@ -269,8 +270,10 @@ def fit(
     n = max(sample, k)
     rows = start_lib.subsample(features.shape[0], n, sample_key)
     features = take(features, rows)
-  plan = chunks.plan((n, d), k, mesh)
+  nested = nested and init is None
   resident = n * d * features.dtype.itemsize <= memory_budget
+  # Nested samples share compiled code with all rows: small chunks.
+  plan = chunks.plan((n, d), k, mesh, in_memory=resident and not nested)
   if resident and not isinstance(features, np.ndarray):
     features = _in_memory(features, plan.chunk)
   # On GPU the plain step is one kernel, and the pruned one is not.

@@ -143,7 +143,7 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
   said = []
   run = run_lib.Run(
     [cells.parse("assign", "300x4x3")],
-    cells.Options(1, (1, 2), 1 << 20, "hog", None, 1),
+    cells.Options(1, 1 << 20, "hog", None, 1),
     only=["scikit-learn", "faiss-cpu"],
     scratch=tmp_path,
     output=tmp_path / "result.json",
@@ -160,7 +160,7 @@ def test_a_child_that_fails_says_why(tmp_path):
   job = cells.parse("assign", "30x4x3")._asdict() | {
     "task": "call",
     "names": ["scikit-learn"],
-    "options": cells.Options(1, (1, 2), 1, "hog", None, 1)._asdict(),
+    "options": cells.Options(1, 1, "hog", None, 1)._asdict(),
     "folder": str(tmp_path),
   }
   [(name, i, error)] = timing.rounds([job], _ENVIRONMENT, 1)

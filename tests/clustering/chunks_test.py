@@ -42,9 +42,37 @@ def test_chunks_share_the_memory_of_unaligned_features():
   features = memory[begin : begin + n * d].reshape(n, d)
   mesh = chunks.single_device_mesh()
   assert chunks.offset(features, 512, mesh) == 4
-  parts = list(chunks.read_shifted(features, 512, mesh, 4))
-  assert [part[:2] for part in parts] == [(i, 512) for i in range(0, n, 512)]
+  parts = list(chunks.read_shared(features, 512, mesh, 4))
+  assert [part[:3] for part in parts] == [(i, 0, 512) for i in range(0, n, 512)]
   # The first and the last would begin or end outside.
-  for start, _, chunk in parts[1:-1]:
+  for start, *_, chunk in parts[1:-1]:
     address = features.ctypes.data + 4 * (start * d - 4)
     assert chunk.unsafe_buffer_pointer() == address
+
+
+def test_the_last_chunk_overlaps_instead_of_being_copied():
+  n, d = 2000, 32
+  memory = np.zeros(n * d + 16, np.float32)
+  begin = -memory.ctypes.data % 64 // 4
+  features = memory[begin : begin + n * d].reshape(n, d)
+  mesh = chunks.single_device_mesh()
+  assert chunks.offset(features, 768, mesh) == 0
+  parts = list(chunks.read_shared(features, 768, mesh, 0))
+  assert [part[:3] for part in parts] == [
+    (0, 0, 768),
+    (768, 0, 768),
+    (1232, 304, 768),
+  ]
+  for start, *_, chunk in parts:
+    assert chunk.unsafe_buffer_pointer() == features.ctypes.data + 4 * start * d
+
+
+def test_chunks_in_memory_are_larger_but_no_longer_than_the_features():
+  mesh = chunks.single_device_mesh()
+  for n in (5 * 10**4, 10**5, 10**6, 10**8):
+    small = chunks.plan((n, 128), 1000, mesh, memory_budget=256 << 20)
+    large = chunks.plan(
+      (n, 128), 1000, mesh, memory_budget=256 << 20, in_memory=True
+    )
+    assert small.chunk <= large.chunk <= n
+    assert large.chunk * 128 * 4 <= 64 << 20
