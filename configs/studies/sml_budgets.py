@@ -29,7 +29,6 @@ def get_config(argument: str = "") -> plan.Study:
   seeds = (1,) if smoke else (1, 2, 3)
   budgets = (64,) if smoke else (1000, 2000, 4000, 8000)
   few = budgets if smoke else (1000, 4000)
-  methods = ("ecos", "random", "ecos_paper", "kcenter", "mak", "ideal")
   every = {"data.client": clients, "seed": seeds}
   study = plan.of(
     f"{_BASE}:{argument}",
@@ -39,8 +38,14 @@ def get_config(argument: str = "") -> plan.Study:
     grids=(
       {
         "data.split": ("id_ood",),
-        "sampling.method": methods,
+        "sampling.method": ("ecos", "random"),
         "sampling.budget": budgets,
+        **every,
+      },
+      {
+        "data.split": ("id_ood",),
+        "sampling.method": ("ecos_paper", "kcenter", "mak", "ideal"),
+        "sampling.budget": budgets[:3],
         **every,
       },
       {

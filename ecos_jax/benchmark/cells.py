@@ -27,6 +27,7 @@ _SHIFT = 3
 _NOISE, _SPREAD = 1.0, 0.5
 _BLOCK_BYTES = 64 << 20
 _SHARD_BYTES = 256 << 20
+# What the long fit computes more than the short one.
 _FIT_GFLOP = 700
 # How far from scikit-learn's inertia is still the same.
 _SAME = 1.001
@@ -70,10 +71,12 @@ class Cell(NamedTuple):
   def lengths(self) -> tuple[int, int]:
     """Iterations of the short and of the long fit of `fit`.
 
-    They differ by enough work that what varies in starting a fit is little.
+    They differ by enough work that what varies in starting a fit is little,
+    and by too few iterations to converge.
     """
-    iteration = 2e-9 * math.prod(self.shape)
-    return 1, 1 + min(max(round(_FIT_GFLOP / iteration), 2), 30)
+    n, _, k = self.shape
+    more = round(_FIT_GFLOP / (2e-9 * math.prod(self.shape)))
+    return 1, 1 + max(min(more, 30, n // (5 * k)), 2)
 
   @property
   def work(self) -> float:
@@ -84,8 +87,10 @@ class Cell(NamedTuple):
       return self.shape[0]
     if self.stage == "sample":
       return 1e-6 * self.shape[0] * self.shape[1]
-    passes = {"fit": sum(self.lengths), "converge": 40, "coverage": 4}
-    return 2e-9 * math.prod(self.shape) * passes.get(self.stage, 1)
+    passes = {"converge": 40, "coverage": 4}.get(self.stage, 1)
+    if self.stage == "fit":
+      passes = sum(self.lengths)
+    return 2e-9 * math.prod(self.shape) * passes
 
   @property
   def counted(self) -> int:

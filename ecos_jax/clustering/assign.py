@@ -49,9 +49,9 @@ class Assignment(NamedTuple):
 
 
 def _group_width(k: int) -> int:
-  """Returns a width near sqrt(2 k) that divides k, or nearly.
+  """Returns a width near 1.4 sqrt(k) that divides k, or nearly.
 
-  Of those that do, one of whole vectors: these are measured to be faster.
+  One of whole vectors, if there are several: measured to be faster.
   """
   root = math.isqrt(k)
   widths = range(max(root // 2, 1), min(2 * root, k) + 1)
@@ -240,20 +240,18 @@ def stream(
   plan = functools.partial(
     chunks.plan, features.shape, len(centroids), mesh, memory_budget
   )
-  offset = 0
-  if isinstance(features, np.ndarray) and features.flags.c_contiguous:
-    rows, block = plan(in_memory=True)
+  rows, block = plan()
+  parts = (
+    (start, 0, valid, chunk)
+    for start, valid, chunk in chunks.read(features, rows, mesh)
+  )
+  offset = None
+  if isinstance(features, np.ndarray):
     offset = chunks.offset(features, rows, mesh)
-    if offset:
-      # The first rows and the last are copied: small chunks.
-      rows, block = plan()
-    parts = chunks.read_shared(features, rows, mesh, offset)
-  else:
-    rows, block = plan()
-    parts = (
-      (start, 0, valid, chunk)
-      for start, valid, chunk in chunks.read(features, rows, mesh)
-    )
+    if offset == 0:
+      rows, block = plan(in_memory=True)
+    if offset is not None:
+      parts = chunks.read_shared(features, rows, mesh, offset)
   options = {"mesh": mesh, "block": block}
   yield from fetched(
     (

@@ -2,8 +2,7 @@
 
 Chunks have few distinct static shapes and a dynamic number of valid rows: any n
 runs at once, and padding is not computed. They share memory with the features
-where they can: copying costs as much as a small product. The last chunk of rows
-in memory overlaps the one before, since padding would be such a copy.
+where they can: copying costs as much as a small product.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -197,20 +196,23 @@ def one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
     yield under_way
 
 
-def offset(features: np.ndarray, rows: int, mesh: jax.sharding.Mesh) -> int:
+def offset(
+  features: np.ndarray, rows: int, mesh: jax.sharding.Mesh
+) -> int | None:
   """Returns how many numbers too late rows begin for chunks to share memory.
 
-  0 if they begin where they should, or cannot share it anyhow.
+  None if they cannot share it anyhow.
   """
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
   # Processes must agree on it, and their arrays may begin elsewhere.
-  if mesh.devices.flat[0].platform != "cpu" or mesh.is_multi_process:
-    return 0
+  if not features.flags.c_contiguous or not on_cpu or mesh.is_multi_process:
+    return None
   d = features.shape[1]
   numbers, rest = divmod(
     features.ctypes.data % _CPU_ALIGNMENT, features.itemsize
   )
   together = rows // mesh.size * d * features.itemsize % _CPU_ALIGNMENT
-  return 0 if rest or together or numbers > d else numbers
+  return None if rest or together or numbers > d else numbers
 
 
 def read_shared(
@@ -218,9 +220,10 @@ def read_shared(
 ) -> Iterator[tuple[int, int, int, jax.Array]]:
   """Yields (first row, fresh from, valid rows, chunk) of contiguous features.
 
-  The last chunk overlaps the one before: it is fresh from a later row. With an
-  `offset`, each device has one row more, [rows + mesh.size, d] in all, and the
-  rows begin that many numbers later, so that the memory is shared.
+  The last of several chunks overlaps the one before, since padding would copy
+  it: it is fresh from a later row. With an `offset`, each device has one row
+  more, [rows + mesh.size, d] in all, and the rows begin that many numbers
+  later, so that the memory is shared; the first chunk and the last are copied.
   """
   n, d = features.shape
   sharding = jax.sharding.NamedSharding(mesh, _DATA)

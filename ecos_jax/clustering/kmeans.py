@@ -153,8 +153,8 @@ def total(parts: Iterable) -> tuple[np.ndarray, np.ndarray, float]:
   """Returns float64 [k, d] sums, int64 [k] counts, and the inertia of chunks.
 
   Args:
-    parts: Sums [k, d], counts [k] and inertia of each, first in a tuple,
-      dispatched when it is asked for; it is fetched while the next is computed.
+    parts: Sums [k, d], counts [k] and inertia of each, first in a tuple and
+      dispatched when asked for; one is fetched while the next is computed.
 
   Raises:
     EcosError: The inertia is not finite.
@@ -272,10 +272,12 @@ def fit(
     features = take(features, rows)
   nested = nested and init is None
   resident = n * d * features.dtype.itemsize <= memory_budget
-  # Nested samples share compiled code with all rows: small chunks.
-  plan = chunks.plan((n, d), k, mesh, in_memory=resident and not nested)
+  plan = chunks.plan((n, d), k, mesh)
   if resident and not isinstance(features, np.ndarray):
     features = _in_memory(features, plan.chunk)
+  if resident and not nested:
+    # Nested samples would share compiled code with all rows.
+    plan = chunks.plan((n, d), k, mesh, in_memory=True)
   # On GPU the plain step is one kernel, and the pruned one is not.
   on_gpu = mesh.devices.flat[0].platform == "gpu"
   prune = prune and k >= _MIN_PRUNED_CENTROIDS and not on_gpu

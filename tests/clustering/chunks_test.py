@@ -1,6 +1,7 @@
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -76,3 +77,37 @@ def test_chunks_in_memory_are_larger_but_no_longer_than_the_features():
     )
     assert small.chunk <= large.chunk <= n
     assert large.chunk * 128 * 4 <= 64 << 20
+
+
+def test_memory_that_cannot_be_shared():
+  mesh = chunks.single_device_mesh()
+  memory = np.zeros(4096 * 4 + 64, np.float32)
+  begin = -memory.ctypes.data % 64 // 4
+  aligned = memory[begin : begin + 4096 * 4].reshape(4096, 4)
+  assert chunks.offset(aligned, 512, mesh) == 0
+  assert chunks.offset(aligned.T.copy().T, 512, mesh) is None
+  # The rows begin more than one row too late.
+  late = memory[begin + 8 : begin + 8 + 4096 * 4].reshape(4096, 4)
+  assert chunks.offset(late, 512, mesh) is None
+
+
+@pytest.mark.parametrize("first, valid", [(0, 10), (3, 8), (4, 4), (9, 10)])
+def test_only_fresh_rows_are_seen(first, valid):
+  features = np.arange(20, dtype=np.float32).reshape(10, 2)
+
+  def local(chunk):
+    def body(total, start, features, fresh):
+      del start
+      return total + jnp.sum(jnp.where(fresh[:, None], features, 0), axis=0)
+
+    return chunks.scan_blocks(
+      body, jnp.zeros(2), chunk, valid, block=4, first=first
+    )
+
+  got = jax.shard_map(
+    local,
+    mesh=chunks.single_device_mesh(),
+    in_specs=jax.P("data"),
+    out_specs=jax.P("data"),
+  )(features)
+  np.testing.assert_array_equal(got, features[first:valid].sum(axis=0))
