@@ -1,9 +1,8 @@
 """From the rows of cells to means and standard deviations, and to Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import statistics as statistics_lib
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ecos_jax.study import figures
 from ecos_jax.study import plan
@@ -67,14 +66,15 @@ def statistics(
   result = {}
   for key, seeds in planned.items():
     means = [
-      float(np.mean(list(parts.values())))
+      statistics_lib.fmean(parts.values())
       for seed, parts in found.get(key, {}).items()
       if parts.keys() == seeds[seed]
     ]
     if means:
-      deviation = float(np.std(means, ddof=1)) if len(means) > 1 else None
+      # Exact: equal values have no deviation.
+      deviation = statistics_lib.stdev(means) if len(means) > 1 else None
       result[key] = Statistic(
-        float(np.mean(means)), deviation, len(means), len(seeds)
+        statistics_lib.fmean(means), deviation, len(means), len(seeds)
       )
   return result
 

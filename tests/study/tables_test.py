@@ -87,6 +87,17 @@ def test_the_mean_over_clients_is_taken_for_each_seed_first():
   assert (both.seeds, both.planned) == (2, 3)
 
 
+def test_equal_values_have_no_deviation():
+  study = _study()
+  rows = _rows(study)
+  for row in rows:
+    row["summary"]["accuracy"] = 0.0591
+  keys = ("sampling.method", "sampling.budget")
+  found = tables.statistics(study, rows, keys, "accuracy", ("data.client",))
+  assert found["ecos", 8].deviation == 0
+  assert tables.text("accuracy", found["ecos", 8]).startswith("5.9 (")
+
+
 def test_two_cells_in_one_place_are_no_table():
   study = _study()
   with pytest.raises(ValueError, match="two cells"):
