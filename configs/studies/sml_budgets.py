@@ -29,6 +29,7 @@ def get_config(argument: str = "") -> plan.Study:
   seeds = (1,) if smoke else (1, 2, 3)
   budgets = (64,) if smoke else (1000, 2000, 4000, 8000)
   few = budgets if smoke else (1000, 4000)
+  methods = ("ecos", "random", "ecos_paper", "kcenter", "mak", "ideal")
   every = {"data.client": clients, "seed": seeds}
   study = plan.of(
     f"{_BASE}:{argument}",
@@ -38,14 +39,8 @@ def get_config(argument: str = "") -> plan.Study:
     grids=(
       {
         "data.split": ("id_ood",),
-        "sampling.method": ("ecos", "random"),
+        "sampling.method": methods,
         "sampling.budget": budgets,
-        **every,
-      },
-      {
-        "data.split": ("id_ood",),
-        "sampling.method": ("ecos_paper", "kcenter", "mak", "ideal"),
-        "sampling.budget": budgets[:3],
         **every,
       },
       {
