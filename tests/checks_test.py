@@ -9,6 +9,14 @@ from ecos_jax import config as config_lib
 from ecos_jax import errors
 
 
+def check_refused(config, *names):
+  """Checks that the error names every one of these flags."""
+  with pytest.raises(errors.ConfigError) as caught:
+    checks.validate(config)
+  for name in names:
+    assert f"--config.{name} " in str(caught.value)
+
+
 def test_the_default_is_valid():
   checks.validate(config_lib.Config())
 
@@ -20,16 +28,14 @@ def test_all_errors_come_at_once_each_naming_its_flag():
   config.privacy.gamma = 1.5
   config.privacy.delta = 0.0
   config.train.learning_rate = float("nan")
-  with pytest.raises(errors.ConfigError) as caught:
-    checks.validate(config)
-  for name in (
+  check_refused(
+    config,
     "sampling.budget",
     "codebook.size",
     "privacy.gamma",
     "privacy.delta",
     "train.learning_rate",
-  ):
-    assert f"--config.{name} " in str(caught.value)
+  )
 
 
 @pytest.mark.parametrize("method", ["mak", "local"])
@@ -64,16 +70,14 @@ def test_wrong_fields_of_sampling_are_named():
   config.sampling.false_discovery = 1.0
   config.sampling.likely = 0.0
   config.sampling.central = 1.1
-  with pytest.raises(errors.ConfigError) as caught:
-    checks.validate(config)
-  for name in (
-    "threshold",
-    "density_power",
-    "false_discovery",
-    "likely",
-    "central",
-  ):
-    assert f"--config.sampling.{name} " in str(caught.value)
+  check_refused(
+    config,
+    "sampling.threshold",
+    "sampling.density_power",
+    "sampling.false_discovery",
+    "sampling.likely",
+    "sampling.central",
+  )
 
 
 def test_all_of_the_pool_needs_no_budget():
@@ -102,15 +106,13 @@ def test_wrong_fields_of_distillation_are_named():
   config.distill.temperature = 0.0
   config.distill.hard_share = 1.5
   config.distill.teacher_images = -1
-  with pytest.raises(errors.ConfigError) as caught:
-    checks.validate(config)
-  for name in (
+  check_refused(
+    config,
     "train.unlabelled_ratio",
     "distill.temperature",
     "distill.hard_share",
     "distill.teacher_images",
-  ):
-    assert f"--config.{name} " in str(caught.value)
+  )
 
 
 @pytest.mark.parametrize(
@@ -132,9 +134,8 @@ def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
   config.labelling.threshold = float("inf")
   config.labelling.abstained_as_unlabelled = True
   config.privacy.relation = config_lib.Relation.REPLACE_ONE
-  with pytest.raises(errors.ConfigError) as caught:
-    checks.validate(config)
-  for name in (
+  check_refused(
+    config,
     "labelling.neighbours",
     "labelling.gamma",
     "labelling.sigma_vote",
@@ -142,8 +143,7 @@ def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
     "labelling.threshold",
     "labelling.abstained_as_unlabelled",
     "privacy.relation",
-  ):
-    assert f"--config.{name} " in str(caught.value)
+  )
 
 
 def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():

@@ -86,6 +86,9 @@ class Flags(NamedTuple):
   dtype: str = "--config.encoder.dtype"
 
 
+_MAIN_FLAGS = Flags()
+
+
 def digest(name: str, settings: Settings) -> str:
   """Returns the digest of an encoder."""
   text = json.dumps([name, settings], sort_keys=True)
@@ -195,7 +198,7 @@ def get(
   image_size: int | None = None,
   weights: str | None = None,
   dtype: str = "float32",
-  flags: Flags = Flags(),  # noqa: B008 (a tuple: nothing can change it)
+  flags: Flags = _MAIN_FLAGS,
 ) -> Encoder:
   """Returns the encoder called `name`, the same object at each call.
 
