@@ -22,7 +22,7 @@ _MANUAL = (
 )
 _CLIENT = (
   ("request", "cloud.labels:request"),
-  ("labels", "client.label:label"),
+  ("labels", "client.private_knn:label"),
 )
 _DISTILL = (
   ("teacher", "training.checkpoints:Checkpoints"),

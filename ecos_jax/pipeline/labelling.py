@@ -19,6 +19,7 @@ from ecos_jax import protocol
 from ecos_jax import wire
 from ecos_jax import workdir
 from ecos_jax.client import label as label_lib
+from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
@@ -184,7 +185,7 @@ def _simulated(job: Job, request_data: bytes) -> bytes:
       batch_size=job.config.encoder.batch_size,
       insecure_noise_seed=job.config.privacy.insecure_noise_seed,
     )
-  except label_lib.RefusedError as error:
+  except private_knn.RefusedError as error:
     raise errors.EcosError(
       f"the client gives no label for --config.labelling.max_epsilon={budget}: "
       "raise it and run again, or take another --workdir with more noise "

@@ -1,76 +1,20 @@
-import dataclasses
-import math
-from pathlib import Path
-import re
 import subprocess
 import sys
 
-import dp_accounting
-from dp_accounting import pld
 import numpy as np
-from PIL import Image
 import pytest
-from scipy import stats
-from sklearn import neighbors as sklearn_neighbors
 
 from ecos_jax import errors
 from ecos_jax import protocol
 from ecos_jax import wire
 from ecos_jax.client import label
-from ecos_jax.client import neighbours
-from ecos_jax.data import pools
+from ecos_jax.client import private_knn
 from ecos_jax.encoders import registry
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
-from ecos_jax.privacy import mechanisms
-
-TERMS = protocol.LabelTerms(
-  classes=3,
-  neighbours=15,
-  sigma_screen=4.0,
-  sigma_vote=3.0,
-  threshold=6.0,
-  gamma=0.5,
-  delta=1e-5,
-  relation="add_remove",
-)
-
-
-def _terms(**changes):
-  return dataclasses.replace(TERMS, **changes)
-
-
-def _request(features, terms=TERMS):
-  encoder = registry.get("hog")
-  return protocol.LabelRequest(
-    features.astype(np.float32),
-    encoder.name,
-    encoder.settings,
-    encoder.digest,
-    terms,
-  )
-
-
-@pytest.fixture(name="samples", scope="module")
-def _samples():
-  random = np.random.default_rng(0)
-  labels = random.integers(0, 3, 240)
-  features = random.normal(size=(240, 5)) + 1.5 * np.eye(3, 5)[labels]
-  return label.Samples(features.astype(np.float32), labels)
-
-
-@pytest.fixture(name="request_", scope="module")
-def _request_of_60():
-  random = np.random.default_rng(1)
-  return _request(random.normal(size=(60, 5)) + 0.7)
-
-
-def _label(request, samples, terms=TERMS, answers=None, seed=None):
-  m = len(request.features)
-  labeller = label.Labeller(terms, m, answers or m, seed)
-  return protocol.LabelResponse.from_bytes(
-    label.label(request.to_bytes(), samples, labeller)
-  )
+from tests.client.label_requests import TERMS
+from tests.client.label_requests import changed
+from tests.client.label_requests import request_for
 
 
 def _unreachable():
@@ -79,292 +23,6 @@ def _unreachable():
 
 def _agree(text):
   assert "epsilon" in text
-
-
-# What is drawn.
-
-
-def test_without_noise_the_labels_are_those_of_scikit_learn(
-  request_, samples, monkeypatch
-):
-  monkeypatch.setattr(mechanisms.Mechanism, "noised", lambda self, x: x)
-  response = _label(request_, samples, _terms(gamma=1.0, threshold=0.0))
-  model = sklearn_neighbors.KNeighborsClassifier(15).fit(*samples)
-  np.testing.assert_array_equal(
-    response.labels, model.predict(request_.features)
-  )
-  # The threshold keeps those with as many votes.
-  response = _label(request_, samples, _terms(gamma=1.0, threshold=9.0))
-  votes = 15 * model.predict_proba(request_.features).max(1)
-  np.testing.assert_array_equal(response.labels >= 0, votes > 8.5)
-
-
-def test_without_noise_a_subsample_votes_as_in_scikit_learn(
-  request_, samples, monkeypatch
-):
-  monkeypatch.setattr(mechanisms.Mechanism, "noised", lambda self, x: x)
-  drawn = []
-  subsample = mechanisms.Mechanism.subsample
-
-  def recorded(self, n):
-    drawn.append(subsample(self, n))
-    return drawn[-1]
-
-  monkeypatch.setattr(mechanisms.Mechanism, "subsample", recorded)
-  response = _label(request_, samples, _terms(threshold=0.0))
-  screened, voted = (taken.reshape(60, -1) for taken in drawn)
-  # Two independent subsamples of the right size.
-  for taken in (screened, voted):
-    assert stats.binomtest(taken.sum(), taken.size, 0.5).pvalue > 1e-6
-  assert abs(np.corrcoef(screened.ravel(), voted.ravel())[0, 1]) < 0.05
-  for row in range(60):
-    model = sklearn_neighbors.KNeighborsClassifier(15)
-    model.fit(samples.features[voted[row]], samples.labels[voted[row]])
-    expected = model.predict(request_.features[row : row + 1])[0]
-    assert response.labels[row] == expected
-
-
-def _noise(sigma):
-  x = np.arange(-60, 61)
-  mass = np.exp(-(x**2) / (2 * sigma**2))
-  return x, mass / mass.sum()
-
-
-@pytest.mark.parametrize("seed", [None, 7])
-def test_the_labels_have_the_distribution_of_the_noise(seed, monkeypatch):
-  # What so many labels cost takes long to compute, and does not matter here.
-  monkeypatch.setattr(accounting.Cost, "epsilon", lambda *terms: 0.0)
-  # Five votes for class 0, three for class 1, none for class 2, always.
-  samples = label.Samples(
-    np.zeros((8, 2), np.float32), np.array([0, 0, 0, 0, 0, 1, 1, 1])
-  )
-  terms = _terms(neighbours=8, gamma=1.0, threshold=7.0)
-  m = 6000
-  request = _request(np.zeros((m, 2)), terms)
-  labels = _label(request, samples, terms, seed=seed).labels
-  x, screen = _noise(terms.sigma_screen)
-  passes = screen[x + 5 >= 7].sum()
-  # The lowest class among the largest of three noisy counts.
-  x, mass = _noise(terms.sigma_vote)
-  a, b, c = np.meshgrid(x + 5, x + 3, x, indexing="ij")
-  joint = mass[:, None, None] * mass[:, None] * mass
-  winner = np.argmax(np.stack([a, b, c]), axis=0)
-  wins = np.bincount(winner.ravel(), weights=joint.ravel())
-  expected = m * np.concatenate([[1 - passes], passes * wins])
-  assert stats.chisquare(np.bincount(labels + 1), expected).pvalue > 1e-5
-
-
-def test_the_noise_on_the_counts_passes_a_chi_square_test():
-  labeller = label.Labeller(TERMS, 10, 10)
-  for step, sigma in ((0, 4.0), (1, 3.0)):
-    drawn = labeller.mechanism(step, 0).noised(np.zeros(20_000, np.int64))
-    x, mass = _noise(sigma)
-    inner = np.abs(x) <= 3 * sigma
-    counts = [np.sum(drawn == value) for value in x[inner]]
-    expected = 20_000 * mass[inner]
-    rest = 20_000 - sum(counts)
-    result = stats.chisquare(
-      [*counts, rest], [*expected, 20_000 - expected.sum()]
-    )
-    assert result.pvalue > 1e-5
-
-
-def test_a_seed_draws_every_block_anew_and_says_that_it_is_not_private(
-  request_, samples
-):
-  first = _label(request_, samples, seed=3)
-  assert first.to_bytes() == _label(request_, samples, seed=3).to_bytes()
-  assert first.to_bytes() != _label(request_, samples, seed=4).to_bytes()
-  assert not first.private
-  assert _label(request_, samples).private
-  labeller = label.Labeller(TERMS, 60, 60, 3)
-  draws = [
-    labeller.mechanism(step, start).subsample(200)
-    for step in (0, 1)
-    for start in (0, 1, 512)
-  ]
-  assert len(np.unique(draws, axis=0)) == len(draws)
-
-
-# What it costs, and where it stops.
-
-
-def test_it_stops_when_the_answers_are_used_up(request_, samples):
-  terms = _terms(threshold=-100.0)
-  response = _label(request_, samples, terms, answers=17)
-  assert (response.labels[:17] >= 0).all()
-  assert (response.labels[17:] == -1).all()
-  assert (response.answers, response.considered) == (17, 17)
-  # The price is that of the plan, also where fewer are given.
-  nobody = _label(request_, samples, _terms(threshold=1000.0), answers=17)
-  assert (nobody.labels == -1).all()
-  assert nobody.considered == 60
-  assert nobody.epsilon == response.epsilon
-
-
-def test_abstaining_and_not_being_considered_are_told_apart():
-  """usps, as reported: 75.0 % without a label, of which 55.3 % abstained."""
-  text = label.outcome(2000, 1117, 499)
-  assert "499 of 2,000 answered, 618 of 1,117 abstained (55.3 %)" in text
-  assert "883 not considered: the budget is used up" in text
-  assert "not considered" not in label.outcome(2000, 2000, 410)
-
-
-def _independent(terms, requests, answers, scores=None):
-  """Epsilon by dp-accounting's own events, with continuous Gaussians."""
-  accountant = pld.PLDAccountant(
-    dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-  )
-
-  def compose(noise, gamma, times):
-    accountant.compose(
-      dp_accounting.PoissonSampledDpEvent(
-        gamma, dp_accounting.GaussianDpEvent(noise)
-      ),
-      times,
-    )
-
-  compose(terms.sigma_screen, terms.gamma, requests)
-  # Two counts move by one each: a sensitivity of the root of two.
-  compose(terms.sigma_vote / 2**0.5, terms.gamma, answers)
-  if scores is not None:
-    compose(*scores, 1)
-  return accountant.get_epsilon(terms.delta)
-
-
-@pytest.mark.parametrize(("requests", "answers"), [(200, 30), (40, 40)])
-def test_epsilon_agrees_with_an_independent_computation(requests, answers):
-  terms = _terms(sigma_screen=20.0, sigma_vote=9.0)
-  cost = label.Labeller(terms, requests, answers).cost
-  expected = _independent(terms, requests, answers)
-  assert cost.epsilon(1e-5, "add_remove") == pytest.approx(expected, rel=0.02)
-  both = cost + accounting.Cost((accounting.Release(10.0, 0.8),))
-  expected = _independent(terms, requests, answers, (10.0, 0.8))
-  assert both.epsilon(1e-5, "add_remove") == pytest.approx(expected, rel=0.02)
-
-
-def test_a_plan_uses_the_budget_up_and_no_more():
-  spent = accounting.Cost((accounting.Release(5.0, 0.8),))
-  terms = _terms(sigma_screen=30.0, sigma_vote=6.0)
-
-  def cost(answers):
-    return accounting.labels(terms, 100, answers)
-
-  def alone(answers):
-    return cost(answers).epsilon(1e-5, "add_remove")
-
-  planned = label.plan(terms, 100, epsilon=2.0).answers
-  assert alone(planned) <= 2.0 < alone(planned + 2)
-  # The ledger's budget counts what was spent before.
-  planned = label.plan(
-    terms,
-    100,
-    epsilon=9.0,
-    composed=lambda cost: (spent + cost).epsilon(1e-5, "add_remove"),
-    max_epsilon=2.0,
-  ).answers
-  for answers, fits in ((planned, True), (planned + 2, False)):
-    total = (spent + cost(answers)).epsilon(1e-5, "add_remove")
-    assert (total <= 2.0) == fits
-  assert label.plan(terms, 100, epsilon=1e3).answers == 100
-  assert label.plan(terms, 100, epsilon=None).answers == 100
-  for too_little in (0.3, 0.0, math.nan):
-    with pytest.raises(errors.EcosError, match="nothing was spent"):
-      label.plan(terms, 100, epsilon=too_little)
-
-
-def test_a_replacement_is_refused_since_nothing_is_proven():
-  with pytest.raises(errors.EcosError, match="add_remove"):
-    label.Labeller(_terms(relation="replace_one"), 5, 5)
-
-
-# The data.
-
-
-def test_who_has_no_class_does_not_vote(request_, samples):
-  labels = samples.labels.copy()
-  labels[::3], labels[1::3] = -1, 7
-  kept = np.arange(2, 240, 3)
-  voters = label.encode(request_, label.Samples(samples.features, labels), 64)
-  np.testing.assert_array_equal(voters.features, samples.features[kept])
-  np.testing.assert_array_equal(voters.labels, samples.labels[kept])
-  with pytest.raises(errors.EcosError, match="no sample has a label"):
-    label.encode(
-      request_, label.Samples(samples.features, np.full(240, -1)), 64
-    )
-  with pytest.raises(errors.EcosError, match=r"\[n, 5\]"):
-    label.encode(
-      request_, label.Samples(samples.features[:, :4], samples.labels), 64
-    )
-
-
-def test_images_are_encoded_with_the_request_s_encoder(samples):
-  random = np.random.default_rng(0)
-  images = random.integers(0, 256, (21, 28, 28, 3), np.uint8)
-  features = registry.encode(registry.get("hog"), images)
-  source = pools.ArraySource("mine", images, samples.labels[:21])
-  encoded = label.encode(_request(features), source, 8)
-  np.testing.assert_allclose(encoded.features, features, atol=1e-6)
-  other = dataclasses.replace(_request(features), encoder_digest="0" * 64)
-  with pytest.raises(protocol.ProtocolError, match="encoder_digest"):
-    label.encode(other, source, 8)
-
-
-def _folder_of(path, names):
-  """Makes a folder of images, one for each name, each another."""
-  for number, name in enumerate(names):
-    pixels = np.random.default_rng(number).integers(
-      0, 256, (28, 28, 3), dtype=np.uint8
-    )
-    file = path / f"{name}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
-
-
-@pytest.mark.parametrize(
-  ("classes", "folders"),
-  [(None, ("0", "1", "2")), (("cat", "ant", "bee"), ("cat", "ant", "bee"))],
-)
-def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
-  """Neighbours are folders too: only the vote of the file that goes changes.
-
-  Among the files are the only one of its class, a stray one, and one of a
-  folder that is no class.
-  """
-  names = [f"{folders[0]}/only", "stray", "other/x", f"{folders[1]}/deep/y"]
-  names += [f"{folder}/{i}" for folder in folders[1:] for i in range(9)]
-  _folder_of(tmp_path, names)
-  random = np.random.default_rng(3)
-  images = random.integers(0, 256, (12, 28, 28, 3), dtype=np.uint8)
-  request = _request(registry.encode(registry.get("hog"), images))
-
-  def votes():
-    source = pools.open_source(str(tmp_path), classes=classes)
-    samples = label.encode(request, source, 64)
-    voters = neighbours.Neighbours(*samples, k=7, classes=3)
-    taken = np.ones((12, len(voters)), bool)
-    return voters.votes(request.features, taken), len(voters)
-
-  whole, voting = votes()
-  assert voting == 19
-  for name in names:
-    file = tmp_path / f"{name}.png"
-    data = file.read_bytes()
-    file.unlink()
-    moved, fewer = votes()
-    change = moved - whole
-    file.write_bytes(data)
-    folder = file.parent.relative_to(tmp_path).as_posix()
-    if folder not in folders:
-      assert fewer == voting
-      assert not change.any()
-      continue
-    # It loses its vote where it had one, and the next nearest gets it.
-    assert fewer == voting - 1
-    own = folders.index(folder)
-    assert set(change[:, own]) <= {-1, 0}
-    assert (np.delete(change, own, 1).sum(1) == -change[:, own]).all()
-    assert np.abs(change).sum(1).max() <= 2
 
 
 # The ledger and the order of things.
@@ -388,7 +46,7 @@ def test_labels_are_recorded_and_given_again_for_nothing(
   assert entry.cost == accounting.labels(TERMS, 60, response.answers)
   assert _answer(request_, _unreachable, path, max_epsilon=0.0) == first
   # Other terms are another question.
-  other = _terms(sigma_vote=5.0)
+  other = changed(sigma_vote=5.0)
   assert _answer(request_, lambda: samples, path, other) != first
   with ledger.locked(path) as book:
     assert len(book.entries) == 2
@@ -401,7 +59,7 @@ def test_what_was_spent_before_leaves_fewer_answers_and_then_none(
   budget = {"epsilon": 2.0, "max_epsilon": 3.0}
 
   def terms(threshold):
-    return _terms(sigma_screen=30.0, sigma_vote=6.0, threshold=threshold)
+    return changed(sigma_screen=30.0, sigma_vote=6.0, threshold=threshold)
 
   answers = []
   for threshold in (6.0, 6.5):
@@ -441,7 +99,7 @@ def test_nothing_is_spent_without_consent_or_on_hostile_bytes(
         hostile, _unreachable, TERMS, path, "a", consent=_agree, epsilon=9.0
       )
   with pytest.raises(errors.EcosError, match="another request"):
-    label.label(data, samples, label.Labeller(TERMS, 61, 5))
+    private_knn.label(data, samples, private_knn.Labeller(TERMS, 61, 5))
   assert path.read_bytes() == b""
 
 
@@ -480,7 +138,7 @@ def _folder(tmp_path):
     tmp_path / "images.npz", images=images, labels=random.integers(0, 3, 211)
   )
   features = registry.encode(registry.get("hog"), images[:20])
-  wire.write_file(tmp_path / "request", _request(features).to_bytes())
+  wire.write_file(tmp_path / "request", request_for(features).to_bytes())
   return tmp_path
 
 
@@ -493,7 +151,7 @@ def test_the_command_labels_and_answers_again_for_free(folder):
   out = (folder / "out").read_bytes()
   response = protocol.LabelResponse.from_bytes(out)
   assert len(response.labels) == 20
-  assert response.terms == _terms(sigma_vote=4.0)
+  assert response.terms == changed(sigma_vote=4.0)
   assert response.private
   assert 0 < response.epsilon <= 9
   given = (response.labels >= 0).sum()
@@ -537,21 +195,9 @@ def test_mistakes_end_in_one_line_that_names_the_flag(
   assert not ledger_path.exists() or ledger_path.read_bytes() == b""
 
 
-@pytest.mark.slow
-def test_the_table_in_the_documentation_is_what_is_computed():
-  text = Path("docs/privacy.md").read_text()
-  number = r"([\d.]+)"
-  rows = re.findall(
-    r"^\| " + r" \| ".join([number] * 7) + r" \|$", text, re.MULTILINE
-  )
-  assert len(rows) == 8
-  for gamma, k, screen, vote, requests, answers, shown in rows:
-    terms = _terms(
-      neighbours=int(k),
-      gamma=float(gamma),
-      sigma_screen=float(screen),
-      sigma_vote=float(vote),
-    )
-    cost = accounting.labels(terms, int(requests), int(answers))
-    epsilon = cost.epsilon(1e-5, "add_remove")
-    assert float(shown) == math.ceil(100 * epsilon) / 100
+def test_abstaining_and_not_being_considered_are_told_apart():
+  """usps, as reported: 75.0 % without a label, of which 55.3 % abstained."""
+  text = label.outcome(2000, 1117, 499)
+  assert "499 of 2,000 answered, 618 of 1,117 abstained (55.3 %)" in text
+  assert "883 not considered: the budget is used up" in text
+  assert "not considered" not in label.outcome(2000, 2000, 410)

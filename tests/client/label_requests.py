@@ -1,0 +1,34 @@
+"""A request for labels, and its terms."""
+
+import dataclasses
+
+import numpy as np
+
+from ecos_jax import protocol
+from ecos_jax.encoders import registry
+
+TERMS = protocol.LabelTerms(
+  classes=3,
+  neighbours=15,
+  sigma_screen=4.0,
+  sigma_vote=3.0,
+  threshold=6.0,
+  gamma=0.5,
+  delta=1e-5,
+  relation="add_remove",
+)
+
+
+def changed(**changes):
+  return dataclasses.replace(TERMS, **changes)
+
+
+def request_for(features, terms=TERMS):
+  encoder = registry.get("hog")
+  return protocol.LabelRequest(
+    features.astype(np.float32),
+    encoder.name,
+    encoder.settings,
+    encoder.digest,
+    terms,
+  )
