@@ -22,6 +22,7 @@ from ecos_jax import config
 from ecos_jax import protocol
 from ecos_jax import wire
 from ecos_jax.client import command
+from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.client import respond
 from ecos_jax.data import pools
@@ -57,7 +58,7 @@ def answer(
     consent: Is told what will happen, and raises to stop it.
     epsilon: The most that these labels may cost; None for no limit.
     max_epsilon: Budget of the ledger, at the delta of the terms.
-    encoder: As in `respond.encoder_of`.
+    encoder: As in `encoding.encoder_of`.
     batch_size: Images to read and encode at once.
     insecure_noise_seed: As in `private_knn.Labeller`.
 
@@ -214,7 +215,7 @@ def main(argv: list[str]) -> None:
   out, ledger_path = command.checked_paths("request")
   request_bytes = wire.read_file(Path(f.request))
   request = protocol.LabelRequest.from_bytes(request_bytes)
-  encoder = respond.encoder_of(request, respond.own_encoder(), f.weights)
+  encoder = encoding.encoder_of(request, encoding.own_encoder(), f.weights)
   classes = command.classes(request.terms.classes)
   tag = command.tag_of(f.data, f.data_dir)
   if classes is not None:

@@ -24,8 +24,8 @@ import numpy as np
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import protocol
+from ecos_jax.client import encoding
 from ecos_jax.client import neighbours
-from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.privacy import accounting
@@ -197,7 +197,7 @@ def encode(
     request: From the cloud.
     data: Images with labels, or features with labels.
     batch_size: Images to read and encode at once.
-    encoder: As in `respond.encoder_of`.
+    encoder: As in `encoding.encoder_of`.
 
   Raises:
     EcosError: No sample has a label, d differs, or the encoder is not the one
@@ -209,7 +209,7 @@ def encode(
     if features.ndim != 2 or features.shape[1] != d:
       raise errors.EcosError(f"features must be [n, {d}], as the request's")
   else:
-    encoder = respond.encoder_of(request, encoder)
+    encoder = encoding.encoder_of(request, encoder)
     labels = data.labels(np.arange(len(data)))
     features = np.empty((len(data), d), np.float32)
     for start in range(0, len(data), batch_size):
@@ -241,7 +241,7 @@ def label(
     request_bytes: From the cloud; not trusted.
     data: Images with labels, or features with labels.
     labeller: What the client decided; for as many requests as there are.
-    encoder: As in `respond.encoder_of`.
+    encoder: As in `encoding.encoder_of`.
     batch_size: Images to read and encode at once.
 
   Raises:
