@@ -17,17 +17,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import query as query_lib
 from ecos_jax.cloud import scores
+from ecos_jax.config import checks
+from ecos_jax.messages import wire
 from ecos_jax.pipeline.job import Job
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
@@ -251,7 +251,7 @@ def response(job: Job, name: str = "") -> bool:
 
   def work(path: Path) -> dict[str, Any]:
     query = message(
-      job, f"{name}query", f"{name}{_QUERY}", protocol.Query.from_bytes
+      job, f"{name}query", f"{name}{_QUERY}", messages.Query.from_bytes
     )
     data = (
       wire.read_file(brought)
@@ -275,14 +275,14 @@ def response(job: Job, name: str = "") -> bool:
   return True
 
 
-def finished_response(job: Job, name: str = "") -> protocol.Response:
+def finished_response(job: Job, name: str = "") -> messages.Response:
   """Returns the client's answer in a round.
 
   Raises:
     EcosError: It is damaged.
   """
   return message(
-    job, f"{name}response", f"{name}{RESPONSE}", protocol.Response.from_bytes
+    job, f"{name}response", f"{name}{RESPONSE}", messages.Response.from_bytes
   )
 
 
@@ -315,7 +315,7 @@ def simulated_tag(job: Job) -> str:
   return SIMULATED if seed is None else f"{SIMULATED}, noise of seed {seed}"
 
 
-def terms(job: Job, name: str = "") -> protocol.Terms:
+def terms(job: Job, name: str = "") -> messages.Terms:
   """Returns the terms that the query proposes and the simulation takes.
 
   Raises:
@@ -327,7 +327,7 @@ def terms(job: Job, name: str = "") -> protocol.Terms:
   if job.config.codebook.coarse_round:
     first, second = accounting.split(sigma, privacy.coarse_part, *rest)
     sigma = first if name else second
-  return protocol.Terms(sigma, *rest)
+  return messages.Terms(sigma, *rest)
 
 
 def message(

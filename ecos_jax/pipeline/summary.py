@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from ecos_jax import config
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import label
 from ecos_jax.pipeline import asking
@@ -115,7 +115,7 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
     told.append(statement)
     private &= statement["private"]
   if labels is not None:
-    terms = protocol.LabelTerms(**labels["terms"])
+    terms = messages.LabelTerms(**labels["terms"])
     own[labels["digest"]] = accounting.labels(
       terms, labels["requests"], labels["answers"]
     )
@@ -176,7 +176,7 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
   }
 
 
-def _as_proposed(statement: dict[str, Any], terms: protocol.Terms) -> bool:
+def _as_proposed(statement: dict[str, Any], terms: messages.Terms) -> bool:
   return all(statement[k] == v for k, v in dataclasses.asdict(terms).items())
 
 

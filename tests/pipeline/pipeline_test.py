@@ -13,15 +13,15 @@ from safetensors import numpy as safetensors_numpy
 from configs import digits_client
 from configs import digits_distill
 from configs import digits_manual
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import messages
 from ecos_jax import pipeline
-from ecos_jax import protocol
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.client import coverage
 from ecos_jax.client import respond
 from ecos_jax.cloud import codebook
+from ecos_jax.config import checks
 from ecos_jax.data import digits
 from ecos_jax.data import proxy
 from ecos_jax.encoders import registry
@@ -476,7 +476,7 @@ def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
     assert f"--query={query.name} " in said
     assert f"--out={brought.name}\n" in said
     mechanism = mechanisms.Mechanism(
-      protocol.Terms(sigma, 0.8, 1e-5, "add_remove")
+      messages.Terms(sigma, 0.8, 1e-5, "add_remove")
     )
     answer = respond.respond(query.read_bytes(), client, mechanism)
     costs.append(mechanism.cost)

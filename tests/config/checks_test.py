@@ -4,9 +4,9 @@ import pytest
 
 from configs import digits_client
 from configs import digits_manual
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax.config import checks
 
 
 def check_refused(config, *names):
