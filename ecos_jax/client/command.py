@@ -12,8 +12,8 @@ import sys
 from absl import flags
 
 from ecos_jax import errors
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
+from ecos_jax.messages import wire
 
 FEATURES = "features:"
 
@@ -56,8 +56,8 @@ def define_shared_flags(data: str) -> None:
     "delta",
     1e-5,
     "Of (epsilon, delta).",
-    lower_bound=protocol.MIN_DELTA,
-    upper_bound=protocol.MAX_DELTA,
+    lower_bound=messages.MIN_DELTA,
+    upper_bound=messages.MAX_DELTA,
   )
   flags.DEFINE_float(
     "max_epsilon",
@@ -119,8 +119,8 @@ def _same_file(a: Path, b: Path) -> bool:
 
 def _is_response(path: Path) -> bool:
   data = wire.read_file(path)
-  for message in (protocol.Response, protocol.LabelResponse):
-    with contextlib.suppress(protocol.ProtocolError):
+  for message in (messages.Response, messages.LabelResponse):
+    with contextlib.suppress(messages.ProtocolError):
       message.from_bytes(data)
       return True
   return False

@@ -18,7 +18,7 @@ import math
 
 import numpy as np
 
-from ecos_jax import protocol
+from ecos_jax import messages
 
 _MEMORY_BUDGET = 2**26
 
@@ -57,9 +57,9 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     ProtocolError: The centroids are not finite, or d differs.
   """
   if centroids.ndim != 2 or not np.isfinite(centroids).all():
-    raise protocol.ProtocolError("centroids must be [R, d], without NaN or Inf")
+    raise messages.ProtocolError("centroids must be [R, d], without NaN or Inf")
   if features.ndim != 2 or features.shape[1] != centroids.shape[1]:
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"features must have d = {centroids.shape[1]} as the centroids, got an "
       f"array of {features.ndim} axes with d = {features.shape[-1]}"
     )

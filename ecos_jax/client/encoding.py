@@ -7,7 +7,7 @@ says whether they do.
 from absl import flags
 
 from ecos_jax import config
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.encoders import registry
 
 _FLAGS = registry.Flags(
@@ -18,7 +18,7 @@ _FLAGS = registry.Flags(
 
 
 def encoder_of(
-  message: protocol.Query | protocol.LabelRequest,
+  message: messages.Query | messages.LabelRequest,
   encoder: registry.Encoder | None = None,
   weights: str | None = None,
 ) -> registry.Encoder:
@@ -38,11 +38,11 @@ def encoder_of(
   if encoder is None:
     encoder = _built(message, weights)
   if encoder.digest != message.encoder_digest:
-    raise protocol.ProtocolError(_difference(message, encoder))
-  query = isinstance(message, protocol.Query)
+    raise messages.ProtocolError(_difference(message, encoder))
+  query = isinstance(message, messages.Query)
   d = (message.centroids if query else message.features).shape[1]
   if encoder.dimension != d:
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"{'centroids' if query else 'features'} have d = {d}, the encoder "
       f"{encoder.name} has d = {encoder.dimension}"
     )
@@ -50,12 +50,12 @@ def encoder_of(
 
 
 def _built(
-  message: protocol.Query | protocol.LabelRequest, weights: str | None
+  message: messages.Query | messages.LabelRequest, weights: str | None
 ) -> registry.Encoder:
   """Returns the encoder of that name and those settings, as it is here."""
   name, settings = message.encoder_name, message.encoder_settings
   if name not in registry.names():
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"encoder_name: unknown encoder {name}; the one of the cloud must be one "
       f"of {', '.join(registry.names())}, or --encoder must name your own"
     )
@@ -63,16 +63,16 @@ def _built(
   if name in registry.PRETRAINED:
     size, dtype = settings.get("image_size"), settings.get("dtype")
     if type(size) is not int or not 0 < size <= config.MAX_IMAGE_SIZE:
-      raise protocol.ProtocolError(
+      raise messages.ProtocolError(
         "encoder_settings.image_size must be an integer in [1, "
         f"{config.MAX_IMAGE_SIZE}]"
       )
     if dtype not in (known := [member.value for member in config.ComputeType]):
-      raise protocol.ProtocolError(
+      raise messages.ProtocolError(
         f"encoder_settings.dtype must be one of {', '.join(known)}"
       )
     if weights is None and name not in registry.INSTALLED:
-      raise protocol.ProtocolError(
+      raise messages.ProtocolError(
         f"the cloud encodes by {name} with the weights "
         f"{settings.get('source')}: give them as --weights"
       )
@@ -81,7 +81,7 @@ def _built(
 
 
 def _difference(
-  message: protocol.Query | protocol.LabelRequest, encoder: registry.Encoder
+  message: messages.Query | messages.LabelRequest, encoder: registry.Encoder
 ) -> str:
   """Returns how the message's encoder differs from the one here."""
   name, settings = message.encoder_name, message.encoder_settings

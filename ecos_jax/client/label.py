@@ -19,21 +19,21 @@ from absl import flags
 
 from ecos_jax import cli
 from ecos_jax import config
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
+from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
 
 
 def answer(
   request_bytes: bytes,
   open_data: Callable[[], private_knn.Data],
-  terms: protocol.LabelTerms,
+  terms: messages.LabelTerms,
   ledger_path: Path,
   tag: str,
   *,
@@ -66,7 +66,7 @@ def answer(
     EcosError: The request is refused, the ledger is damaged, not one answer is
       affordable, or the data do not fit.
   """
-  request = protocol.LabelRequest.from_bytes(request_bytes)
+  request = messages.LabelRequest.from_bytes(request_bytes)
   fields = dataclasses.asdict(terms)
   if epsilon is not None:
     fields["epsilon"] = epsilon
@@ -128,7 +128,7 @@ def outcome(requests: int, considered: int, answered: int) -> str:
 
 
 def _describe(
-  request: protocol.LabelRequest,
+  request: messages.LabelRequest,
   labeller: private_knn.Labeller,
   ledger_line: str,
 ) -> str:
@@ -176,7 +176,7 @@ def _define_flags() -> None:
     "gamma",
     None,
     f"Share of the samples in a subsample; {proposal}.",
-    lower_bound=protocol.MIN_GAMMA,
+    lower_bound=messages.MIN_GAMMA,
     upper_bound=1.0,
   )
   flags.DEFINE_integer(
@@ -190,22 +190,22 @@ def _define_flags() -> None:
       name,
       None,
       f"{what}, in votes; {proposal}.",
-      lower_bound=protocol.MIN_SIGMA,
-      upper_bound=protocol.MAX_SIGMA,
+      lower_bound=messages.MIN_SIGMA,
+      upper_bound=messages.MAX_SIGMA,
     )
   flags.DEFINE_float(
     "threshold", None, f"Votes from which an answer is given; {proposal}."
   )
 
 
-def _terms(proposed: protocol.LabelTerms) -> protocol.LabelTerms:
+def _terms(proposed: messages.LabelTerms) -> messages.LabelTerms:
   """Returns the proposal with what the flags say otherwise."""
   f = flags.FLAGS
   names = ("gamma", "neighbours", "sigma_screen", "sigma_vote", "threshold")
   fields: dict[str, Any] = dataclasses.asdict(proposed)
   fields |= {"delta": f.delta, "relation": config.Relation.ADD_REMOVE.value}
   fields |= {n: f[n].value for n in names if f[n].value is not None}
-  return protocol.LabelTerms(**fields)
+  return messages.LabelTerms(**fields)
 
 
 def main(argv: list[str]) -> None:
@@ -214,7 +214,7 @@ def main(argv: list[str]) -> None:
   f = flags.FLAGS
   out, ledger_path = command.checked_paths("request")
   request_bytes = wire.read_file(Path(f.request))
-  request = protocol.LabelRequest.from_bytes(request_bytes)
+  request = messages.LabelRequest.from_bytes(request_bytes)
   encoder = encoding.encoder_of(request, encoding.own_encoder(), f.weights)
   classes = command.classes(request.terms.classes)
   tag = command.tag_of(f.data, f.data_dir)
@@ -234,7 +234,7 @@ def main(argv: list[str]) -> None:
     batch_size=f.batch_size,
   )
   wire.write_file(out, data)
-  response = protocol.LabelResponse.from_bytes(data)
+  response = messages.LabelResponse.from_bytes(data)
   m, given = len(response.labels), int((response.labels >= 0).sum())
   print(f"labels   {outcome(m, response.considered, given)}")
   print(f"wrote    {out} ({len(data)} bytes): carry it to the cloud")

@@ -23,7 +23,7 @@ import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.client import encoding
 from ecos_jax.client import neighbours
 from ecos_jax.data import pools
@@ -59,7 +59,7 @@ class Labeller:
     insecure_noise_seed: As in `mechanisms.Mechanism`.
   """
 
-  terms: protocol.LabelTerms
+  terms: messages.LabelTerms
   requests: int
   answers: int
   insecure_noise_seed: int | None = None
@@ -89,14 +89,14 @@ class Labeller:
       seed = int(words[0]) << 32 | int(words[1])
     sigma = terms.sigma_vote if step == _VOTE else terms.sigma_screen
     return mechanisms.Mechanism(
-      protocol.Terms(sigma, terms.gamma, terms.delta, terms.relation), seed
+      messages.Terms(sigma, terms.gamma, terms.delta, terms.relation), seed
     )
 
 
 def _affordable(
   epsilon: Callable[[int], float],
   budget: float,
-  terms: protocol.LabelTerms,
+  terms: messages.LabelTerms,
   most: int,
 ) -> int:
   """Returns a number of answers that costs at most the budget.
@@ -131,7 +131,7 @@ def _affordable(
 
 
 def plan(
-  terms: protocol.LabelTerms,
+  terms: messages.LabelTerms,
   requests: int,
   *,
   epsilon: float | None,
@@ -186,7 +186,7 @@ def plan(
 
 
 def encode(
-  request: protocol.LabelRequest,
+  request: messages.LabelRequest,
   data: Data,
   batch_size: int,
   encoder: registry.Encoder | None = None,
@@ -247,7 +247,7 @@ def label(
   Raises:
     EcosError: The request is refused, or the data do not fit it.
   """
-  request = protocol.LabelRequest.from_bytes(request_bytes)
+  request = messages.LabelRequest.from_bytes(request_bytes)
   m, terms = len(request.features), labeller.terms
   if (m, request.terms.classes) != (labeller.requests, terms.classes):
     raise errors.EcosError("the labeller was planned for another request")
@@ -275,11 +275,11 @@ def label(
     if not left:
       considered = int(passed[-1]) + 1
       break
-  response = protocol.LabelResponse(
+  response = messages.LabelResponse(
     labels=labels,
     request_digest=request.digest,
     terms=terms,
-    mechanism=protocol.LABEL_MECHANISM,
+    mechanism=messages.LABEL_MECHANISM,
     answers=labeller.answers,
     considered=considered,
     epsilon=labeller.cost.epsilon(terms.delta, terms.relation),

@@ -25,14 +25,14 @@ import numpy as np
 from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
+from ecos_jax.messages import wire
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
@@ -46,7 +46,7 @@ Data = pools.Source | np.ndarray
 
 
 def vote(
-  query: protocol.Query,
+  query: messages.Query,
   data: Data,
   batch_size: int,
   encoder: registry.Encoder | None = None,
@@ -136,10 +136,10 @@ def respond(
   Raises:
     EcosError: The query is refused, or the data do not fit it.
   """
-  query = protocol.Query.from_bytes(query_bytes)
+  query = messages.Query.from_bytes(query_bytes)
   r = len(query.centroids)
   scores = release(vote(query, data, batch_size, encoder), r, mechanism)[0]
-  response = protocol.Response(scores, query.digest, mechanism.statement)
+  response = messages.Response(scores, query.digest, mechanism.statement)
   return response.to_bytes()
 
 
@@ -175,7 +175,7 @@ def answer(
     EcosError: The query is refused, the ledger is damaged, the budget would be
       exceeded, or the data do not fit.
   """
-  query = protocol.Query.from_bytes(query_bytes)
+  query = messages.Query.from_bytes(query_bytes)
   terms = mechanism.terms
   fields = dataclasses.asdict(terms)
   with ledger.locked(ledger_path) as book:
@@ -225,7 +225,7 @@ def stored_response(entry: ledger.Entry) -> bytes:
 
 def describe_ledger(
   book: ledger.Ledger,
-  terms: protocol.Terms | protocol.LabelTerms,
+  terms: messages.Terms | messages.LabelTerms,
   cost: accounting.Cost,
   max_epsilon: float | None,
 ) -> str:
@@ -242,7 +242,7 @@ def describe_ledger(
 
 
 def _describe(
-  query: protocol.Query, mechanism: mechanisms.Mechanism, ledger_line: str
+  query: messages.Query, mechanism: mechanisms.Mechanism, ledger_line: str
 ) -> str:
   """Returns who asks what, what leaves, what it costs and what is left."""
   r, d = query.centroids.shape
@@ -280,14 +280,14 @@ def _define_flags() -> None:
     "sigma",
     None,
     "Instead of --epsilon: the noise, in votes.",
-    lower_bound=protocol.MIN_SIGMA,
-    upper_bound=protocol.MAX_SIGMA,
+    lower_bound=messages.MIN_SIGMA,
+    upper_bound=messages.MAX_SIGMA,
   )
   flags.DEFINE_float(
     "gamma",
     _GAMMA,
     "Share of the samples that vote, drawn at random.",
-    lower_bound=protocol.MIN_GAMMA,
+    lower_bound=messages.MIN_GAMMA,
     upper_bound=1.0,
   )
   flags.DEFINE_enum_class(
@@ -304,7 +304,7 @@ def _mechanism() -> mechanisms.Mechanism:
     raise errors.ConfigError("give --epsilon or --sigma, and not both")
   relation = f.relation.value
   if f.sigma is not None:
-    terms = protocol.Terms(f.sigma, f.gamma, f.delta, relation)
+    terms = messages.Terms(f.sigma, f.gamma, f.delta, relation)
     return mechanisms.Mechanism(terms)
   return mechanisms.Mechanism.calibrated(f.epsilon, f.gamma, f.delta, relation)
 
@@ -315,7 +315,7 @@ def main(argv: list[str]) -> None:
   f = flags.FLAGS
   out, ledger_path = command.checked_paths("query")
   query_bytes = wire.read_file(Path(f.query))
-  query = protocol.Query.from_bytes(query_bytes)
+  query = messages.Query.from_bytes(query_bytes)
   encoder = None
   if not f.data.startswith(command.FEATURES):
     encoder = encoding.encoder_of(query, encoding.own_encoder(), f.weights)

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax.encoders import registry
+from ecos_jax.messages import wire
 
 
 def request(
   features: np.ndarray,
   encoder: registry.Encoder,
-  terms: protocol.LabelTerms,
-) -> protocol.LabelRequest:
+  terms: messages.LabelTerms,
+) -> messages.LabelRequest:
   """Returns the request for the labels of some samples.
 
   A client whose budget ends stops, so the samples that matter most come first,
@@ -25,7 +25,7 @@ def request(
   Raises:
     ProtocolError: The features exceed the limits or are not finite.
   """
-  return protocol.LabelRequest(
+  return messages.LabelRequest(
     features=wire.narrowed(features),
     encoder_name=encoder.name,
     encoder_settings=encoder.message_settings,
@@ -34,25 +34,25 @@ def request(
   )
 
 
-def read(data: bytes, request: protocol.LabelRequest) -> protocol.LabelResponse:
+def read(data: bytes, request: messages.LabelRequest) -> messages.LabelResponse:
   """Returns the labels in `data`, which a client may have forged.
 
   Raises:
     ProtocolError: It is no valid response, or one to another request.
   """
-  response = protocol.LabelResponse.from_bytes(data)
+  response = messages.LabelResponse.from_bytes(data)
   if response.request_digest != request.digest:
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"the labels answer request {response.request_digest[:12]}, not "
       f"{request.digest[:12]}: ask the client to label the request of this run"
     )
   if len(response.labels) != len(request.features):
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"there are {len(response.labels)} labels for {len(request.features)} "
       "requests"
     )
   if response.terms.classes != request.terms.classes:
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"classes is {response.terms.classes} in the labels, "
       f"{request.terms.classes} in the request"
     )

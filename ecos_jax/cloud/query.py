@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax.encoders import registry
+from ecos_jax.messages import wire
 
 
 class Combined(NamedTuple):
@@ -23,12 +23,12 @@ class Combined(NamedTuple):
 
   scores: np.ndarray
   sigma: float
-  statements: tuple[protocol.Statement, ...]
+  statements: tuple[messages.Statement, ...]
 
 
 def make(
-  centroids: np.ndarray, encoder: registry.Encoder, terms: protocol.Terms
-) -> protocol.Query:
+  centroids: np.ndarray, encoder: registry.Encoder, terms: messages.Terms
+) -> messages.Query:
   """Returns the query about a codebook.
 
   Args:
@@ -39,7 +39,7 @@ def make(
   Raises:
     ProtocolError: The codebook exceeds the limits or is not finite.
   """
-  return protocol.Query(
+  return messages.Query(
     centroids=wire.narrowed(centroids),
     encoder_name=encoder.name,
     encoder_settings=encoder.message_settings,
@@ -48,20 +48,20 @@ def make(
   )
 
 
-def read(data: bytes, query: protocol.Query) -> protocol.Response:
+def read(data: bytes, query: messages.Query) -> messages.Response:
   """Returns the response in `data`, which a client may have forged.
 
   Raises:
     ProtocolError: It is no valid response, or one to another query.
   """
-  response = protocol.Response.from_bytes(data)
+  response = messages.Response.from_bytes(data)
   if response.query_digest != query.digest:
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"the response answers query {response.query_digest[:12]}, not "
       f"{query.digest[:12]}: ask the client to answer the query of this run"
     )
   if len(response.scores) != len(query.centroids):
-    raise protocol.ProtocolError(
+    raise messages.ProtocolError(
       f"the response has {len(response.scores)} scores for "
       f"{len(query.centroids)} centroids"
     )
@@ -69,7 +69,7 @@ def read(data: bytes, query: protocol.Query) -> protocol.Response:
 
 
 def combine(
-  responses: Sequence[protocol.Response], query: protocol.Query
+  responses: Sequence[messages.Response], query: messages.Query
 ) -> Combined:
   """Returns the sum of the responses of several clients to one query.
 
@@ -81,9 +81,9 @@ def combine(
     ProtocolError: There is none, or one answers another query.
   """
   if not responses:
-    raise protocol.ProtocolError("no response to combine: give one or more")
+    raise messages.ProtocolError("no response to combine: give one or more")
   if any(response.query_digest != query.digest for response in responses):
-    raise protocol.ProtocolError("a response answers another query")
+    raise messages.ProtocolError("a response answers another query")
   statements = tuple(response.statement for response in responses)
   return Combined(
     scores=np.sum([response.scores for response in responses], axis=0),

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax import workdir as workdir_lib
+from ecos_jax.config import checks
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.models import registry as models
 from ecos_jax.pipeline import asking
@@ -84,7 +84,7 @@ def run(
     for group, checked in terms.items():
       try:
         checked(job)
-      except protocol.ProtocolError as error:
+      except messages.ProtocolError as error:
         raise errors.ConfigError(f"--config.{group}.{error}") from error
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():

@@ -5,8 +5,8 @@ in a folder of the workdir. The client is simulated here unless it is remote;
 between cloud and client pass the bytes of a query and of a response and nothing
 else, and they are counted.
 
-With `codebook.coarse_round` the client is asked twice. The stages codebook,
-query and response of the first round have names that begin with `coarse_`; the
+With `codebook.first_round` the client is asked twice. The stages codebook,
+query and response of the first round have names that begin with `first_`; the
 second codebook lies in the clusters that the first answer leaves.
 """
 
@@ -17,17 +17,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import query as query_lib
 from ecos_jax.cloud import scores
+from ecos_jax.config import checks
+from ecos_jax.messages import wire
 from ecos_jax.pipeline.job import Job
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
@@ -40,7 +40,7 @@ SIMULATED = "simulated"
 _QUERY = "query.safetensors"
 RESPONSE = "response.safetensors"
 # What the names of the first of two rounds begin with.
-COARSE = "coarse_"
+FIRST = "first_"
 _INSTRUCTIONS = """
 Waiting for the client{which}. Carry this file to it:
   {query}
@@ -131,7 +131,7 @@ def bank(job: Job) -> None:
 
 def rounds(config: config_lib.Config) -> tuple[str, ...]:
   """Returns what the names of each round's stages begin with, in order."""
-  return (COARSE, "") if config.codebook.coarse_round else ("",)
+  return (FIRST, "") if config.codebook.first_round else ("",)
 
 
 def codebook(job: Job, name: str = "") -> None:
@@ -142,13 +142,13 @@ def codebook(job: Job, name: str = "") -> None:
     name: Of the round, one of `rounds`; so below.
   """
   config = job.config.codebook
-  second = bool(config.coarse_round) and not name
+  second = bool(config.first_round) and not name
   inputs = "bank"
   if name:
-    config = dataclasses.replace(config, size=config.coarse_round, coarse=0)
+    config = dataclasses.replace(config, size=config.first_round)
   elif second:
-    config = dataclasses.replace(config, size=config.size - config.coarse_round)
-    inputs += f" {COARSE}codebook {COARSE}response"
+    config = dataclasses.replace(config, size=config.size - config.first_round)
+    inputs += f" {FIRST}codebook {FIRST}response"
 
   def work(path: Path) -> dict[str, Any]:
     within = _covered(job, config.size) if second else None
@@ -156,7 +156,7 @@ def codebook(job: Job, name: str = "") -> None:
       path,
       job.checked_bank(),
       config,
-      job.key(f"{name}codebook"),
+      job.key("coarse_codebook" if name else "codebook"),
       distributed.mesh(),
       within,
     )
@@ -180,10 +180,10 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
 
   All processes must call this.
   """
-  book = finished_codebook(job, COARSE)
+  book = finished_codebook(job, FIRST)
 
   def decide() -> list[bool]:
-    answer = finished_response(job, COARSE)
+    answer = finished_response(job, FIRST)
     votes = scores.posterior_mean(
       answer.scores, book.sizes, answer.statement.sigma
     )
@@ -222,8 +222,8 @@ def query(job: Job, name: str = "") -> None:
     }
 
   fields = "privacy.sigma privacy.gamma privacy.delta privacy.relation"
-  if job.config.codebook.coarse_round:
-    fields += " privacy.coarse_part"
+  if job.config.codebook.first_round:
+    fields += " privacy.first_part"
   job.stage(f"{name}query", fields, f"{name}codebook", work)
 
 
@@ -241,7 +241,7 @@ def response(job: Job, name: str = "") -> bool:
     which = "first of two questions" if name else "second of two questions"
     print(
       _INSTRUCTIONS.format(
-        which=f", {which}" if job.config.codebook.coarse_round else "",
+        which=f", {which}" if job.config.codebook.first_round else "",
         query=job.stages[f"{name}query"].path / f"{name}{_QUERY}",
         brought=brought,
         data="features:DIR" if job.config.of_features else "DIR",
@@ -251,7 +251,7 @@ def response(job: Job, name: str = "") -> bool:
 
   def work(path: Path) -> dict[str, Any]:
     query = message(
-      job, f"{name}query", f"{name}{_QUERY}", protocol.Query.from_bytes
+      job, f"{name}query", f"{name}{_QUERY}", messages.Query.from_bytes
     )
     data = (
       wire.read_file(brought)
@@ -275,14 +275,14 @@ def response(job: Job, name: str = "") -> bool:
   return True
 
 
-def finished_response(job: Job, name: str = "") -> protocol.Response:
+def finished_response(job: Job, name: str = "") -> messages.Response:
   """Returns the client's answer in a round.
 
   Raises:
     EcosError: It is damaged.
   """
   return message(
-    job, f"{name}response", f"{name}{RESPONSE}", protocol.Response.from_bytes
+    job, f"{name}response", f"{name}{RESPONSE}", messages.Response.from_bytes
   )
 
 
@@ -315,7 +315,7 @@ def simulated_tag(job: Job) -> str:
   return SIMULATED if seed is None else f"{SIMULATED}, noise of seed {seed}"
 
 
-def terms(job: Job, name: str = "") -> protocol.Terms:
+def terms(job: Job, name: str = "") -> messages.Terms:
   """Returns the terms that the query proposes and the simulation takes.
 
   Raises:
@@ -324,10 +324,10 @@ def terms(job: Job, name: str = "") -> protocol.Terms:
   privacy = job.config.privacy
   sigma = privacy.sigma
   rest = privacy.gamma, privacy.delta, privacy.relation.value
-  if job.config.codebook.coarse_round:
-    first, second = accounting.split(sigma, privacy.coarse_part, *rest)
+  if job.config.codebook.first_round:
+    first, second = accounting.split(sigma, privacy.first_part, *rest)
     sigma = first if name else second
-  return protocol.Terms(sigma, *rest)
+  return messages.Terms(sigma, *rest)
 
 
 def message(

@@ -15,14 +15,14 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import label as label_lib
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.job import Job
@@ -65,14 +65,14 @@ def wanted(job: Job) -> bool:
   )
 
 
-def terms(job: Job) -> protocol.LabelTerms:
+def terms(job: Job) -> messages.LabelTerms:
   """Returns the terms that the request proposes and the simulation takes.
 
   Raises:
     ProtocolError: One is out of range.
   """
   options = job.config.labelling
-  return protocol.LabelTerms(
+  return messages.LabelTerms(
     classes=job.classes,
     neighbours=options.neighbours,
     sigma_screen=options.sigma_screen,
@@ -133,7 +133,7 @@ def labels(job: Job) -> bool:
 
   def work(path: Path) -> dict[str, Any]:
     request = asking.message(
-      job, "request", _REQUEST, protocol.LabelRequest.from_bytes
+      job, "request", _REQUEST, messages.LabelRequest.from_bytes
     )
     data = (
       wire.read_file(brought) if remote else _simulated(job, request.to_bytes())

@@ -38,7 +38,7 @@ import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 
 # sigma() answers with a multiple of this.
 SIGMA_STEP = 1 / 256
@@ -199,7 +199,7 @@ class Cost:
       EcosError: A term is out of range, or no bound is proven.
     """
     for release in self.releases:
-      protocol.Terms(release.sigma, release.gamma, delta, relation)
+      messages.Terms(release.sigma, release.gamma, delta, relation)
     return self._epsilon(delta, relation)
 
   def _epsilon(self, delta: float, relation: str) -> float:
@@ -246,7 +246,7 @@ class Cost:
     )
 
 
-def labels(terms: protocol.LabelTerms, requests: int, answers: int) -> Cost:
+def labels(terms: messages.LabelTerms, requests: int, answers: int) -> Cost:
   """Returns the cost of Private-kNN labels.
 
   Every request is screened, and that many are voted on, each on a subsample of
@@ -278,7 +278,7 @@ def epsilon(sigma: float, gamma: float, delta: float, relation: str) -> float:
   Raises:
     EcosError: A term is out of range.
   """
-  terms = protocol.Terms(sigma, gamma, delta, relation)
+  terms = messages.Terms(sigma, gamma, delta, relation)
   return Cost((Release(terms.sigma, terms.gamma),)).epsilon(delta, relation)
 
 
@@ -308,14 +308,14 @@ def sigma(epsilon: float, gamma: float, delta: float, relation: str) -> float:
     cost = Cost((Release(steps * SIGMA_STEP, gamma),))
     return math.log(max(cost.epsilon(delta, relation), 1e-9) / epsilon)
 
-  least = round(protocol.MIN_SIGMA / SIGMA_STEP)
-  most = round(protocol.MAX_SIGMA / SIGMA_STEP)
+  least = round(messages.MIN_SIGMA / SIGMA_STEP)
+  most = round(messages.MAX_SIGMA / SIGMA_STEP)
   # What a Gaussian of sensitivity one needs, about.
   guess = math.sqrt(2 * math.log(1.25 / delta)) * gamma / epsilon / SIGMA_STEP
   steps = _least(excess, math.ceil(guess), least, most)
   if steps is None:
     raise errors.EcosError(
-      f"epsilon {epsilon:g} needs a sigma above {protocol.MAX_SIGMA:g}: "
+      f"epsilon {epsilon:g} needs a sigma above {messages.MAX_SIGMA:g}: "
       "allow a larger epsilon"
     )
   return steps * SIGMA_STEP
@@ -405,6 +405,6 @@ def paper_epsilon(sigma: float, gamma: float, delta: float) -> float:
     gamma: Rate of the Poisson subsample.
     delta: Of (epsilon, delta).
   """
-  protocol.Terms(sigma, gamma, delta, config.Relation.REPLACE_ONE.value)
+  messages.Terms(sigma, gamma, delta, config.Relation.REPLACE_ONE.value)
   whole = 1 / sigma**2 + 2 * math.sqrt(-math.log(delta)) / sigma
   return math.log1p(gamma * math.expm1(whole))

@@ -35,7 +35,7 @@ from absl import logging
 
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.privacy import accounting
 
 VERSION = 1
@@ -142,7 +142,7 @@ class Ledger:
     os.fsync(self._file.fileno())
 
   def promise(
-    self, terms: protocol.Terms | protocol.LabelTerms
+    self, terms: messages.Terms | messages.LabelTerms
   ) -> tuple[float, str]:
     """Returns the strictest delta and relation of `terms` and all entries."""
     deltas = [terms.delta, *(entry.terms["delta"] for entry in self.entries)]
@@ -153,7 +153,7 @@ class Ledger:
 
   def epsilon(
     self,
-    terms: protocol.Terms | protocol.LabelTerms,
+    terms: messages.Terms | messages.LabelTerms,
     cost: accounting.Cost | None = None,
   ) -> float:
     """Returns the epsilon of all entries, whatever data, and of `cost`.

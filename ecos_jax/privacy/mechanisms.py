@@ -24,7 +24,7 @@ from opendp import measurements
 from opendp import metrics
 from opendp import mod
 
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.privacy import accounting
 
 # Bytes of entropy are drawn for so many samples at once.
@@ -42,7 +42,7 @@ class Mechanism:
       or guesses the seed subtracts the noise.
   """
 
-  terms: protocol.Terms
+  terms: messages.Terms
   insecure_noise_seed: int | None = None
 
   @classmethod
@@ -55,7 +55,7 @@ class Mechanism:
       EcosError: A term is out of range, or no sigma within the limits does.
     """
     sigma = accounting.sigma(epsilon, gamma, delta, relation)
-    return cls(protocol.Terms(sigma, gamma, delta, relation))
+    return cls(messages.Terms(sigma, gamma, delta, relation))
 
   @property
   def cost(self) -> accounting.Cost:
@@ -65,10 +65,10 @@ class Mechanism:
     )
 
   @property
-  def statement(self) -> protocol.Statement:
+  def statement(self) -> messages.Statement:
     """Returns what a response states about its noise."""
-    return protocol.Statement(
-      mechanism=protocol.MECHANISM,
+    return messages.Statement(
+      mechanism=messages.MECHANISM,
       epsilon=self.cost.epsilon(self.terms.delta, self.terms.relation),
       private=self.insecure_noise_seed is None,
       **dataclasses.asdict(self.terms),

@@ -12,7 +12,7 @@ import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import scores
@@ -25,7 +25,7 @@ _FIELDS = (
   *("method", "accuracy", "model", "teacher", "remote", "unreadable", "budget"),
   *("proxy_size", "proxy_digest", "proxy_client_share", "pool_client_share"),
   *("epsilon", "epsilon_answers", "scores_epsilon", "paper_epsilon"),
-  "coarse_epsilon",
+  "first_epsilon",
   *("labels_epsilon", "delta", "relation", "bytes_down", "bytes_up", "seconds"),
   *("labels_asked", "labels_considered", "labels_answered", "labels_accuracy"),
 )
@@ -53,7 +53,7 @@ class Clusters(NamedTuple):
   scores: np.ndarray
   votes: np.ndarray
   taken: np.ndarray
-  statement: protocol.Statement
+  statement: messages.Statement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _clusters(
   book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
   file = path / "response" / asking.RESPONSE
   data = workdir.read_bytes(file, _digest(stages, "response"))
-  response = protocol.Response.from_bytes(data)
+  response = messages.Response.from_bytes(data)
   if not len(response.scores) == len(book.centroids) == len(book.sizes):
     raise errors.EcosError(
       f"{path}: the response has {len(response.scores)} scores for "

@@ -16,9 +16,9 @@ import runpy
 import shlex
 from typing import Any
 
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax.config import checks
 from ecos_jax.study import figures
 
 REPEATED = "seed"

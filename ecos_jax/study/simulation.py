@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial import distance as distances
 
 from ecos_jax import config as config_lib
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.data import pools
@@ -135,8 +135,8 @@ def _client_work(
     return model and (
       _PASSES * train.steps * train.batch_size * model["multiply_adds"]
     )
-  messages = sorted(path.glob("*query/*.safetensors"))
-  if not messages:
+  files = sorted(path.glob("*query/*.safetensors"))
+  if not files:
     return None
-  queries = [protocol.Query.from_bytes(file.read_bytes()) for file in messages]
+  queries = [messages.Query.from_bytes(file.read_bytes()) for file in files]
   return float(n * sum(query.centroids.size for query in queries))

@@ -4,7 +4,7 @@ from hypothesis.extra import numpy as hnp
 import numpy as np
 import pytest
 
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.client import coverage
 
 ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -116,10 +116,10 @@ def test_no_sample_gives_no_votes():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_centroids_that_are_not_finite_are_refused(value):
   centroids = np.array([[0, 0], [0, value]], np.float32)
-  with pytest.raises(protocol.ProtocolError, match="NaN"):
+  with pytest.raises(messages.ProtocolError, match="NaN"):
     coverage.coverage(np.zeros((1, 2)), centroids)
 
 
 def test_features_of_another_dimension_are_refused():
-  with pytest.raises(protocol.ProtocolError, match="d = 2"):
+  with pytest.raises(messages.ProtocolError, match="d = 2"):
     coverage.coverage(np.zeros((5, 3)), np.zeros((4, 2), np.float32))

@@ -5,7 +5,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.client import encoding
 from ecos_jax.client import respond
 from ecos_jax.data import pools
@@ -13,7 +13,7 @@ from ecos_jax.encoders import registry
 from ecos_jax.privacy import mechanisms
 from tests.models import make_references
 
-TERMS = protocol.Terms(10.0, 0.8, 1e-5, "add_remove")
+TERMS = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 MECHANISM = mechanisms.Mechanism(TERMS)
 _REFERENCES = np.load(make_references.FILE)
 
@@ -42,12 +42,12 @@ def _asks(encoder, **changes):
     "encoder_digest": encoder.digest,
     "terms": TERMS,
   }
-  return protocol.Query(**fields | changes)
+  return messages.Query(**fields | changes)
 
 
 def test_the_client_builds_the_encoder_of_the_query_from_its_own_weights(files):
   theirs = registry.get("resnet18", image_size=40, weights=files[0])
-  query = protocol.Query.from_bytes(_asks(theirs).to_bytes())
+  query = messages.Query.from_bytes(_asks(theirs).to_bytes())
   encoder = encoding.encoder_of(query, weights=files[0])
   assert encoder.digest == theirs.digest and encoder is not theirs
   assert encoder.image_size == 40
@@ -63,11 +63,11 @@ def test_other_weights_are_refused_and_the_wanted_ones_named(files):
     rf"encoder_digest: .*{wanted} \(1\.safetensors\).*2\.safetensors.*{here}"
     ".*--weights"
   )
-  with pytest.raises(protocol.ProtocolError, match=message):
+  with pytest.raises(messages.ProtocolError, match=message):
     encoding.encoder_of(_asks(theirs), weights=files[1])
   # Those of the simulation too.
   source = pools.ArraySource("mine", np.zeros((1, 40, 40, 3), np.uint8))
-  with pytest.raises(protocol.ProtocolError, match=message):
+  with pytest.raises(messages.ProtocolError, match=message):
     respond.respond(_asks(theirs).to_bytes(), source, MECHANISM, encoder=own)
 
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.encoders import registry
 
-TERMS = protocol.LabelTerms(
+TERMS = messages.LabelTerms(
   classes=3,
   neighbours=15,
   sigma_screen=4.0,
@@ -25,7 +25,7 @@ def changed(**changes):
 
 def request_for(features, terms=TERMS):
   encoder = registry.get("hog")
-  return protocol.LabelRequest(
+  return messages.LabelRequest(
     features.astype(np.float32),
     encoder.name,
     encoder.settings,

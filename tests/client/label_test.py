@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from ecos_jax import errors
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax.client import label
 from ecos_jax.client import private_knn
 from ecos_jax.encoders import registry
+from ecos_jax.messages import wire
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from tests.client.label_requests import TERMS
@@ -40,7 +40,7 @@ def test_labels_are_recorded_and_given_again_for_nothing(
   first = _answer(request_, lambda: samples, path)
   with ledger.locked(path) as book:
     (entry,) = book.entries
-  response = protocol.LabelResponse.from_bytes(first)
+  response = messages.LabelResponse.from_bytes(first)
   assert entry.response == first
   assert entry.epsilon == response.epsilon <= 50
   assert entry.cost == accounting.labels(TERMS, 60, response.answers)
@@ -64,7 +64,7 @@ def test_what_was_spent_before_leaves_fewer_answers_and_then_none(
   answers = []
   for threshold in (6.0, 6.5):
     data = _answer(request_, lambda: samples, path, terms(threshold), **budget)
-    answers.append(protocol.LabelResponse.from_bytes(data).answers)
+    answers.append(messages.LabelResponse.from_bytes(data).answers)
     with ledger.locked(path) as book:
       assert book.epsilon(TERMS) <= 3.0
   assert 0 < answers[1] < answers[0]
@@ -94,7 +94,7 @@ def test_nothing_is_spent_without_consent_or_on_hostile_bytes(
   assert str(len(samples.labels)) not in told[0]
   data = request_.to_bytes()
   for hostile in (b"", data[:-1], data.replace(b"hog", b"h\x1bg")):
-    with pytest.raises(protocol.ProtocolError):
+    with pytest.raises(messages.ProtocolError):
       label.answer(
         hostile, _unreachable, TERMS, path, "a", consent=_agree, epsilon=9.0
       )
@@ -149,7 +149,7 @@ def test_the_command_labels_and_answers_again_for_free(folder):
   assert first.stdout.splitlines()[-1] == "[]"
   assert "211" not in first.stdout + first.stderr
   out = (folder / "out").read_bytes()
-  response = protocol.LabelResponse.from_bytes(out)
+  response = messages.LabelResponse.from_bytes(out)
   assert len(response.labels) == 20
   assert response.terms == changed(sigma_vote=4.0)
   assert response.private

@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn import neighbors as sklearn_neighbors
 
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.client import neighbours
 from ecos_jax.client import private_knn
 from ecos_jax.data import pools
@@ -27,7 +27,7 @@ from tests.client.label_requests import request_for
 def _label(request, samples, terms=TERMS, answers=None, seed=None):
   m = len(request.features)
   labeller = private_knn.Labeller(terms, m, answers or m, seed)
-  return protocol.LabelResponse.from_bytes(
+  return messages.LabelResponse.from_bytes(
     private_knn.label(request.to_bytes(), samples, labeller)
   )
 
@@ -251,7 +251,7 @@ def test_images_are_encoded_with_the_request_s_encoder(samples):
   encoded = private_knn.encode(request_for(features), source, 8)
   np.testing.assert_allclose(encoded.features, features, atol=1e-6)
   other = dataclasses.replace(request_for(features), encoder_digest="0" * 64)
-  with pytest.raises(protocol.ProtocolError, match="encoder_digest"):
+  with pytest.raises(messages.ProtocolError, match="encoder_digest"):
     private_knn.encode(other, source, 8)
 
 

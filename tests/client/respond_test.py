@@ -8,17 +8,17 @@ import pytest
 from scipy import stats
 
 from ecos_jax import errors
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
+from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 
-TERMS = protocol.Terms(10.0, 0.8, 1e-5, "add_remove")
+TERMS = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 MECHANISM = mechanisms.Mechanism(TERMS)
 # Imported by the training of the cloud; a client has no use for them.
 CLOUD_ONLY = (
@@ -38,7 +38,7 @@ CLOUD_ONLY = (
 
 def _query(centroids, encoder=None):
   encoder = encoder or registry.get("hog")
-  return protocol.Query(
+  return messages.Query(
     centroids.astype(np.float32),
     encoder.name,
     encoder.settings,
@@ -76,10 +76,10 @@ def _agree(text):
 
 def test_the_response_is_coverage_with_the_stated_noise(query, features):
   # Gamma 1 and repeated answers: the mean is the coverage.
-  mechanism = mechanisms.Mechanism(protocol.Terms(4, 1, 1e-5, "add_remove"))
+  mechanism = mechanisms.Mechanism(messages.Terms(4, 1, 1e-5, "add_remove"))
   data = query.to_bytes()
   responses = [
-    protocol.Response.from_bytes(respond.respond(data, features, mechanism))
+    messages.Response.from_bytes(respond.respond(data, features, mechanism))
     for _ in range(400)
   ]
   assert {r.query_digest for r in responses} == {query.digest}
@@ -128,7 +128,7 @@ def test_release_subsamples_and_counts_each_repetition_on_its_own():
 def test_no_sample_is_answered_with_noise(query):
   empty = np.zeros((0, query.centroids.shape[1]), np.float32)
   response = respond.respond(query.to_bytes(), empty, MECHANISM)
-  scores = protocol.Response.from_bytes(response).scores
+  scores = messages.Response.from_bytes(response).scores
   assert np.abs(scores).max() < 120
 
 
@@ -136,7 +136,7 @@ def test_a_seed_gives_the_same_response_and_says_so(query, features):
   seeded = mechanisms.Mechanism(TERMS, insecure_noise_seed=3)
   first = respond.respond(query.to_bytes(), features, seeded)
   assert first == respond.respond(query.to_bytes(), features, seeded)
-  assert not protocol.Response.from_bytes(first).statement.private
+  assert not messages.Response.from_bytes(first).statement.private
 
 
 def test_an_encoder_that_differs_is_refused(images):
@@ -154,7 +154,7 @@ def test_an_encoder_that_differs_is_refused(images):
     ({"encoder_name": "unknown"}, "encoder_name: unknown encoder"),
     ({"centroids": np.zeros((2, 3), np.float32)}, "d = 3"),
   ):
-    data = protocol.Query(**{**asked, **change}).to_bytes()
+    data = messages.Query(**{**asked, **change}).to_bytes()
     with pytest.raises(errors.EcosError, match=message):
       respond.respond(data, source, MECHANISM)
 
@@ -178,7 +178,7 @@ def test_an_answer_is_recorded_and_given_again_for_nothing(
   assert entry.query_digest == query.digest
   assert entry.epsilon == MECHANISM.statement.epsilon
   assert _answer(query, _unreachable, path, max_epsilon=0.0) == first
-  other = mechanisms.Mechanism(protocol.Terms(11, 0.8, 1e-5, "add_remove"))
+  other = mechanisms.Mechanism(messages.Terms(11, 0.8, 1e-5, "add_remove"))
   assert _answer(query, lambda: features, path, other) != first
   assert _answer(query, lambda: features, path, tag="yours") != first
   with ledger.locked(path) as book:
@@ -200,11 +200,11 @@ def test_the_budget_is_checked_before_the_data_are_opened(
     _answer(other, _unreachable, path, max_epsilon=0.40)
   _answer(other, lambda: features, path, max_epsilon=0.43)
   # Other terms could have been chosen in the light of those: all are added.
-  quiet = mechanisms.Mechanism(protocol.Terms(200, 0.8, 1e-5, "add_remove"))
+  quiet = mechanisms.Mechanism(messages.Terms(200, 0.8, 1e-5, "add_remove"))
   with pytest.raises(errors.EcosError, match="refused"):
     _answer(other, _unreachable, path, quiet, max_epsilon=0.6)
   # A larger delta buys nothing back.
-  lax = mechanisms.Mechanism(protocol.Terms(10, 0.8, 1e-2, "add_remove"))
+  lax = mechanisms.Mechanism(messages.Terms(10, 0.8, 1e-2, "add_remove"))
   with pytest.raises(errors.EcosError, match="refused"):
     _answer(_query(features[:3]), _unreachable, path, lax, max_epsilon=0.43)
 
@@ -233,7 +233,7 @@ def test_a_hostile_query_touches_neither_data_nor_ledger(query, tmp_path):
     data + b"\0",
     data.replace(b"hog", b"h\x1bg"),
   ):
-    with pytest.raises(protocol.ProtocolError):
+    with pytest.raises(messages.ProtocolError):
       respond.answer(
         hostile,
         _unreachable,
@@ -261,14 +261,15 @@ def test_data_that_cannot_be_read_spend_nothing(query, tmp_path):
 _KILLED = """
 import json, os, pathlib, random, signal, sys
 import numpy as np
-from ecos_jax import protocol, wire
+from ecos_jax import messages
+from ecos_jax.messages import wire
 from ecos_jax.client import respond
 from ecos_jax.privacy import ledger, mechanisms
 
-terms = protocol.Terms(10.0, 0.8, 1e-5, "add_remove")
+terms = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 mechanism = mechanisms.Mechanism(terms)
 features = np.random.default_rng(0).random((50, 3)).astype(np.float32)
-query = protocol.Query(features[:4], "own", {}, "0" * 64, terms).to_bytes()
+query = messages.Query(features[:4], "own", {}, "0" * 64, terms).to_bytes()
 
 def run(folder):
   response = respond.answer(query, lambda: features, mechanism,
@@ -430,7 +431,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(tmp_path):
   )
   assert process.stdout.splitlines()[-1] == "[]"
   out = (tmp_path / "out").read_bytes()
-  response = protocol.Response.from_bytes(out)
+  response = messages.Response.from_bytes(out)
   exact = coverage.coverage(features, query.centroids)
   assert np.abs(response.scores - exact).max() < 120
   written = out + (tmp_path / "ledger").read_bytes()
@@ -494,7 +495,7 @@ def test_mistakes_end_in_one_line_that_names_the_flag(
 def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
   tmp_path, features, query
 ):
-  terms = protocol.Terms(10.0, 1.0, 1e-5, "add_remove")
+  terms = messages.Terms(10.0, 1.0, 1e-5, "add_remove")
   query = dataclasses.replace(query, terms=terms)
   wire.write_file(tmp_path / "query", query.to_bytes())
   np.save(tmp_path / "f.npy", features)
@@ -503,7 +504,7 @@ def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
   first = _run(tmp_path, *arguments)
   assert first.returncode == 0, first.stderr
   out = (tmp_path / "out").read_bytes()
-  statement = protocol.Response.from_bytes(out).statement
+  statement = messages.Response.from_bytes(out).statement
   assert 0.49 < statement.epsilon <= 0.5
   assert statement.relation == "replace_one"
   assert statement.private

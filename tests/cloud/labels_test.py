@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.cloud import labels
 from ecos_jax.encoders import registry
 
-TERMS = protocol.LabelTerms(10, 5, 8.0, 4.0, 3.0, 0.5, 1e-5, "add_remove")
+TERMS = messages.LabelTerms(10, 5, 8.0, 4.0, 3.0, 0.5, 1e-5, "add_remove")
 
 
 @pytest.fixture(name="asked")
@@ -22,17 +22,17 @@ def _answer(asked, given, **changes):
     "labels": np.array(given, np.int32),
     "request_digest": asked.digest,
     "terms": TERMS,
-    "mechanism": protocol.LABEL_MECHANISM,
+    "mechanism": messages.LABEL_MECHANISM,
     "answers": len(given),
     "considered": len(given),
     "epsilon": 1.0,
     "private": True,
   }
-  return protocol.LabelResponse(**fields | changes)
+  return messages.LabelResponse(**fields | changes)
 
 
 def test_a_request_carries_the_encoder_and_survives_the_wire(asked):
-  received = protocol.LabelRequest.from_bytes(asked.to_bytes())
+  received = messages.LabelRequest.from_bytes(asked.to_bytes())
   assert received.encoder_digest == registry.get("hog").digest
   assert received.terms == TERMS
   assert received.digest == asked.digest
@@ -55,11 +55,11 @@ def test_forged_and_foreign_answers_are_refused(asked):
     (_answer(asked, [1, 2, 3]), "3 labels for 4"),
     (_answer(asked, [1, 2, 3, 4], terms=fewer), "classes is 5"),
   ):
-    with pytest.raises(protocol.ProtocolError, match=message):
+    with pytest.raises(messages.ProtocolError, match=message):
       labels.read(answer.to_bytes(), asked)
   data = _answer(asked, [1, 2, 3, 4]).to_bytes()
   for hostile in (b"", data[:-1], data + b"\0", asked.to_bytes()):
-    with pytest.raises(protocol.ProtocolError):
+    with pytest.raises(messages.ProtocolError):
       labels.read(hostile, asked)
 
 
@@ -78,7 +78,7 @@ def test_forged_and_foreign_answers_are_refused(asked):
 def test_numbers_that_do_not_fit_together_are_refused(
   asked, given, changes, message
 ):
-  with pytest.raises(protocol.ProtocolError, match=message):
+  with pytest.raises(messages.ProtocolError, match=message):
     _answer(asked, given, **changes)
 
 

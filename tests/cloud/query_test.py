@@ -4,13 +4,13 @@ import hashlib
 import numpy as np
 import pytest
 
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.cloud import query
 from ecos_jax.encoders import registry
 
-TERMS = protocol.Terms(3.0, 0.8, 1e-5, "add_remove")
-STATEMENT = protocol.Statement(
-  protocol.MECHANISM, 3.0, 0.8, 1e-5, "add_remove", 1.1, True
+TERMS = messages.Terms(3.0, 0.8, 1e-5, "add_remove")
+STATEMENT = messages.Statement(
+  messages.MECHANISM, 3.0, 0.8, 1e-5, "add_remove", 1.1, True
 )
 
 
@@ -25,13 +25,13 @@ def _asked():
 
 def _response(asked, scores, sigma=3.0):
   statement = dataclasses.replace(STATEMENT, sigma=sigma)
-  return protocol.Response(np.array(scores), asked.digest, statement)
+  return messages.Response(np.array(scores), asked.digest, statement)
 
 
 def test_a_query_carries_the_encoder_and_survives_the_wire(asked):
   encoder = registry.get("hog")
   data = asked.to_bytes()
-  received = protocol.Query.from_bytes(data)
+  received = messages.Query.from_bytes(data)
   assert received.encoder_name == "hog"
   assert received.encoder_settings == encoder.settings
   assert received.encoder_digest == encoder.digest
@@ -64,13 +64,13 @@ def test_a_response_to_another_query_is_refused(asked):
     dataclasses.replace(TERMS, sigma=4.0),
   )
   data = _response(other, [1, 2, 3, 4]).to_bytes()
-  with pytest.raises(protocol.ProtocolError, match="answers query"):
+  with pytest.raises(messages.ProtocolError, match="answers query"):
     query.read(data, asked)
 
 
 def test_a_response_of_another_length_is_refused(asked):
   data = _response(asked, [1, 2, 3]).to_bytes()
-  with pytest.raises(protocol.ProtocolError, match="3 scores for 4"):
+  with pytest.raises(messages.ProtocolError, match="3 scores for 4"):
     query.read(data, asked)
 
 
@@ -85,10 +85,10 @@ def test_combine_adds_scores_and_keeps_each_statement(asked):
 
 
 def test_combine_refuses_nothing_and_strangers(asked):
-  with pytest.raises(protocol.ProtocolError, match="no response"):
+  with pytest.raises(messages.ProtocolError, match="no response"):
     query.combine([], asked)
   stranger = dataclasses.replace(
     _response(asked, [0, 0, 0, 0]), query_digest="0" * 64
   )
-  with pytest.raises(protocol.ProtocolError, match="another query"):
+  with pytest.raises(messages.ProtocolError, match="another query"):
     query.combine([stranger], asked)

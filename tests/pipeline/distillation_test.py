@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from configs import digits_distill
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import pipeline
 from ecos_jax.client import evaluate
+from ecos_jax.config import checks
 from ecos_jax.data import digits
 from ecos_jax.data import pools
 from ecos_jax.data import proxy

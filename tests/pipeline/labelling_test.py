@@ -13,8 +13,8 @@ import pytest
 from configs import digits_client
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import messages
 from ecos_jax import pipeline
-from ecos_jax import protocol
 from ecos_jax.data import digits
 from ecos_jax.data import loader
 from ecos_jax.data import pools
@@ -92,7 +92,7 @@ def test_the_summary_says_what_the_labels_cost_and_are(finished):
 
 def test_who_was_not_considered_did_not_abstain(finished):
   _, path, summary, _ = finished
-  response = protocol.LabelResponse.from_bytes(
+  response = messages.LabelResponse.from_bytes(
     (path / "labels" / "label_response.safetensors").read_bytes()
   )
   labels = response.labels.tolist()
@@ -208,7 +208,7 @@ def test_an_unknown_argument_is_told_the_valid_ones():
 
 def test_what_is_trained_on_is_what_the_client_answered(finished):
   config, path, summary, touched = finished
-  response = protocol.LabelResponse.from_bytes(
+  response = messages.LabelResponse.from_bytes(
     (path / "labels" / "label_response.safetensors").read_bytes()
   )
   order = np.load(path / "request" / "order.npy")
@@ -354,7 +354,7 @@ def test_two_machines(tmp_path, capsys):
   # An answer to something else is refused.
   response = cloud / "label_response.safetensors"
   response.write_bytes((cloud / "response.safetensors").read_bytes())
-  with pytest.raises(protocol.ProtocolError):
+  with pytest.raises(messages.ProtocolError):
     pipeline.run(config, cloud)
   _client(client, *label, "--epsilon=4", "--max_epsilon=4.5")
   summary = pipeline.run(config, cloud)

@@ -10,10 +10,10 @@ from PIL import Image
 import pytest
 
 from configs import domainnet_manual
-from ecos_jax import checks
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import pipeline
+from ecos_jax.config import checks
 from ecos_jax.data import proxy
 
 _CLASSES = ("dark", "light")

@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 
-TERMS = protocol.Terms(10.0, 0.8, 1e-5, "add_remove")
+TERMS = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 FIELDS = dataclasses.asdict(TERMS)
 
 
@@ -74,7 +74,7 @@ def test_the_strictest_delta_and_relation_count_ever_after(path):
     assert book.promise(TERMS) == (1e-7, "replace_one")
     expected = accounting.Cost.total(costs, 1e-7, "replace_one")
     assert book.epsilon(TERMS) == expected
-    other = protocol.Terms(5.0, 0.8, 1e-8, "add_remove")
+    other = messages.Terms(5.0, 0.8, 1e-8, "add_remove")
     assert book.promise(other) == (1e-8, "replace_one")
     # Nothing is proven for labels there.
     votes = accounting.Cost((accounting.Release(9.0, 0.1, moved=2),))

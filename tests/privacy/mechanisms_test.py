@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
 
@@ -12,7 +12,7 @@ RISK = 1e-7
 
 
 def _mechanism(sigma=10.0, gamma=0.8, relation="add_remove", seed=None):
-  terms = protocol.Terms(sigma, gamma, 1e-5, relation)
+  terms = messages.Terms(sigma, gamma, 1e-5, relation)
   return mechanisms.Mechanism(terms, insecure_noise_seed=seed)
 
 
@@ -103,8 +103,8 @@ def test_a_seed_repeats_the_draws_and_the_statement_says_so():
 def test_the_statement_is_what_the_accounting_says(relation):
   statement = _mechanism(7.0, 0.3, relation).statement
   epsilon = accounting.epsilon(7.0, 0.3, 1e-5, relation)
-  assert statement == protocol.Statement(
-    protocol.MECHANISM, 7.0, 0.3, 1e-5, relation, epsilon, True
+  assert statement == messages.Statement(
+    messages.MECHANISM, 7.0, 0.3, 1e-5, relation, epsilon, True
   )
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ecos_jax import errors
+from ecos_jax import messages
 from ecos_jax import pipeline
-from ecos_jax import protocol
 from ecos_jax.report import collect
 from ecos_jax.report import page
 
@@ -19,7 +19,7 @@ def test_what_is_read_is_what_the_run_left(ecos):
   assert list(run.sources.values()) == [70, 50]
   assert run.composition[first] == np.sum(chosen < 70)
   assert sum(run.composition.values()) == run.summary["proxy_size"] == 24
-  scores = protocol.Response.from_bytes(
+  scores = messages.Response.from_bytes(
     (ecos / "response/response.safetensors").read_bytes()
   ).scores
   np.testing.assert_array_equal(run.clusters.scores, scores)

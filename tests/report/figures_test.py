@@ -3,15 +3,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.report import collect
 from ecos_jax.report import figures
 
 
 def _clusters(scores, sigma=10.0):
   scores = np.array(scores)
-  statement = protocol.Statement(
-    protocol.MECHANISM, sigma, 0.8, 1e-5, "add_remove", 0.3, True
+  statement = messages.Statement(
+    messages.MECHANISM, sigma, 0.8, 1e-5, "add_remove", 0.3, True
   )
   count = len(scores)
   return collect.Clusters(

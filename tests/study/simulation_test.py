@@ -6,7 +6,7 @@ import pytest
 
 from configs import digits_manual
 from ecos_jax import config as config_lib
-from ecos_jax import protocol
+from ecos_jax import messages
 from ecos_jax.cloud import query
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
@@ -89,7 +89,7 @@ def test_the_work_of_the_client(problem, tmp_path):
   message = query.make(
     np.zeros((6, 72), np.float32),
     registry.get("hog"),
-    protocol.Terms(10.0, 0.8, 1e-5, "add_remove"),
+    messages.Terms(10.0, 0.8, 1e-5, "add_remove"),
   )
   (tmp_path / "query").mkdir()
   (tmp_path / "query/query.safetensors").write_bytes(message.to_bytes())

@@ -21,7 +21,7 @@ Names are plain ASCII, since they are printed on the client's terminal.
     >>> Query.from_bytes(message[:6])
     Traceback (most recent call last):
       ...
-    ecos_jax.wire.ProtocolError: the query is cut off
+    ecos_jax.messages.wire.ProtocolError: the query is cut off
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ import re
 import numpy as np
 
 from ecos_jax import config
-from ecos_jax import wire
+from ecos_jax.messages import wire
 
 # 100 times the largest codebook of the paper's study, rounded up.
 MAX_CENTROIDS = 100_000

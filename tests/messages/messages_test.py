@@ -9,15 +9,15 @@ import pytest
 from safetensors import numpy as safetensors
 
 from ecos_jax import errors
-from ecos_jax import protocol
-from ecos_jax import wire
+from ecos_jax import messages
+from ecos_jax.messages import wire
 
-TERMS = protocol.Terms(5.0, 0.8, 1e-5, "add_remove")
-LABEL_TERMS = protocol.LabelTerms(
+TERMS = messages.Terms(5.0, 0.8, 1e-5, "add_remove")
+LABEL_TERMS = messages.LabelTerms(
   10, 300, 75.0, 25.0, 180.0, 0.15, 1e-5, "add_remove"
 )
-STATEMENT = protocol.Statement(
-  protocol.MECHANISM, 5.0, 0.8, 1e-5, "add_remove", 0.61, True
+STATEMENT = messages.Statement(
+  messages.MECHANISM, 5.0, 0.8, 1e-5, "add_remove", 0.61, True
 )
 ENCODER = {
   "encoder_name": "hog",
@@ -25,18 +25,18 @@ ENCODER = {
   "encoder_digest": "ab" * 32,
 }
 MESSAGES = (
-  protocol.Query(
+  messages.Query(
     np.arange(12, dtype=np.float32).reshape(4, 3), terms=TERMS, **ENCODER
   ),
-  protocol.Response(np.array([3, -1, 40, 2]), "cd" * 32, STATEMENT),
-  protocol.LabelRequest(
+  messages.Response(np.array([3, -1, 40, 2]), "cd" * 32, STATEMENT),
+  messages.LabelRequest(
     np.ones((5, 3), np.float32), terms=LABEL_TERMS, **ENCODER
   ),
-  protocol.LabelResponse(
+  messages.LabelResponse(
     np.array([0, 9, -1], np.int32),
     "ef" * 32,
     LABEL_TERMS,
-    protocol.LABEL_MECHANISM,
+    messages.LABEL_MECHANISM,
     2,
     2,
     4.0,
@@ -104,7 +104,7 @@ def test_a_message_is_a_safetensors_file(message):
 def test_other_kinds_are_refused(message):
   for other in MESSAGES:
     if other is not message:
-      with pytest.raises(protocol.ProtocolError):
+      with pytest.raises(messages.ProtocolError):
         type(message).from_bytes(other.to_bytes())
 
 
@@ -124,8 +124,8 @@ def test_a_message_does_not_change_with_the_array_it_was_made_of():
     np.zeros(3, np.float32),
     np.zeros((0, 3), np.float32),
     np.zeros((2, 0), np.float32),
-    np.zeros((2, protocol.MAX_DIMENSION + 1), np.float32),
-    np.zeros((protocol.MAX_CENTROIDS + 1, 1), np.float32),
+    np.zeros((2, messages.MAX_DIMENSION + 1), np.float32),
+    np.zeros((messages.MAX_CENTROIDS + 1, 1), np.float32),
     np.array([[np.nan]], np.float32),
     np.array([[np.inf]], np.float32),
     np.array([[np.inf]], np.float16),
@@ -133,7 +133,7 @@ def test_a_message_does_not_change_with_the_array_it_was_made_of():
   ],
 )
 def test_centroids_are_checked(centroids):
-  with pytest.raises(protocol.ProtocolError, match="centroids"):
+  with pytest.raises(messages.ProtocolError, match="centroids"):
     dataclasses.replace(QUERY, centroids=centroids)
 
 
@@ -141,16 +141,16 @@ def test_centroids_are_checked(centroids):
 def test_features_and_centroids_are_of_two_bytes_or_four(dtype):
   numbers = np.arange(6, dtype=dtype).reshape(2, 3) / 8
   query = dataclasses.replace(QUERY, centroids=numbers)
-  received = protocol.Query.from_bytes(query.to_bytes()).centroids
+  received = messages.Query.from_bytes(query.to_bytes()).centroids
   assert received.dtype == dtype
   np.testing.assert_array_equal(received, numbers)
 
 
 def test_the_limits_of_size_include_the_largest():
-  largest = np.zeros((protocol.MAX_CENTROIDS, 2), np.float32)
+  largest = np.zeros((messages.MAX_CENTROIDS, 2), np.float32)
   dataclasses.replace(QUERY, centroids=largest)
   huge = np.broadcast_to(np.float32(0), (50_000, 8192))
-  with pytest.raises(protocol.ProtocolError, match="smaller than"):
+  with pytest.raises(messages.ProtocolError, match="smaller than"):
     dataclasses.replace(QUERY, centroids=huge)
 
 
@@ -186,8 +186,8 @@ def test_the_limits_of_size_include_the_largest():
   ],
 )
 def test_fields_of_a_query_are_checked(field, value):
-  with pytest.raises(protocol.ProtocolError) as refusal:
-    protocol.Query.from_bytes(_with_fields(QUERY, **{field: value}))
+  with pytest.raises(messages.ProtocolError) as refusal:
+    messages.Query.from_bytes(_with_fields(QUERY, **{field: value}))
   assert field in str(refusal.value) or "unknown field" in str(refusal.value)
   assert str(refusal.value).isprintable()
 
@@ -204,27 +204,27 @@ def test_fields_of_a_query_are_checked(field, value):
   ],
 )
 def test_fields_of_a_response_are_checked(field, value):
-  with pytest.raises(protocol.ProtocolError, match=field):
-    protocol.Response.from_bytes(_with_fields(RESPONSE, **{field: value}))
+  with pytest.raises(messages.ProtocolError, match=field):
+    messages.Response.from_bytes(_with_fields(RESPONSE, **{field: value}))
 
 
 def test_scores_beyond_the_stated_noise_are_refused():
-  for score in (-60, protocol.MAX_SAMPLES + 60):
+  for score in (-60, messages.MAX_SAMPLES + 60):
     dataclasses.replace(RESPONSE, scores=np.array([score]))
-  for score in (-61, protocol.MAX_SAMPLES + 61):
-    with pytest.raises(protocol.ProtocolError, match="scores"):
+  for score in (-61, messages.MAX_SAMPLES + 61):
+    with pytest.raises(messages.ProtocolError, match="scores"):
       dataclasses.replace(RESPONSE, scores=np.array([score]))
 
 
 def test_labels_must_be_classes_or_abstentions():
   for label in (-2, 10):
-    with pytest.raises(protocol.ProtocolError, match="labels"):
+    with pytest.raises(messages.ProtocolError, match="labels"):
       dataclasses.replace(LABEL_RESPONSE, labels=np.array([label], np.int32))
 
 
 def test_a_relation_may_come_from_the_configuration():
-  relation = protocol.config.Relation.REPLACE_ONE
-  assert protocol.Terms(5, 1, 1e-5, relation).relation == "replace_one"
+  relation = messages.config.Relation.REPLACE_ONE
+  assert messages.Terms(5, 1, 1e-5, relation).relation == "replace_one"
 
 
 def _hostile_headers():
@@ -282,8 +282,8 @@ def _hostile_headers():
   "data", [pytest.param(d, id=name) for name, d in _hostile_headers()]
 )
 def test_hostile_headers_are_refused(data):
-  with pytest.raises(protocol.ProtocolError):
-    protocol.Query.from_bytes(data)
+  with pytest.raises(messages.ProtocolError):
+    messages.Query.from_bytes(data)
 
 
 def test_sizes_are_bounded_before_allocation():
@@ -293,8 +293,8 @@ def test_sizes_are_bounded_before_allocation():
   data = _canonical(header, b"\0" * 48)
   tracemalloc.start()
   try:
-    with pytest.raises(protocol.ProtocolError, match="length"):
-      protocol.Query.from_bytes(data)
+    with pytest.raises(messages.ProtocolError, match="length"):
+      messages.Query.from_bytes(data)
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
@@ -345,7 +345,7 @@ def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
     mutant = _mutate(data, others, rng)
     try:
       received = type(message).from_bytes(mutant)
-    except protocol.ProtocolError:
+    except messages.ProtocolError:
       continue
     # Another message of the kind, which says just what its bytes say.
     assert received.to_bytes() == mutant
@@ -361,7 +361,7 @@ def test_files_are_written_whole_and_read_within_limits(tmp_path, monkeypatch):
   assert wire.read_file(path) == b"second"
   assert [file.name for file in tmp_path.iterdir()] == [path.name]
   monkeypatch.setattr(wire, "MAX_BYTES", 5)
-  with pytest.raises(protocol.ProtocolError, match="exceeds"):
+  with pytest.raises(messages.ProtocolError, match="exceeds"):
     wire.read_file(path)
   for missing in (tmp_path / "nothing", tmp_path):
     with pytest.raises(errors.EcosError, match="not a file"):

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from ecos_jax import errors
-from ecos_jax import protocol
+from ecos_jax import messages
+from ecos_jax.client import audit
 from ecos_jax.privacy import accounting
-from ecos_jax.privacy import audit
 from ecos_jax.privacy import mechanisms
 
 CONFIDENCE = 0.9999
@@ -25,7 +25,7 @@ DELTA = 1e-5
 
 
 def _mechanism(sigma, gamma=0.8, relation="add_remove"):
-  return mechanisms.Mechanism(protocol.Terms(sigma, gamma, DELTA, relation))
+  return mechanisms.Mechanism(messages.Terms(sigma, gamma, DELTA, relation))
 
 
 def _bound(mechanism, trials, relation="add_remove", confidence=CONFIDENCE):
@@ -87,7 +87,7 @@ class Seeded(mechanisms.Mechanism):
   ],
 )
 def test_a_broken_mechanism_is_caught(broken, sigma, gamma, trials):
-  mechanism = broken(protocol.Terms(sigma, gamma, DELTA, "add_remove"))
+  mechanism = broken(messages.Terms(sigma, gamma, DELTA, "add_remove"))
   claim = mechanism.statement.epsilon
   assert claim == accounting.epsilon(sigma, gamma, DELTA, "add_remove")
   assert _bound(mechanism, trials, confidence=0.99) > claim
@@ -117,7 +117,7 @@ def test_the_audit_shows_half_of_the_claim():
 
 
 def test_what_claims_nothing_is_not_audited():
-  terms = protocol.Terms(1.0, 0.8, DELTA, "add_remove")
+  terms = messages.Terms(1.0, 0.8, DELTA, "add_remove")
   with pytest.raises(errors.EcosError, match="seed"):
     _bound(mechanisms.Mechanism(terms, insecure_noise_seed=1), 100)
 
@@ -132,7 +132,7 @@ def test_the_command_also_audits_at_a_small_gamma():
     [
       sys.executable,
       "-m",
-      "ecos_jax.privacy.audit",
+      "ecos_jax.client.audit",
       "--sigma=10",
       "--trials=1000",
     ],

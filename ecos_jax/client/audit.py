@@ -1,0 +1,323 @@
+"""Attacks the shipped mechanism and compares with what it claims.
+
+    python -m ecos_jax.client.audit --sigma=1 --trials=100000
+
+It attacks at the gamma that is asked for, and at a small one, where a subsample
+that is not drawn shows.
+
+Accounting is a proof about a mechanism on paper; an audit runs the one in the
+code. It makes two neighbouring datasets that differ in one sample, the canary,
+which lies far from the rest and has a centroid to itself; draws the response
+many times for each; and tries to tell which dataset an answer came from. An
+(epsilon, delta)-private mechanism allows no event with
+
+    P(event | one dataset) > e^epsilon P(event | the other) + delta,
+
+so any event that violates it for the claimed epsilon is a proof of a defect.
+The event (a statistic, a threshold, a direction) is chosen on a fifth of the
+draws. On the others Clopper-Pearson intervals for its two probabilities give a
+lower bound on epsilon that holds with the stated confidence (Jagielski et al.,
+NeurIPS 2020).
+
+Before that it asks for some answers one at a time: noise that repeats itself is
+none, however good it looks within one call.
+
+An audit cannot show that a mechanism is private. It resolves no event rarer
+than about one in the number of trials, so the bound stays below the truth.
+
+This is an entry point that imports the client, so that what is attacked is the
+path that ships: `respond.vote` and `respond.release`.
+"""
+
+from collections.abc import Iterator
+import math
+from typing import NamedTuple
+
+from absl import flags
+import numpy as np
+from scipy import stats
+
+from ecos_jax import cli
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax import messages
+from ecos_jax.client import respond
+from ecos_jax.privacy import accounting
+from ecos_jax.privacy import mechanisms
+
+_REPETITIONS = 10_000
+_THRESHOLDS = 200
+# The canary is so far from everything else.
+_FAR = 1e3
+# The canary's bin is 1, then 0: a mechanism may be at fault in one bin alone.
+_SHIFTS = (0, 2)
+# True noise repeats itself with a probability below this.
+_REPEAT_RISK = 1e-12
+# Of the second audit that the command makes.
+_SMALL_GAMMA = 0.05
+
+
+class Event(NamedTuple):
+  """What the attacker looks for in an answer.
+
+  Attributes:
+    statistic: One of `_statistics`, or `repeated noise`.
+    threshold: Of the statistic.
+    above: Whether the event is to reach the threshold or to stay below it. An
+      answer that reaches it speaks for the dataset with the canary.
+  """
+
+  statistic: str
+  threshold: float
+  above: bool
+
+
+class Result(NamedTuple):
+  """What an audit found.
+
+  Attributes:
+    bound: Lower bound on epsilon, at the confidence that was asked for;
+      infinite if the noise repeats itself.
+    event: The event that gives it.
+  """
+
+  bound: float
+  event: Event
+
+
+def neighbours(
+  relation: str, shift: int = 0
+) -> tuple[messages.Query, np.ndarray, np.ndarray]:
+  """Returns a dishonest query and features without and with the canary.
+
+  Centroid 0 takes all other samples, centroid 1 the canary. Where the canary
+  is replaced and not added, centroid 2 takes what stood in its place.
+
+  Args:
+    relation: `add_remove` or `replace_one`.
+    shift: Added to the numbers of the centroids, modulo 3.
+
+  Returns:
+    The query, and two [n, d] float32 arrays that are neighbours.
+  """
+  places = np.array([[0, 0], [_FAR, 0], [0, _FAR]], np.float32)
+  rest, canary, other = np.split(places, 3)
+  rest = np.repeat(rest, 3, axis=0)
+  replaced = config.Relation(relation) is config.Relation.REPLACE_ONE
+  query = messages.Query(
+    centroids=np.roll(places, shift, axis=0),
+    encoder_name="audit",
+    encoder_settings={},
+    encoder_digest="0" * 64,
+    terms=messages.Terms(1.0, 1.0, 1e-5, relation),
+  )
+  without = np.concatenate([rest, other]) if replaced else rest
+  return query, without, np.concatenate([rest, canary])
+
+
+def _draw(
+  query: messages.Query,
+  data: np.ndarray,
+  mechanism: mechanisms.Mechanism,
+  trials: int,
+) -> np.ndarray:
+  """Returns answers, [trials, R]."""
+  votes = respond.vote(query, data, batch_size=1024)
+  answers = [
+    respond.release(
+      votes,
+      len(query.centroids),
+      mechanism,
+      repetitions=min(_REPETITIONS, trials - start),
+    )
+    for start in range(0, trials, _REPETITIONS)
+  ]
+  return np.concatenate(answers)
+
+
+def _in_float32(numbers: np.ndarray) -> np.ndarray:
+  return numbers.astype(np.float32) == numbers
+
+
+def _statistics(answers: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns what an attacker can compute of answers [trials, 3], by name.
+
+  `votes` is the canary's count; less the one of the sample that it replaces it
+  orders answers by likelihood. Differences cancel noise that bins share, the
+  sum cancels noise that is made to add up to nothing. `low bits` asks whether
+  the noise would be a 32-bit float if the canary's count were 1, and if it were
+  0; floating-point noise betrays the count so (Mironov 2012), integer noise
+  never.
+  """
+  rest, canary, other = answers.T
+  bits = 1.0 * _in_float32(canary - 1.0) - 1.0 * _in_float32(canary - 0.0)
+  return {
+    "votes": canary,
+    "votes less the rest's": canary - rest,
+    "votes less the other's": canary - other,
+    "all votes": answers.sum(1),
+    "low bits": bits,
+  }
+
+
+def _events(answers: np.ndarray) -> Iterator[Event]:
+  for name, values in _statistics(answers).items():
+    thresholds = np.unique(values)
+    if len(thresholds) > _THRESHOLDS:
+      thresholds = np.quantile(values, np.linspace(0, 1, _THRESHOLDS))
+    for threshold in thresholds:
+      yield Event(name, float(threshold), above=True)
+      yield Event(name, float(threshold), above=False)
+
+
+def _count(event: Event, statistics: dict[str, np.ndarray]) -> int:
+  reached = statistics[event.statistic] >= event.threshold
+  return int(np.count_nonzero(reached == event.above))
+
+
+def lower_bound(
+  hits: int, false_alarms: int, trials: int, delta: float, confidence: float
+) -> float:
+  """Returns the epsilon that is shown by how often an event occurred.
+
+  Args:
+    hits: Occurrences in `trials` answers about one dataset.
+    false_alarms: Occurrences in `trials` answers about the other.
+    trials: Answers about each.
+    delta: Of the claim.
+    confidence: That the true epsilon is no smaller.
+
+  Returns:
+    The bound, which is negative where nothing is shown.
+  """
+  # Clopper-Pearson, one-sided, each at half of what may go wrong.
+  risk = (1 - confidence) / 2
+  rate = stats.beta.ppf(risk, hits, trials - hits + 1) if hits else 0.0
+  alarm = 1.0
+  if false_alarms < trials:
+    alarm = stats.beta.isf(risk, false_alarms + 1, trials - false_alarms)
+  if rate <= delta:
+    return -math.inf
+  return math.log((rate - delta) / alarm)
+
+
+def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
+  """Returns whether calls that should differ by their noise do not."""
+  query, _, data = neighbours(relation)
+  _, log_mass = accounting.log_noise(mechanism.terms.sigma)
+  # So many calls agree in a bin with a probability of at most the risk.
+  calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
+  votes = respond.vote(query, data, batch_size=1024)
+  first, *others = (
+    respond.release(votes, len(query.centroids), mechanism)[0]
+    for _ in range(calls)
+  )
+  return bool(np.all(np.stack(others) == first, axis=0).any())
+
+
+def audit(
+  mechanism: mechanisms.Mechanism,
+  delta: float,
+  relation: str,
+  trials: int,
+  confidence: float,
+) -> Result:
+  """Returns a lower bound on the epsilon of a mechanism.
+
+  Args:
+    mechanism: What is attacked; a subclass may be broken on purpose.
+    delta: At which epsilon is claimed.
+    relation: At which epsilon is claimed.
+    trials: Answers to draw about each of two neighbouring datasets, for each of
+      two orders of the bins.
+    confidence: Probability that the bound is below the true epsilon.
+
+  Raises:
+    EcosError: The mechanism says itself that it is not private.
+  """
+  if not mechanism.statement.private:
+    raise errors.EcosError(
+      "the mechanism draws from a seed and claims nothing: nothing to audit"
+    )
+  if _repeats(mechanism, relation):
+    return Result(math.inf, Event("repeated noise", 1.0, above=True))
+  pilot = trials // 5
+  chosen_on, measured_on, candidates = [], [], []
+
+  def bound(event: Event, samples: list[dict[str, np.ndarray]]) -> float:
+    size = len(samples[0]["votes"])
+    false_alarms, hits = (_count(event, sample) for sample in samples)
+    if not event.above:
+      hits, false_alarms = false_alarms, hits
+    return lower_bound(hits, false_alarms, size, delta, confidence)
+
+  for layout, shift in enumerate(_SHIFTS):
+    query, *datasets = neighbours(relation, shift)
+    answers = [
+      np.roll(_draw(query, data, mechanism, trials), -shift, axis=1)
+      for data in datasets
+    ]
+    chosen_on.append([_statistics(a[:pilot]) for a in answers])
+    measured_on.append([_statistics(a[pilot:]) for a in answers])
+    for event in _events(np.concatenate([a[:pilot] for a in answers])):
+      candidates.append((bound(event, chosen_on[layout]), layout, event))
+  _, layout, event = max(candidates, key=lambda candidate: candidate[0])
+  return Result(max(0.0, bound(event, measured_on[layout])), event)
+
+
+def _define_flags() -> None:
+  flags.DEFINE_float("sigma", 1.0, "Noise of the mechanism.")
+  flags.DEFINE_float("gamma", 0.8, "Its subsampling rate.")
+  flags.DEFINE_float("delta", 1e-5, "Of the claim.")
+  flags.DEFINE_enum_class(
+    "relation",
+    config.Relation.ADD_REMOVE,
+    config.Relation,
+    "Neighbours of the claim.",
+  )
+  flags.DEFINE_integer(
+    "trials", 100_000, "Answers about each dataset and order.", lower_bound=100
+  )
+  flags.DEFINE_float(
+    "confidence",
+    0.999,
+    "Probability that the bound holds.",
+    lower_bound=0.5,
+    upper_bound=1 - 1e-9,
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Audits the mechanism that the flags describe, also at a small gamma."""
+  del argv
+  f = flags.FLAGS
+  for gamma in dict.fromkeys((f.gamma, _SMALL_GAMMA)):
+    _report(messages.Terms(f.sigma, gamma, f.delta, f.relation.value))
+
+
+def _report(terms: messages.Terms) -> None:
+  """Prints what an audit finds.
+
+  Raises:
+    EcosError: The claim is refuted.
+  """
+  f = flags.FLAGS
+  mechanism = mechanisms.Mechanism(terms)
+  claim = mechanism.statement.epsilon
+  result = audit(mechanism, f.delta, terms.relation, f.trials, f.confidence)
+  event = result.event
+  print(
+    f"claimed   epsilon {claim:.6g} (delta {terms.delta:g}, {terms.relation}; "
+    f"sigma {terms.sigma:g}, gamma {terms.gamma:g})\n"
+    f"shown     epsilon is at least {result.bound:.4g} (confidence "
+    f"{f.confidence:g}, {f.trials} answers about each dataset)\n"
+    f"by        {event.statistic} {'>=' if event.above else '<'} "
+    f"{event.threshold:g}"
+  )
+  if result.bound > claim:
+    raise errors.EcosError("the claim is refuted: do not use this mechanism")
+
+
+if __name__ == "__main__":
+  _define_flags()
+  cli.run(main)
