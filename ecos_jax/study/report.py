@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from ecos_jax import errors
-from ecos_jax import workdir as workdir_lib
+from ecos_jax import files
 from ecos_jax.study import paper
 from ecos_jax.study import plan
 from ecos_jax.study import run
@@ -42,8 +42,8 @@ def write(
     for cell in cells
     if (failure := run.failure(workdir, cell)) is not None
   }
-  workdir_lib.write_json(workdir / "rows.json", rows)
-  workdir_lib.write_atomically(workdir / "rows.csv", _csv(rows))
+  files.write_json(workdir / "rows.json", rows)
+  files.write(workdir / "rows.csv", _csv(rows))
   pictures = [
     file
     for plot in study.plots
@@ -52,7 +52,7 @@ def write(
   text = _text(study, rows, failures, command)
   shown = [file for file in pictures if file.suffix == ".svg"]
   text += "".join(f"\n![{file.stem}]({file.name})\n" for file in shown)
-  workdir_lib.write_atomically(workdir / "results.md", text.encode())
+  files.write(workdir / "results.md", text.encode())
   return text, pictures
 
 
@@ -147,7 +147,7 @@ def insert(document: Path, name: str, text: str, pictures: list[Path]) -> None:
     if picture.suffix != ".svg":
       continue
     target = folder / f"{name}-{picture.name}"
-    workdir_lib.write_atomically(target, picture.read_bytes())
+    files.write(target, picture.read_bytes())
     text = text.replace(f"]({picture.name})", f"]({folder.name}/{target.name})")
   old = document.read_text() if document.exists() else "# Results\n"
   section = f"{begin}\n\n{text.strip()}\n\n{end}"
@@ -158,7 +158,7 @@ def insert(document: Path, name: str, text: str, pictures: list[Path]) -> None:
   else:
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     new = re.sub(pattern, lambda _: section, old, flags=re.DOTALL)
-  workdir_lib.write_atomically(document, new.encode())
+  files.write(document, new.encode())
 
 
 def listing(study: plan.Study, workdir: Path) -> str:
