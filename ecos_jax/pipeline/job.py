@@ -189,9 +189,9 @@ class Job:
     """
     wanted = tuple(fields.split())
     leaves = config_lib.flatten(self.config)
-    if not self.config.codebook.coarse_round:
+    if not self.config.codebook.first_round:
       # They decide nothing then, and runs from before there were two go on.
-      del leaves["codebook.coarse_round"], leaves["privacy.coarse_part"]
+      del leaves["codebook.first_round"], leaves["privacy.first_part"]
     unknown = [w for w in wanted if not any(k.startswith(w) for k in leaves)]
     assert not unknown, unknown
     stage = self.work.stage(
