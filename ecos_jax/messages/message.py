@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-import hashlib
 import re
 from typing import Annotated, Any, ClassVar, Self
 
+from ecos_jax import files
 from ecos_jax.messages import fields
 from ecos_jax.messages import wire
 
@@ -68,7 +68,7 @@ class Message(fields.Checked):
   @functools.cached_property
   def digest(self) -> str:
     """Returns the sha256 (hex) of the bytes."""
-    return hashlib.sha256(self.to_bytes()).hexdigest()
+    return files.digest(self.to_bytes())
 
 
 def _take(header: dict[str, Any], cls: type, **given: Any) -> Any:

@@ -7,7 +7,6 @@ size is allocated.
 from collections.abc import Mapping
 import json
 import math
-import os
 from pathlib import Path
 import struct
 from typing import Any
@@ -141,17 +140,3 @@ def read_file(path: Path) -> bytes:
       f"{path} exceeds {MAX_BYTES} bytes: no message is so large"
     )
   return data
-
-
-def write_file(path: Path, data: bytes) -> None:
-  """Writes a message file: the whole of it or nothing."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise

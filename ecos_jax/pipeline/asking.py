@@ -5,8 +5,8 @@ in a folder of the workdir. The client is simulated here unless it is remote;
 between cloud and client pass the bytes of a query and of a response and nothing
 else, and they are counted.
 
-With `codebook.coarse_round` the client is asked twice. The stages codebook,
-query and response of the first round have names that begin with `coarse_`; the
+With `codebook.first_round` the client is asked twice. The stages codebook,
+query and response of the first round have names that begin with `first_`; the
 second codebook lies in the clusters that the first answer leaves.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import respond
@@ -40,7 +41,7 @@ SIMULATED = "simulated"
 _QUERY = "query.safetensors"
 RESPONSE = "response.safetensors"
 # What the names of the first of two rounds begin with.
-COARSE = "coarse_"
+FIRST = "first_"
 _INSTRUCTIONS = """
 Waiting for the client{which}. Carry this file to it:
   {query}
@@ -70,7 +71,7 @@ def pool(job: Job) -> None:
     if unreadable:
       lines = "".join(f"{line}\n" for line in unreadable)
       named = lines.encode(errors="surrogateescape")
-      workdir.write_atomically(path / UNREADABLE, named)
+      files.write(path / UNREADABLE, named)
       text += f", {len(unreadable):,} unreadable"
     return {
       "digest": pool.digest,
@@ -131,7 +132,7 @@ def bank(job: Job) -> None:
 
 def rounds(config: config_lib.Config) -> tuple[str, ...]:
   """Returns what the names of each round's stages begin with, in order."""
-  return (COARSE, "") if config.codebook.coarse_round else ("",)
+  return (FIRST, "") if config.codebook.first_round else ("",)
 
 
 def codebook(job: Job, name: str = "") -> None:
@@ -142,13 +143,13 @@ def codebook(job: Job, name: str = "") -> None:
     name: Of the round, one of `rounds`; so below.
   """
   config = job.config.codebook
-  second = bool(config.coarse_round) and not name
+  second = bool(config.first_round) and not name
   inputs = "bank"
   if name:
-    config = dataclasses.replace(config, size=config.coarse_round, coarse=0)
+    config = dataclasses.replace(config, size=config.first_round)
   elif second:
-    config = dataclasses.replace(config, size=config.size - config.coarse_round)
-    inputs += f" {COARSE}codebook {COARSE}response"
+    config = dataclasses.replace(config, size=config.size - config.first_round)
+    inputs += f" {FIRST}codebook {FIRST}response"
 
   def work(path: Path) -> dict[str, Any]:
     within = _covered(job, config.size) if second else None
@@ -156,7 +157,7 @@ def codebook(job: Job, name: str = "") -> None:
       path,
       job.checked_bank(),
       config,
-      job.key(f"{name}codebook"),
+      job.key("coarse_codebook" if name else "codebook"),
       distributed.mesh(),
       within,
     )
@@ -180,10 +181,10 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
 
   All processes must call this.
   """
-  book = finished_codebook(job, COARSE)
+  book = finished_codebook(job, FIRST)
 
   def decide() -> list[bool]:
-    answer = finished_response(job, COARSE)
+    answer = finished_response(job, FIRST)
     votes = scores.posterior_mean(
       answer.scores, book.sizes, answer.statement.sigma
     )
@@ -213,7 +214,7 @@ def query(job: Job, name: str = "") -> None:
       terms(job, name),
     )
     data = query.to_bytes()
-    workdir.write_atomically(path / f"{name}{_QUERY}", data)
+    files.write(path / f"{name}{_QUERY}", data)
     return {
       "digest": query.digest,
       "bytes": len(data),
@@ -222,8 +223,8 @@ def query(job: Job, name: str = "") -> None:
     }
 
   fields = "privacy.sigma privacy.gamma privacy.delta privacy.relation"
-  if job.config.codebook.coarse_round:
-    fields += " privacy.coarse_part"
+  if job.config.codebook.first_round:
+    fields += " privacy.first_part"
   job.stage(f"{name}query", fields, f"{name}codebook", work)
 
 
@@ -241,7 +242,7 @@ def response(job: Job, name: str = "") -> bool:
     which = "first of two questions" if name else "second of two questions"
     print(
       _INSTRUCTIONS.format(
-        which=f", {which}" if job.config.codebook.coarse_round else "",
+        which=f", {which}" if job.config.codebook.first_round else "",
         query=job.stages[f"{name}query"].path / f"{name}{_QUERY}",
         brought=brought,
         data="features:DIR" if job.config.of_features else "DIR",
@@ -259,12 +260,12 @@ def response(job: Job, name: str = "") -> bool:
       else _simulated(job, query.to_bytes(), name)
     )
     statement = query_lib.read(data, query).statement
-    workdir.write_atomically(path / f"{name}{RESPONSE}", data)
+    files.write(path / f"{name}{RESPONSE}", data)
     privacy = f"epsilon {statement.epsilon:.4g}"
     if not statement.private:
       privacy = "NOT PRIVATE (noise from a seed)"
     return {
-      "digest": workdir.digest(data),
+      "digest": files.digest(data),
       "bytes": len(data),
       "statement": dataclasses.asdict(statement),
       "count": None,
@@ -324,8 +325,8 @@ def terms(job: Job, name: str = "") -> messages.Terms:
   privacy = job.config.privacy
   sigma = privacy.sigma
   rest = privacy.gamma, privacy.delta, privacy.relation.value
-  if job.config.codebook.coarse_round:
-    first, second = accounting.split(sigma, privacy.coarse_part, *rest)
+  if job.config.codebook.first_round:
+    first, second = accounting.split(sigma, privacy.first_part, *rest)
     sigma = first if name else second
   return messages.Terms(sigma, *rest)
 
