@@ -27,7 +27,8 @@ import numpy as np
 
 from ecos_jax import config
 from ecos_jax.client import coverage
-from ecos_jax.cloud import sampling
+from ecos_jax.cloud import choose
+from ecos_jax.cloud import codebook
 from ecos_jax.cloud import scores as scores_lib
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import kmeans
@@ -102,20 +103,15 @@ def _fit(features: np.ndarray, size: int, seed: int):
 
 def _share(cell, rows, centroids, labels, sizes, scores, sigma, seed):
   """Returns the share of the client's domain and the Frechet distance."""
-  votes = scores_lib.votes(scores, sizes, sigma, _OPTIONS)
-  density = scores_lib.density(votes, sizes)
-  weights = votes * density**_OPTIONS.density_power
-  chosen = rows[
-    sampling.decompress(
-      _Bank(cell.bank.features[rows]),
-      labels.astype(np.int32),
-      centroids,
-      density,
-      sampling.quotas(weights, sizes, _BUDGET),
-      _OPTIONS,
-      jax.random.key(seed),
-    )
-  ]
+  choice = choose.samples(
+    _Bank(cell.bank.features[rows]),
+    codebook.Codebook(centroids, sizes, labels.astype(np.int32)),
+    scores,
+    sigma,
+    _OPTIONS,
+    jax.random.key(seed),
+  )
+  chosen = rows[choice.by_cluster().indices]
   return float(cell.own[chosen].mean()), _frechet(
     cell.bank.features[chosen], cell.test
   )
