@@ -19,6 +19,7 @@ from absl import flags
 
 from ecos_jax import cli
 from ecos_jax import config
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import encoding
@@ -233,7 +234,7 @@ def main(argv: list[str]) -> None:
     encoder=encoder,
     batch_size=f.batch_size,
   )
-  wire.write_file(out, data)
+  files.write(out, data)
   response = messages.LabelResponse.from_bytes(data)
   m, given = len(response.labels), int((response.labels >= 0).sum())
   print(f"labels   {outcome(m, response.considered, given)}")

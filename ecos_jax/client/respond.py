@@ -25,6 +25,7 @@ import numpy as np
 from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import coverage
@@ -340,7 +341,7 @@ def main(argv: list[str]) -> None:
     encoder=encoder,
     batch_size=f.batch_size,
   )
-  wire.write_file(out, response)
+  files.write(out, response)
   print(f"wrote    {out} ({len(response)} bytes): carry it to the cloud")
 
 

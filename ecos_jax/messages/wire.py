@@ -6,10 +6,8 @@ all sizes are checked before anything of that size is allocated.
 
 from collections.abc import Mapping
 import dataclasses
-import hashlib
 import json
 import math
-import os
 from pathlib import Path
 import re
 import struct
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax import files
 
 VERSION = 2
 # The client holds a message in memory a few times: 64 Mi numbers of 4 bytes.
@@ -211,7 +210,7 @@ def check_canonical(message: Any, fields: dict, data: bytes) -> None:
 
 def digest(message: Any) -> str:
   """Returns the sha256 (hex) of the bytes of a message."""
-  return hashlib.sha256(message.to_bytes()).hexdigest()
+  return files.digest(message.to_bytes())
 
 
 def read_file(path: Path) -> bytes:
@@ -228,17 +227,3 @@ def read_file(path: Path) -> bytes:
   if len(data) > MAX_BYTES:
     raise ProtocolError(f"{path} exceeds {MAX_BYTES} bytes: no message is so")
   return data
-
-
-def write_file(path: Path, data: bytes) -> None:
-  """Writes a message file: the whole of it or nothing."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    with temporary.open("wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise

@@ -7,6 +7,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import baselines
@@ -147,7 +148,7 @@ def read_indices(path: Path, digest: str) -> np.ndarray:
 
 
 def _digest(indices: np.ndarray) -> str:
-  return workdir.digest(np.sort(indices).astype("<i8", copy=False).data)
+  return files.digest(np.sort(indices).astype("<i8", copy=False).data)
 
 
 def selected(job: Job) -> loader.Source:
