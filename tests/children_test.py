@@ -32,7 +32,7 @@ def test_a_child_that_cannot_start_says_why(tmp_path):
   log = tmp_path / "log"
   log.write_text("of an earlier child\n")
   with (
-    pytest.raises(children.ChildError, match="^FileNotFoundError.*nowhere'$"),
+    pytest.raises(children.ChildError, match="FileNotFoundError"),
     _child("os:listdir", "nowhere", log),
   ):
     pass

@@ -1,9 +1,9 @@
 """Runs commands in forks of this process, which has the imports behind it.
 
 Reads a JSON line a job: the command's `module`, its `flags`, the files that get
-what it says, how many `devices` it has, and what is `patched`: a function MODULE:NAME, at whose first
-call the process gets SIGTERM and then spends seconds in native code, as in a
-compiler.
+what it says, how many `devices` it has, and what is `patched`: a function
+MODULE:NAME, at whose first call the process gets SIGTERM and then spends
+seconds in native code, as in a compiler.
 Answers with its process id, and with its exit code once it has ended.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 import tqdm
 
 from ecos_jax import children
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.benchmark import cases as cases_lib
 from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import peers
@@ -163,7 +163,7 @@ class Run:
 
   def _write(self, *, complete: bool, rows: list[dict[str, Any]]) -> None:
     libraries = {n for stage in cases_lib.STAGES.values() for n in stage.peers}
-    workdir.write_json(
+    files.write_json(
       self._output,
       {
         "device": self.device,

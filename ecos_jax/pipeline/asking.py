@@ -19,6 +19,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import respond
@@ -70,7 +71,7 @@ def pool(job: Job) -> None:
     if unreadable:
       lines = "".join(f"{line}\n" for line in unreadable)
       named = lines.encode(errors="surrogateescape")
-      workdir.write_atomically(path / UNREADABLE, named)
+      files.write(path / UNREADABLE, named)
       text += f", {len(unreadable):,} unreadable"
     return {
       "digest": pool.digest,
@@ -213,7 +214,7 @@ def query(job: Job, name: str = "") -> None:
       terms(job, name),
     )
     data = query.to_bytes()
-    workdir.write_atomically(path / f"{name}{_QUERY}", data)
+    files.write(path / f"{name}{_QUERY}", data)
     return {
       "digest": query.digest,
       "bytes": len(data),
@@ -259,12 +260,12 @@ def response(job: Job, name: str = "") -> bool:
       else _simulated(job, query.to_bytes(), name)
     )
     statement = query_lib.read(data, query).statement
-    workdir.write_atomically(path / f"{name}{RESPONSE}", data)
+    files.write(path / f"{name}{RESPONSE}", data)
     privacy = f"epsilon {statement.epsilon:.4g}"
     if not statement.private:
       privacy = "NOT PRIVATE (noise from a seed)"
     return {
-      "digest": workdir.digest(data),
+      "digest": files.digest(data),
       "bytes": len(data),
       "statement": dataclasses.asdict(statement),
       "count": None,
