@@ -91,8 +91,7 @@ def validate(config: config_lib.Config) -> None:
     not config.train.steps and config.sampling.method is config_lib.Method.LOCAL
   ):
     found.append(
-      "`train.steps`=0 ends at the proxy, and "
-      "`sampling.method`=local has none"
+      "`train.steps`=0 ends at the proxy, and `sampling.method`=local has none"
     )
   if (
     config.train.task is config_lib.Task.DISTILL
@@ -115,8 +114,7 @@ def validate(config: config_lib.Config) -> None:
   noise_seed = config.privacy.insecure_noise_seed
   if noise_seed is not None and noise_seed < 0:
     found.append(
-      "`privacy.insecure_noise_seed` must be >= 0 or None, "
-      f"got {noise_seed}"
+      f"`privacy.insecure_noise_seed` must be >= 0 or None, got {noise_seed}"
     )
   if config.client.remote:
     if config.sampling.method in config_lib.SIMULATION_ONLY:
@@ -141,13 +139,9 @@ def _round_errors(config: config_lib.Config) -> list[str]:
   round_flag = f"`codebook.first_round`={book.first_round}"
   found = []
   if book.first_round >= book.size:
-    found.append(
-      f"{round_flag} leaves nothing of `codebook.size`={book.size}"
-    )
+    found.append(f"{round_flag} leaves nothing of `codebook.size`={book.size}")
   if method not in config_lib.ASKING:
-    found.append(
-      f"{round_flag}: `sampling.method`={method.value} asks nothing"
-    )
+    found.append(f"{round_flag}: `sampling.method`={method.value} asks nothing")
   if (
     book.algorithm is not config_lib.Algorithm.LLOYD
     or not book.sample_per_centroid
@@ -164,8 +158,7 @@ def _source_errors(config: config_lib.Config) -> list[str]:
   data, method = config.data, config.sampling.method
   if not data.sources:
     return [
-      f"`data.{name}` is for a pool of your own: give "
-      "`data.sources`"
+      f"`data.{name}` is for a pool of your own: give `data.sources`"
       for name in ("client_data", "test_data", "classes", "labelled_only")
       if getattr(data, name)
     ]
@@ -182,8 +175,7 @@ def _source_errors(config: config_lib.Config) -> list[str]:
     return found
   if data.client_data is not None and config.client.remote:
     found.append(
-      "`data.client_data` is for simulation: drop it or "
-      "`client.remote`"
+      "`data.client_data` is for simulation: drop it or `client.remote`"
     )
   asks = method in (*config_lib.ASKING, *config_lib.SIMULATION_ONLY)
   asks |= config.train.task is config_lib.Task.CLIENT
@@ -214,8 +206,7 @@ def _labelling_errors(config: config_lib.Config) -> list[str]:
   found = []
   if not math.isfinite(config.labelling.threshold):
     found.append(
-      "`labelling.threshold` must be finite, got "
-      f"{config.labelling.threshold}"
+      f"`labelling.threshold` must be finite, got {config.labelling.threshold}"
     )
   if config.train.task is not config_lib.Task.CLIENT:
     return found

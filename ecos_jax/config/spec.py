@@ -57,13 +57,14 @@ def parse(text: str) -> Spec:
   Raises:
     EcosError: The string has none of the forms above.
   """
-  prefix, _, rest = text.partition(":")
+  prefix, colon, rest = text.partition(":")
+  prefix += colon
   path = Path(rest).expanduser()
-  if prefix == "features":
+  if prefix == "features:":
     return Features(path)
-  if prefix == "images":
+  if prefix == "images:":
     return Images(path)
-  if prefix == "folder":
+  if prefix == "folder:":
     # A folder may have brackets in its name.
     part = None if path.is_dir() else _PART.fullmatch(rest)
     return _part(*part.groups()) if part else Folder(path)
