@@ -12,8 +12,12 @@ from absl import flags
 
 from ecos_jax import errors
 from ecos_jax import messages
+<<<<<<< HEAD
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import pools
+=======
+from ecos_jax.config import limits
+>>>>>>> main
 from ecos_jax.messages import wire
 
 
@@ -51,8 +55,8 @@ def define_shared_flags(data: str) -> None:
     "delta",
     1e-5,
     "Of (epsilon, delta).",
-    lower_bound=messages.MIN_DELTA,
-    upper_bound=messages.MAX_DELTA,
+    lower_bound=limits.MIN_DELTA,
+    upper_bound=limits.MAX_DELTA,
   )
   flags.DEFINE_float(
     "max_epsilon",

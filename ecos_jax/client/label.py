@@ -25,6 +25,11 @@ from ecos_jax.client import command
 from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.client import respond
+<<<<<<< HEAD
+=======
+from ecos_jax.config import limits
+from ecos_jax.data import pools
+>>>>>>> main
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
@@ -176,7 +181,7 @@ def _define_flags() -> None:
     "gamma",
     None,
     f"Share of the samples in a subsample; {proposal}.",
-    lower_bound=messages.MIN_GAMMA,
+    lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
   flags.DEFINE_integer(
@@ -190,8 +195,8 @@ def _define_flags() -> None:
       name,
       None,
       f"{what}, in votes; {proposal}.",
-      lower_bound=messages.MIN_SIGMA,
-      upper_bound=messages.MAX_SIGMA,
+      lower_bound=limits.MIN_SIGMA,
+      upper_bound=limits.MAX_SIGMA,
     )
   flags.DEFINE_float(
     "threshold", None, f"Votes from which an answer is given; {proposal}."

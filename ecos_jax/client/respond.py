@@ -30,6 +30,7 @@ from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
+from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
@@ -282,14 +283,14 @@ def _define_flags() -> None:
     "sigma",
     None,
     "Instead of --epsilon: the noise, in votes.",
-    lower_bound=messages.MIN_SIGMA,
-    upper_bound=messages.MAX_SIGMA,
+    lower_bound=limits.MIN_SIGMA,
+    upper_bound=limits.MAX_SIGMA,
   )
   flags.DEFINE_float(
     "gamma",
     _GAMMA,
     "Share of the samples that vote, drawn at random.",
-    lower_bound=messages.MIN_GAMMA,
+    lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
   flags.DEFINE_enum_class(

@@ -268,7 +268,9 @@ from ecos_jax.privacy import ledger, mechanisms
 terms = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 mechanism = mechanisms.Mechanism(terms)
 features = np.random.default_rng(0).random((50, 3)).astype(np.float32)
-query = messages.Query(features[:4], "own", {}, "0" * 64, terms).to_bytes()
+encoder = {"encoder_name": "own", "encoder_settings": {}}
+encoder["encoder_digest"] = "0" * 64
+query = messages.Query(features[:4], terms, **encoder).to_bytes()
 
 def run(folder):
   response = respond.answer(query, lambda: features, mechanism,
