@@ -4,7 +4,6 @@ A command must destroy nothing by a slip of the hand: a ledger that is replaced
 by a response is a spend forgotten.
 """
 
-import contextlib
 from pathlib import Path
 import sys
 
@@ -125,12 +124,11 @@ def _same_file(a: Path, b: Path) -> bool:
 
 
 def _is_response(path: Path) -> bool:
-  data = wire.read_file(path)
-  for message in (messages.Response, messages.LabelResponse):
-    with contextlib.suppress(messages.ProtocolError):
-      message.from_bytes(data)
-      return True
-  return False
+  try:
+    messages.answer_from_bytes(wire.read_file(path))
+  except messages.ProtocolError:
+    return False
+  return True
 
 
 def checked_paths(message: str) -> tuple[Path, Path]:
