@@ -11,12 +11,9 @@ from absl import flags
 
 from ecos_jax import errors
 from ecos_jax import messages
-<<<<<<< HEAD
+from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import pools
-=======
-from ecos_jax.config import limits
->>>>>>> main
 from ecos_jax.messages import wire
 
 

@@ -25,11 +25,7 @@ from ecos_jax.client import command
 from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.client import respond
-<<<<<<< HEAD
-=======
 from ecos_jax.config import limits
-from ecos_jax.data import pools
->>>>>>> main
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
