@@ -14,7 +14,7 @@ from ecos_jax.study import plan
 
 _BASE = Path(__file__).parents[1] / "digits_manual.py"
 _CHANGES = {
-  "sampling.filter": ("threshold", "discovery"),
+  "sampling.filter": ("threshold",),
   "sampling.estimate": ("score",),
   "sampling.density_power": (0.0, 1.0),
   "sampling.likely": (1.0,),

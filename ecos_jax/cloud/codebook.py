@@ -18,7 +18,6 @@ from ecos_jax import distributed
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.clustering import assign
-from ecos_jax.clustering import hierarchy
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import mini_batch
 from ecos_jax.clustering import start as start_lib
@@ -121,21 +120,13 @@ def build(
     sample = min(options.pop("sample"), within.size)
     sample_key, key = jax.random.split(key)
     fitted_on = bank.take(within.subsample(sample, sample_key))
-  if config.coarse:
-    tree, fitted = hierarchy.fit(
-      fitted_on, config.size, key, coarse=config.coarse, **options
-    )
-    centroids = _rounded(tree.centroids, bank)
-    parts = hierarchy.stream(
-      bank, tree._replace(centroids=centroids), mesh=mesh
-    )
+  if config.algorithm is config_lib.Algorithm.MINI_BATCH:
+    fitted = mini_batch.fit(bank, config.size, key, mesh=mesh)
   else:
-    if config.algorithm is config_lib.Algorithm.MINI_BATCH:
-      fitted = mini_batch.fit(bank, config.size, key, mesh=mesh)
-    else:
-      fitted = kmeans.fit(fitted_on, config.size, key, **options)
-    centroids = _rounded(fitted.centroids, bank)
-    parts = assign.stream(bank, centroids, mesh=mesh)
+    fitted = kmeans.fit(fitted_on, config.size, key, **options)
+  # As the bank's type holds them: so a query takes no more bytes than that.
+  centroids = fitted.centroids.astype(bank.dtype).astype(np.float32)
+  parts = assign.stream(bank, centroids, mesh=mesh)
   rows = bank.shape[0]
   sizes = np.zeros(config.size, np.int64)
   progress = tqdm.tqdm(
@@ -161,10 +152,6 @@ def build(
     np.save(path / _SIZES, sizes)
   distributed.barrier()
   return fitted
-
-
-def _rounded(centroids: np.ndarray, bank: bank_lib.FeatureBank) -> np.ndarray:
-  return centroids.astype(bank.dtype).astype(np.float32)
 
 
 def read(path: Path, digest: str | None = None) -> Codebook:

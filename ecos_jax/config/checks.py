@@ -38,8 +38,7 @@ def validate(config: config_lib.Config) -> None:
   ]
   not_negative = [
     "seed",
-    "codebook.coarse",
-    "codebook.coarse_round",
+    "codebook.first_round",
     "codebook.tolerance",
     "codebook.sample_per_centroid",
     "sampling.threshold",
@@ -71,19 +70,6 @@ def validate(config: config_lib.Config) -> None:
     )
     if not 0 < fields[name] <= 1
   ]
-  if config.codebook.coarse > config.codebook.size:
-    found.append(
-      f"--config.codebook.coarse={config.codebook.coarse} is more than "
-      f"--config.codebook.size={config.codebook.size}"
-    )
-  if (
-    config.codebook.coarse
-    and config.codebook.algorithm is not config_lib.Algorithm.LLOYD
-  ):
-    found.append(
-      "--config.codebook.coarse needs --config.codebook.algorithm=lloyd, got "
-      f"{config.codebook.algorithm.value}"
-    )
   if config.encoder.image_size is not None and not (
     0 < config.encoder.image_size <= config_lib.MAX_IMAGE_SIZE
   ):
@@ -119,8 +105,7 @@ def validate(config: config_lib.Config) -> None:
     f"--config.{name} must lie in (0, 1), got {fields[name]}"
     for name in (
       "privacy.delta",
-      "privacy.coarse_part",
-      "sampling.false_discovery",
+      "privacy.first_part",
     )
     if not 0 < fields[name] < 1
   ]
@@ -150,18 +135,13 @@ def validate(config: config_lib.Config) -> None:
 
 def _round_errors(config: config_lib.Config) -> list[str]:
   book, method = config.codebook, config.sampling.method
-  if not book.coarse_round:
+  if not book.first_round:
     return []
-  round_flag = f"--config.codebook.coarse_round={book.coarse_round}"
+  round_flag = f"--config.codebook.first_round={book.first_round}"
   found = []
-  if book.coarse_round >= book.size:
+  if book.first_round >= book.size:
     found.append(
       f"{round_flag} leaves nothing of --config.codebook.size={book.size}"
-    )
-  elif book.coarse > book.size - book.coarse_round:
-    found.append(
-      f"--config.codebook.coarse={book.coarse} is more than {round_flag} "
-      f"leaves of --config.codebook.size={book.size}"
     )
   if method not in config_lib.ASKING:
     found.append(

@@ -13,7 +13,7 @@ those of its ledger, also of earlier calls that were redone; of a remote client
 only this run's are known, and its own ledger has the total; `noise_epsilon`,
 the same if noise from a seed had come from the operating system;
 `paper_epsilon`, the paper's bound for the same noise on this run's scores;
-`coarse_epsilon`, `scores_epsilon` and `labels_epsilon`, what each of this run's
+`first_epsilon`, `scores_epsilon` and `labels_epsilon`, what each of this run's
 answers costs alone (null where it was not asked; the first is that of the first
 of two rounds of scores); `labels_asked`, of these
 `labels_considered` before the budget was used up, of these `labels_answered`,
@@ -43,7 +43,7 @@ from ecos_jax.privacy import ledger
 from ecos_jax.training import export
 
 # What the answers are called, and in the fields of their epsilons.
-_ANSWERS = {"labels": "labels", "first scores": "coarse", "scores": "scores"}
+_ANSWERS = {"labels": "labels", "first scores": "first", "scores": "scores"}
 _RELATIONS = {
   "add_remove": "one sample more or less",
   "replace_one": "one sample replaced",
@@ -83,8 +83,8 @@ def collect(job: Job) -> dict[str, Any]:
     "labels_considered": labels.get("considered"),
     "labels_answered": labels.get("answered"),
     "labels_accuracy": labels.get("accuracy"),
-    "bytes_down": _bytes(results, "coarse_query", "query", "request"),
-    "bytes_up": _bytes(results, "coarse_response", "response", "labels"),
+    "bytes_down": _bytes(results, "first_query", "query", "request"),
+    "bytes_up": _bytes(results, "first_response", "response", "labels"),
     "training": _speed(results.get("model")),
     "seconds": {
       name: round(stage.seconds, 3) for name, stage in job.stages.items()
@@ -156,9 +156,9 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
   noise_epsilon = epsilon
   if job.config.sampling.method in config.SIMULATION_ONLY:
     private, delta, noise_epsilon = False, None, None
-  coarse, scores = (
+  first, scores = (
     rounds[name]["statement"] if name in rounds else None
-    for name in (asking.COARSE, "")
+    for name in (asking.FIRST, "")
   )
   paper = scores and accounting.paper_epsilon(
     scores["sigma"], scores["gamma"], scores["delta"]
@@ -168,7 +168,7 @@ def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
     "noise_epsilon": noise_epsilon,
     "epsilon_answers": len(costs),
     "paper_epsilon": paper if private else None,
-    "coarse_epsilon": coarse["epsilon"] if coarse and private else None,
+    "first_epsilon": first["epsilon"] if first and private else None,
     "scores_epsilon": scores["epsilon"] if scores and private else None,
     "labels_epsilon": labels["epsilon"] if labels and private else None,
     "delta": delta,

@@ -21,7 +21,7 @@ from ecos_jax import workdir
 from ecos_jax.data import problem
 
 _SHARED = (
-  *("pool", "bank", "coarse_codebook", "coarse_query", "codebook", "query"),
+  *("pool", "bank", "first_codebook", "first_query", "codebook", "query"),
   "teacher",
 )
 _POOLS_IN_MEMORY = 2

@@ -371,7 +371,7 @@ def two_rounds(tmp_path_factory):
   path = tmp_path_factory.mktemp("rounds")
   config = _config()
   config.privacy.insecure_noise_seed = None
-  config.codebook.coarse_round = 5
+  config.codebook.first_round = 5
   config.train.steps = 0
   with pytest.MonkeyPatch.context() as patch:
 
@@ -384,8 +384,8 @@ def two_rounds(tmp_path_factory):
   answered = {
     name: (path / name).read_bytes()
     for name in (
-      "coarse_response/coarse_response.safetensors",
-      "coarse_response/manifest.json",
+      "first_response/first_response.safetensors",
+      "first_response/manifest.json",
       "client/ledger",
     )
   }
@@ -409,7 +409,7 @@ def test_two_rounds_cost_the_epsilon_of_one(two_rounds):
   assert 0.999 * epsilon < summary["epsilon"] <= epsilon
   assert summary["epsilon_answers"] == 2
   costs = []
-  for name, field in (("coarse_", "coarse"), ("", "scores")):
+  for name, field in (("first_", "first"), ("", "scores")):
     manifest = workdir_lib.read_manifest(path / f"{name}response")
     statement = manifest["result"]["statement"]
     assert statement["private"]
@@ -429,7 +429,7 @@ def test_the_second_assignment_agrees_with_brute_force(two_rounds):
   features = registry.encode(
     registry.get("hog_grey"), pool.images(np.arange(len(pool)), digits.SIZE)
   ).astype(np.float16)
-  first = codebook.read(path / "coarse_codebook")
+  first = codebook.read(path / "first_codebook")
   second = codebook.read(path / "codebook")
   assert (len(first.centroids), len(second.centroids)) == (5, 15)
   inside = second.assignment >= 0
@@ -449,16 +449,16 @@ def test_the_report_tells_of_both_rounds(two_rounds):
   _, path, summary, _ = two_rounds
   html = page.render([collect.read(path)])
   assert "first query" in html and "first response" in html
-  assert f'data-field="coarse_epsilon" value="{summary["coarse_epsilon"]}"' in (
+  assert f'data-field="first_epsilon" value="{summary["first_epsilon"]}"' in (
     html
   )
 
 
 def test_one_round_is_recorded_as_before_there_were_two(finished):
   _, path, _ = finished
-  assert not list(path.glob("coarse*"))
+  assert not list(path.glob("first*"))
   for manifest in path.rglob("manifest.json"):
-    assert "coarse_" not in manifest.read_text()
+    assert "first_" not in manifest.read_text()
 
 
 def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
@@ -467,7 +467,7 @@ def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
   client = digits.load(config.data, config.seed).client
   costs = []
   # At terms of its own: those of the second may depend on the first answer.
-  for name, sigma in (("coarse_", 3.0), ("", 4.0)):
+  for name, sigma in (("first_", 3.0), ("", 4.0)):
     assert pipeline.run(config, tmp_path) is None
     said = capsys.readouterr().out
     query = tmp_path / f"{name}query" / f"{name}query.safetensors"
