@@ -30,6 +30,7 @@ from ecos_jax.pipeline.stages import Stage
 from ecos_jax.privacy import accounting
 
 UNREADABLE = "unreadable.txt"
+RESPONSE = "response.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,9 @@ def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
     distributed.mesh(),
     within,
   )
-  book = job.keep(FIRST.codebook if first else LAST.codebook, codebook_lib.read(path))
+  book = job.keep(
+    FIRST.codebook if first else LAST.codebook, codebook_lib.read(path)
+  )
   rows = job.read(BANK).shape[0]
   state = "converged" if fitted.converged else "not converged"
   text = f"{config.size} centroids, {fitted.iterations} iterations, {state}"
@@ -311,7 +314,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
   exchange = client.Exchange(
     f"{prefix}query",
     f"{prefix}query.safetensors",
-    f"{prefix}response.safetensors",
+    f"{prefix}{RESPONSE}",
     first=first,
   )
   query = Stage(

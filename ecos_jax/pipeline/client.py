@@ -1,4 +1,4 @@
-"""The client of a run: another machine that is reached by files, or a simulation.
+"""The client of a run: another machine reached by files, or a simulation.
 
 A stage hands over a message and gets the bytes of the answer; nothing else
 passes between cloud and client. The simulated client keeps a ledger as a real

@@ -130,7 +130,6 @@ class Job:
   Attributes:
     config: What to run.
     work: The working directory.
-    verify: Whether to read all of a bank that was made before.
     stages: The finished stages by name, in order.
     client: The simulated client, or the remote one.
     bank_checked: Whether this call has compared the checksums of the bank.
@@ -140,13 +139,11 @@ class Job:
     self,
     config: config_lib.Config,
     work: workdir.Workdir,
-    verify: bool = False,
     load: Callable[..., problem_lib.Problem] = problem_lib.load,
   ):
     """Prepares a run; nothing is read or computed yet."""
     self.config = config
     self.work = work
-    self.verify = verify
     self.stages: dict[str, workdir.Stage] = {}
     self.client = client_lib.Client(
       config, work, lambda: self.problem.client, lambda: self.encoder
@@ -282,3 +279,8 @@ def simulation_digest(problem: problem_lib.Problem) -> str | None:
   """Returns what identifies the client's and the test's data, if any."""
   parts = [part.digest for part in (problem.client, problem.test) if part]
   return workdir.digest(*map(str.encode, parts)) if parts else None
+
+
+def percent(share: float | None) -> str:
+  """Returns '43.2 %', or 'unknown' for None."""
+  return "unknown" if share is None else f"{100 * share:.1f} %"
