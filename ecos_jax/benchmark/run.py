@@ -9,7 +9,7 @@ from typing import Any
 
 import tqdm
 
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.benchmark import cells as cells_lib
 from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import peers
@@ -81,7 +81,7 @@ class Run:
     self.skipped: list[dict[str, str]] = []
 
   def _write(self, *, complete: bool, rows: list[dict[str, Any]]) -> None:
-    workdir.write_json(
+    files.write_json(
       self._output,
       {
         "device": self.device,

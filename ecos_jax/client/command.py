@@ -13,6 +13,7 @@ from absl import flags
 
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.config import limits
 from ecos_jax.messages import wire
 
 FEATURES = "features:"
@@ -56,8 +57,8 @@ def define_shared_flags(data: str) -> None:
     "delta",
     1e-5,
     "Of (epsilon, delta).",
-    lower_bound=messages.MIN_DELTA,
-    upper_bound=messages.MAX_DELTA,
+    lower_bound=limits.MIN_DELTA,
+    upper_bound=limits.MAX_DELTA,
   )
   flags.DEFINE_float(
     "max_epsilon",

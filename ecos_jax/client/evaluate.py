@@ -23,7 +23,7 @@ import numpy as np
 
 from ecos_jax import cli
 from ecos_jax import errors
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.client import command
 from ecos_jax.data import pools
 
@@ -72,7 +72,7 @@ def load(path: Path) -> export.Exported:
     if len(data) > _MAX_BYTES:
       raise ValueError(f"it exceeds {_MAX_BYTES} bytes")
     program, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if workdir.digest(program).encode() != checksum:
+    if files.digest(program).encode() != checksum:
       raise ValueError("its checksum is wrong")
     model = export.deserialize(bytearray(program))
     _check_signature(model)

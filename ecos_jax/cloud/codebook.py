@@ -15,6 +15,7 @@ import tqdm
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.clustering import assign
@@ -47,7 +48,7 @@ class Codebook(NamedTuple):
   @property
   def digest(self) -> str:
     """The sha256 of the centroids and the assignment."""
-    return workdir.digest(self.centroids.data, self.assignment.data)
+    return files.digest(self.centroids.data, self.assignment.data)
 
 
 class Part(NamedTuple):

@@ -49,7 +49,7 @@ import numpy as np
 from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
 from ecos_jax.data import tfds_split
@@ -288,7 +288,7 @@ def write_mnist(folder: Path) -> None:
   file = io.BytesIO()
   np.savez_compressed(file, allow_pickle=False, **arrays)
   folder.mkdir(parents=True, exist_ok=True)
-  workdir.write_atomically(folder / "mnist.npz", file.getvalue())
+  files.write(folder / "mnist.npz", file.getvalue())
 
 
 def write_client(folder: Path, client: str, seed: int) -> None:
@@ -314,7 +314,7 @@ def write_client(folder: Path, client: str, seed: int) -> None:
     labels=source.labels(every),
   )
   folder.mkdir(parents=True, exist_ok=True)
-  workdir.write_atomically(folder / "client.npz", file.getvalue())
+  files.write(folder / "client.npz", file.getvalue())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from PIL import Image
 import tqdm
 
 from ecos_jax import errors
+from ecos_jax import files as files_lib
 from ecos_jax.data import images as image_files
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -258,11 +259,8 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
     )
   # Processes that share a listing find it made, and leave it alone.
   if listing is not None and files != list(known.values()):
-    # Imported here: heavy, and a client has no use for it.
-    from ecos_jax import workdir
-
     kept = {"version": _VERSION, "folders": folders, "files": files}
-    workdir.write_atomically(listing, json.dumps(kept).encode())
+    files_lib.write(listing, json.dumps(kept).encode())
   return files
 
 

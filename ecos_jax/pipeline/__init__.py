@@ -16,6 +16,7 @@ import jax
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.config import checks
@@ -100,7 +101,7 @@ def run(
     _check_terms(job)
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
-      workdir_lib.write_atomically(resolved, config.to_json().encode())
+      files.write(resolved, config.to_json().encode())
     try:
       for stage in order(job):
         job.run(stage)
@@ -112,8 +113,8 @@ def run(
     summary = summary_lib.collect(job)
     fields = dataclasses.asdict(summary)
     if jax.process_index() == 0:
-      workdir_lib.write_json(work.path / "summary.json", fields)
-      workdir_lib.write_atomically(resolved, config.to_json().encode())
+      files.write_json(work.path / "summary.json", fields)
+      files.write(resolved, config.to_json().encode())
     if all(stage.skipped for stage in job.stages.values()):
       print("\nNothing to do: every stage was done before.")
     print("\n" + summary_lib.text(summary, work.path))

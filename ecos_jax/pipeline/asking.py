@@ -14,6 +14,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
@@ -68,7 +69,7 @@ def _pool(job: Job, path: Path) -> PoolResult:
   if unreadable:
     lines = "".join(f"{line}\n" for line in unreadable)
     named = lines.encode(errors="surrogateescape")
-    workdir.write_atomically(path / UNREADABLE, named)
+    files.write(path / UNREADABLE, named)
     text += f", {len(unreadable):,} unreadable"
   share = None if source is None else pool.sizes[source] / len(pool)
   return PoolResult(
@@ -268,7 +269,7 @@ def _query(job: Job, path: Path, *, exchange: client.Exchange) -> MessageResult:
     terms(job.config, first=exchange.first),
   )
   data = job.keep(here.query, query).to_bytes()
-  workdir.write_atomically(path / exchange.message, data)
+  files.write(path / exchange.message, data)
   text = f"{len(data):,} bytes down"
   return MessageResult(digest=query.digest, text=text, bytes=len(data))
 
@@ -281,13 +282,13 @@ def _response(
   query = job.read(here.query)
   data = job.client.answer(query, exchange)
   response = job.keep(here.response, query_lib.read(data, query))
-  workdir.write_atomically(path / exchange.answer, data)
+  files.write(path / exchange.answer, data)
   statement = response.statement
   privacy = f"epsilon {statement.epsilon:.4g}"
   if not statement.private:
     privacy = "NOT PRIVATE (noise from a seed)"
   return ResponseResult(
-    digest=workdir.digest(data),
+    digest=files.digest(data),
     text=f"{len(data):,} bytes up, {privacy}",
     bytes=len(data),
     statement=dataclasses.asdict(statement),

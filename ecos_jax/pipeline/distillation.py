@@ -16,6 +16,7 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.data import loader
 from ecos_jax.models import registry
@@ -170,7 +171,7 @@ def _load(job: Job, checkpoints: Path) -> nnx.Module:
 
 def _digest(model: nnx.Module) -> str:
   weights = jax.tree.leaves(nnx.state(model))
-  return workdir.digest(*(np.asarray(weight).tobytes() for weight in weights))
+  return files.digest(*(np.asarray(weight).tobytes() for weight in weights))
 
 
 def finished_teacher(job: Job) -> nnx.Module:
@@ -195,13 +196,13 @@ def _logits(job: Job, path: Path) -> Result:
     np.save(path / _LOGITS, rows)
   sure = float(np.mean(jax.nn.softmax(rows).max(-1)))
   text = f"{len(rows):,} images, mean confidence {sure:.3f}"
-  digest = workdir.digest(job.keep(LOGITS, rows).tobytes())
+  digest = files.digest(job.keep(LOGITS, rows).tobytes())
   return Result(digest=digest, text=text, count=len(rows))
 
 
 def _read_logits(job: Job, path: Path) -> np.ndarray:
   rows = workdir.load_array(path / _LOGITS)
-  if workdir.digest(rows.tobytes()) != job[LOGITS].digest:
+  if files.digest(rows.tobytes()) != job[LOGITS].digest:
     raise workdir.damaged(path / _LOGITS)
   return rows
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import label as label_lib
@@ -101,7 +102,7 @@ def _request(job: Job, path: Path) -> asking.MessageResult:
   )
   data = request.to_bytes()
   np.save(path / _ORDER, order)
-  workdir.write_atomically(path / _EXCHANGE.message, data)
+  files.write(path / _EXCHANGE.message, data)
   text = f"{len(data):,} bytes down"
   return asking.MessageResult(digest=request.digest, text=text, bytes=len(data))
 
@@ -131,7 +132,7 @@ def _labels(job: Job, path: Path) -> LabelsResult:
   request = job.read(REQUEST)
   data = job.client.answer(request, _EXCHANGE)
   response = labels_lib.read(data, request)
-  workdir.write_atomically(path / _EXCHANGE.answer, data)
+  files.write(path / _EXCHANGE.answer, data)
   labels = np.empty(len(response.labels), np.int64)
   labels[workdir.load_array(job.path(REQUEST) / _ORDER)] = response.labels
   np.save(path / _LABELS, labels)
@@ -142,7 +143,7 @@ def _labels(job: Job, path: Path) -> LabelsResult:
   if not response.private:
     privacy = "NOT PRIVATE"
   return LabelsResult(
-    digest=workdir.digest(data),
+    digest=files.digest(data),
     text=f"{outcome}; {privacy}",
     bytes=len(data),
     terms=dataclasses.asdict(response.terms),

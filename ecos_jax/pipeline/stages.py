@@ -19,6 +19,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
@@ -278,7 +279,7 @@ class Job:
 def simulation_digest(problem: problem_lib.Problem) -> str | None:
   """Returns what identifies the client's and the test's data, if any."""
   parts = [part.digest for part in (problem.client, problem.test) if part]
-  return workdir.digest(*map(str.encode, parts)) if parts else None
+  return files.digest(*map(str.encode, parts)) if parts else None
 
 
 def percent(share: float | None) -> str:

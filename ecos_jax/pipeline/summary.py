@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ecos_jax import config
+from ecos_jax import files
 from ecos_jax import messages
-from ecos_jax import workdir
 from ecos_jax.client import label
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
@@ -214,7 +214,7 @@ def _spent(job: Job) -> dict[str, Any]:
     costs.append(entry.cost)
     told.append(entry.terms)
     private &= entry.data == client.SIMULATED
-    own.pop(workdir.digest(entry.response), None)
+    own.pop(files.digest(entry.response), None)
   costs += own.values()
 
   # Without an answer of the client, nothing of it is known.

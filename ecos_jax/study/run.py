@@ -21,7 +21,7 @@ import tqdm
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
-from ecos_jax import workdir as workdir_lib
+from ecos_jax import files
 from ecos_jax.benchmark import machine
 from ecos_jax.study import plan
 
@@ -289,10 +289,10 @@ def _keep(
   path.mkdir(parents=True, exist_ok=True)
   if "error" in outcome:
     lone = plan.command(study, cell, Path("runs") / "cell")
-    workdir_lib.write_json(path / FAILURE, outcome | {"command": lone})
+    files.write_json(path / FAILURE, outcome | {"command": lone})
     return
   (path / FAILURE).unlink(missing_ok=True)
-  workdir_lib.write_json(
+  files.write_json(
     path / ROW,
     {
       "name": cell.name,

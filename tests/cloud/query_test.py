@@ -9,9 +9,7 @@ from ecos_jax.cloud import query
 from ecos_jax.encoders import registry
 
 TERMS = messages.Terms(3.0, 0.8, 1e-5, "add_remove")
-STATEMENT = messages.Statement(
-  messages.MECHANISM, 3.0, 0.8, 1e-5, "add_remove", 1.1, True
-)
+STATEMENT = messages.Statement(3.0, 0.8, 1e-5, "add_remove", 1.1, True)
 
 
 @pytest.fixture(name="asked")

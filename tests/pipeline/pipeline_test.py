@@ -15,6 +15,7 @@ from configs import digits_distill
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import pipeline
 from ecos_jax import workdir as workdir_lib
@@ -113,7 +114,7 @@ def test_the_proxy_is_what_the_pool_holds(finished):
   indices = np.array([item["index"] for item in dataset])
   assert len(set(indices)) == config.sampling.budget
   assert (
-    workdir_lib.digest(np.sort(indices).astype("<i8").tobytes())
+    files.digest(np.sort(indices).astype("<i8").tobytes())
     == summary["proxy_digest"]
   )
   item = dataset[3]

@@ -1,0 +1,193 @@
+"""The rule that turns the client's answer into samples of the pool.
+
+For cluster r, of n_r samples of the pool:
+
+    votes    v_r  estimated from the noisy scores (`scores.votes`)
+    density  v_r / n_r: the client's density over the pool's, up to a factor
+    weight   v_r (v_r / n_r)^density_power
+    quota    the budget in proportion to the weights (`quotas`)
+    samples  that many of the cluster (`sampling.decompress`)
+
+All of it post-processes the answer, and costs no privacy.
+"""
+
+import functools
+import heapq
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import codebook
+from ecos_jax.cloud import sampling
+from ecos_jax.cloud import scores as scores_lib
+
+
+class Choice(NamedTuple):
+  """The chosen samples of the pool.
+
+  Attributes:
+    indices: int64 [B], rows of the pool.
+    clusters: int32 [B], the cluster of each; -1 where there are no clusters.
+    weights: float32 [B], how many of the client's samples each stands for,
+      relative to the mean: the votes of a cluster, shared by its samples.
+  """
+
+  indices: np.ndarray
+  clusters: np.ndarray
+  weights: np.ndarray
+
+  def by_cluster(self) -> "Choice":
+    """Returns the same samples, sorted by cluster, then by index."""
+    order = np.lexsort((self.indices, self.clusters))
+    return Choice(*(array[order] for array in self))
+
+
+def samples(
+  bank: bank_lib.FeatureBank,
+  book: codebook.Codebook,
+  scores: np.ndarray,
+  sigma: float,
+  options: config.Sampling,
+  key: jax.Array,
+) -> Choice:
+  """Returns the samples that noisy scores choose; a prefix is a smaller choice.
+
+  Of the first b samples, b q_r / B are from cluster r, rounded down or up,
+  where q_r is its quota; they are the first in the order of
+  `sampling.decompress`. So a smaller budget can be taken from the front.
+
+  A choice with the budget b from the beginning may differ. Its quotas differ by
+  two at most where no cluster is full, and by more where one is. Its samples of
+  a cluster are the same where the quotas are, unless the cluster gives all it
+  has (these are in random order) or more than 512 samples or more than the
+  shares `likely` and `central` of it, where candidates depend on the quota.
+
+  Args:
+    bank: Features, [N, d].
+    book: The codebook, of R clusters.
+    scores: int64 [R], noisy.
+    sigma: Scale of the noise in a score.
+    options: The rule, and the budget; `method` must be `ecos` or `ecos_paper`.
+    key: Random key.
+
+  Raises:
+    EcosError: The budget is not positive, or no cluster has votes.
+  """
+  options = options.resolved()
+  votes = scores_lib.votes(scores, book.sizes, sigma, options)
+  density = scores_lib.density(votes, book.sizes)
+  weights = votes * density**options.density_power
+  quota = quotas(weights, book.sizes, options.budget)
+  if not quota.any():
+    raise errors.EcosError("no cluster has votes: there is nothing to choose")
+  chosen = sampling.decompress(
+    bank, book.assignment, book.centroids, density, quota, options, key
+  )
+  clusters = interleave(quota)
+  indices = np.empty(len(clusters), np.int64)
+  indices[np.argsort(clusters, kind="stable")] = np.concatenate(chosen)
+  shares = votes / np.maximum(quota, 1)
+  shares /= np.repeat(shares, quota).mean()
+  return Choice(
+    indices,
+    clusters.astype(np.int32),
+    shares[clusters].astype(np.float32),
+  )
+
+
+def quotas(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
+  """Returns how many samples to take from each cluster, int64 [R].
+
+  In proportion to the weight; a cluster that is too small gives all it has, and
+  the others share the rest in proportion. Fractions are settled by largest
+  remainder, equal ones in order of index. Exact: the sum is `budget`, or the
+  size of the clusters of positive weight together if that is less.
+
+    >>> quotas(np.array([60.0, 30, 10]), np.array([20, 500, 500]), 100)
+    array([20, 60, 20])
+
+  Args:
+    weights: float64 [R], not negative; below 2^-52 of the largest they are 0.
+    sizes: int64 [R], samples in each cluster.
+    budget: Number of samples to choose.
+
+  Raises:
+    EcosError: The budget is not positive.
+  """
+  if budget < 1:
+    raise errors.EcosError(f"--config.sampling.budget={budget}: it must be > 0")
+  if not np.isfinite(weights).all() or weights.min() < 0:
+    raise ValueError("weights must be finite and not negative")
+  # Python integers: products of counts overflow int64 in huge pools. A power of
+  # two as the unit leaves the weights as they are, but for the smallest.
+  unit = 52 - np.frexp(weights.max())[1]
+  shares = np.rint(np.ldexp(weights.astype(np.float64), unit)).tolist()
+  clusters = [
+    (int(share), size, r)
+    for r, (share, size) in enumerate(zip(shares, sizes.tolist(), strict=True))
+    if share
+  ]
+  result = np.zeros(len(weights), np.int64)
+  left = budget
+  total = sum(share for share, _, _ in clusters)
+  # The smallest size per share fills up first.
+  clusters.sort(
+    key=functools.cmp_to_key(lambda a, b: a[1] * b[0] - b[1] * a[0])
+  )
+  full = 0
+  for share, size, r in clusters:
+    if left * share < size * total:
+      break
+    result[r] = size
+    left -= size
+    total -= share
+    full += 1
+  parts = [(*divmod(left * share, total), r) for share, _, r in clusters[full:]]
+  for whole, _, r in parts:
+    result[r] = whole
+  parts.sort(key=lambda part: (-part[1], part[2]))
+  for _, _, r in parts[: left - sum(whole for whole, _, _ in parts)]:
+    result[r] += 1
+  return result
+
+
+def interleave(quotas: np.ndarray) -> np.ndarray:
+  """Returns the clusters of B places, int64 [B], evenly spread.
+
+  Of the first b places, cluster r has b q_r / B, rounded down or up, for every
+  b: the chairman assignment problem (Tijdeman 1980). The place of sample j of
+  the cluster lies in floor(j B / q_r) .. ceil((j + 1) B / q_r) - 1; the sample
+  with the earliest end goes first (Baruah et al. 1996, section 4).
+
+    >>> interleave(np.array([1, 3, 2]))
+    array([1, 2, 1, 0, 1, 2])
+
+  Args:
+    quotas: int64 [R], places of each cluster; B together.
+  """
+  budget = int(quotas.sum())
+  clusters = np.repeat(np.arange(len(quotas)), quotas)
+  quota = quotas[clusters]
+  sample = np.arange(budget) - (np.cumsum(quotas) - quotas)[clusters]
+  begin = sample * budget // quota
+  end = -(-(sample + 1) * budget // quota)
+  order = np.argsort(begin, kind="stable")
+  upcoming = zip(
+    begin[order].tolist(),
+    end[order].tolist(),
+    clusters[order].tolist(),
+    strict=True,
+  )
+  waiting: list[tuple[int, int]] = []
+  result = np.empty(budget, np.int64)
+  following = next(upcoming, None)
+  for place in range(budget):
+    while following is not None and following[0] <= place:
+      heapq.heappush(waiting, following[1:])
+      following = next(upcoming, None)
+    result[place] = heapq.heappop(waiting)[1]
+  return result
