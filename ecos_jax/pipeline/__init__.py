@@ -45,9 +45,7 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
     yield asking.BANK
   if method in config_lib.ASKING:
     for asked in asking.rounds(config):
-      yield asked.codebook
-      yield asked.query
-      yield asked.response
+      yield from asked
   if method is not config_lib.Method.LOCAL:
     yield selection.PROXY
   if labelling.wanted(config):
@@ -141,7 +139,7 @@ def _check_terms(job: stages.Job) -> None:
   group = "privacy"
   try:
     for asked in asking.rounds(job.config):
-      asking.terms(job.config, first=asked.first)
+      asking.terms(job.config, first=asked is asking.FIRST)
     if labelling.wanted(job.config):
       group = "labelling"
       labelling.terms(job)

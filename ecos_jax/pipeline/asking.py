@@ -8,7 +8,7 @@ leaves.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -171,21 +171,18 @@ class ResponseResult(MessageResult):
   statement: dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
-class Round:
-  """One question to the client: the codebook, the query about it, the answer.
+class Round(NamedTuple):
+  """One question to the client, by its stages.
 
   Attributes:
     codebook: k-means on the bank, or on what the first round leaves of it.
     query: What the client receives.
     response: What it answers.
-    first: Whether this is the first of two rounds.
   """
 
   codebook: Stage[CodebookResult, codebook_lib.Codebook]
   query: Stage[MessageResult, messages.Query]
   response: Stage[ResponseResult, messages.Response]
-  first: bool
 
 
 def rounds(config: config_lib.Config) -> tuple[Round, ...]:
@@ -345,7 +342,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     ),
     answer=exchange,
   )
-  return Round(codebook, query, response, first)
+  return Round(codebook, query, response)
 
 
 FIRST = _round("first_", first=True, before=())

@@ -51,9 +51,9 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
   indices, clusters, weights = _choose(job)
   pool, options = job.problem.pool, job.config.sampling
   np.save(path / _INDICES, job.keep(PROXY, indices))
-  labels = pool.labels(indices)
-  if job.config.train.task is config_lib.Task.CLIENT:
-    labels = np.full(len(indices), -1, np.int64)
+  labels = np.full(len(indices), -1, np.int64)
+  if job.config.train.task is not config_lib.Task.CLIENT:
+    labels = pool.labels(indices)
   if pool.feature_sources:
     proxy_lib.write_index(path / INDEX, pool, indices, clusters, weights)
   else:

@@ -192,7 +192,7 @@ def _spent(job: Job) -> dict[str, Any]:
   """
   labels = job.get(labelling.LABELS)
   rounds = {
-    asked.first: job[asked.response]
+    asked is asking.FIRST: job[asked.response]
     for asked in asking.rounds(job.config)
     if job.get(asked.response) is not None
   }
