@@ -6,7 +6,6 @@ with them how many of the client's labels are right.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -43,22 +42,14 @@ class LabelsResult(asking.MessageResult):
   """What the client answered.
 
   Attributes:
-    terms: The terms that the client used.
     requests: Samples to label.
-    answers: Labels that its budget allowed, and that are paid for.
     considered: Samples considered before the budget was used up.
-    epsilon: What the labels cost.
-    private: False if the noise came from a seed.
     answered: Labels given.
     accuracy: Share of right labels; in a simulation with a labelled pool.
   """
 
-  terms: dict[str, Any]
   requests: int
-  answers: int
   considered: int
-  epsilon: float
-  private: bool
   answered: int
   accuracy: float | None
 
@@ -131,7 +122,7 @@ def _labels(job: Job, path: Path) -> LabelsResult:
   """Takes the client's labels."""
   request = job.read(REQUEST)
   data = job.client.answer(request, _EXCHANGE)
-  response = labels_lib.read(data, request)
+  response = job.keep(LABELS, labels_lib.read(data, request))
   files.write(path / _EXCHANGE.answer, data)
   labels = np.empty(len(response.labels), np.int64)
   labels[workdir.load_array(job.path(REQUEST) / _ORDER)] = response.labels
@@ -146,12 +137,8 @@ def _labels(job: Job, path: Path) -> LabelsResult:
     digest=files.digest(data),
     text=f"{outcome}; {privacy}",
     bytes=len(data),
-    terms=dataclasses.asdict(response.terms),
     requests=len(labels),
-    answers=response.answers,
     considered=response.considered,
-    epsilon=response.epsilon,
-    private=response.private,
     answered=answered,
     accuracy=accuracy,
   )
@@ -167,6 +154,9 @@ LABELS = Stage(
     FIELDS.client.remote,
   ),
   inputs=(REQUEST, selection.PROXY),
+  read=lambda job, path: messages.LabelResponse.from_bytes(
+    workdir.read_bytes(path / _EXCHANGE.answer, job[LABELS].digest)
+  ),
   answer=_EXCHANGE,
 )
 

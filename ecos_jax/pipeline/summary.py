@@ -2,21 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from ecos_jax import config
-from ecos_jax import files
-from ecos_jax import messages
 from ecos_jax.client import label
 from ecos_jax.pipeline import asking
-from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import percent
-from ecos_jax.privacy import accounting
+from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
 _RELATIONS = {
@@ -55,9 +51,12 @@ class Training:
   input_wait_share: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary(spending.Spending):
   """What a run came to; null is what is not known, or what the run has not.
+
+  Of a simulated client `epsilon` covers the whole ledger, also answers of
+  earlier calls that were redone; of a remote one it covers this run.
 
   Attributes:
     method: How the proxy was chosen.
@@ -74,18 +73,6 @@ class Summary:
     proxy_client_share: Share of the proxy from the client's domain.
     pool_client_share: Share of the pool from the client's domain.
     remote: Whether the client was another machine.
-    epsilon: Of all that the client released; 0 if nothing, null if it is not
-      private. For a simulated client this covers its whole ledger, also answers
-      of earlier calls that were redone; for a remote one only this run.
-    noise_epsilon: `epsilon` if noise from a seed had come from the operating
-      system.
-    epsilon_answers: Number of answers that `epsilon` covers.
-    paper_epsilon: The paper's bound for the noise on this run's scores.
-    first_epsilon: Of the first of two rounds of scores alone.
-    scores_epsilon: Of the scores alone.
-    labels_epsilon: Of the labels alone.
-    delta: The delta of all these epsilons.
-    relation: Their neighbour relation.
     labels_asked: Samples that the client was asked to label.
     labels_considered: Those considered before its budget was used up.
     labels_answered: Those labelled.
@@ -109,15 +96,6 @@ class Summary:
   proxy_client_share: float | None
   pool_client_share: float | None
   remote: bool
-  epsilon: float | None
-  noise_epsilon: float | None
-  epsilon_answers: int
-  paper_epsilon: float | None
-  first_epsilon: float | None
-  scores_epsilon: float | None
-  labels_epsilon: float | None
-  delta: float | None
-  relation: str | None
   labels_asked: int | None
   labels_considered: int | None
   labels_answered: int | None
@@ -152,7 +130,7 @@ def collect(job: Job) -> Summary:
     proxy_client_share=proxy.client_share if proxy else None,
     pool_client_share=pool.client_share,
     remote=options.client.remote,
-    **_spent(job),
+    **dataclasses.asdict(_spent(job)),
     labels_asked=labels.requests if labels else None,
     labels_considered=labels.considered if labels else None,
     labels_answered=labels.answered if labels else None,
@@ -185,86 +163,41 @@ def _speed(model: learning.ModelResult | None) -> Training | None:
   return Training(model.images_per_second, model.input_wait_share)
 
 
-def _spent(job: Job) -> dict[str, Any]:
+def _spent(job: Job) -> spending.Spending:
   """Returns what the client's answers cost: this run's alone, and all of them.
 
   What was answered and then deleted is spent all the same.
   """
-  labels = job.get(labelling.LABELS)
-  rounds = {
-    asked is asking.FIRST: job[asked.response]
-    for asked in asking.rounds(job.config)
-    if job.get(asked.response) is not None
-  }
-  own, told, private = {}, [], True
-  for answer in rounds.values():
-    statement = answer.statement
-    release = accounting.Release(statement["sigma"], statement["gamma"])
-    own[answer.digest] = accounting.Cost((release,))
-    told.append(statement)
-    private &= statement["private"]
-  if labels is not None:
-    own[labels.digest] = accounting.labels(
-      messages.LabelTerms(**labels.terms), labels.requests, labels.answers
-    )
-    told.append(labels.terms)
-    private &= labels.private
-  costs = []
-  for entry in job.client.entries():
-    costs.append(entry.cost)
-    told.append(entry.terms)
-    private &= entry.data == client.SIMULATED
-    own.pop(files.digest(entry.response), None)
-  costs += own.values()
-
-  # Without an answer of the client, nothing of it is known.
-  epsilon, delta, relation = 0.0, 0.0, None
-  if told:
-    delta = min(terms["delta"] for terms in told)
-    relations = {terms["relation"] for terms in told}
-    relation = "replace_one" if "replace_one" in relations else "add_remove"
-    if labels is not None:
-      relation = labels.terms["relation"]
-    # The terms and the number of labels stand in the configuration before
-    # anything is answered, unless an answer was redone, or the proxy came out
-    # smaller: that tells of the scores. So may a second round at terms that the
-    # client chose after the first.
-    budget = job.config.sampling.budget
-    size = budget if labels is None else labels.requests
-    fixed = len(costs) == len(rounds) + (labels is not None)
-    if len(rounds) > 1:
-      fixed &= all(
-        _as_proposed(answer.statement, asking.terms(job.config, first=first))
-        for first, answer in rounds.items()
+  answers: dict[str, spending.Answer] = {}
+  fixed = True
+  rounds = asking.rounds(job.config)
+  for asked in rounds:
+    if job.get(asked.response) is not None:
+      first = asked is asking.FIRST
+      response = job.read(asked.response)
+      answers["first" if first else "scores"] = response
+      # A remote client may choose other terms for the second round, after its
+      # first answer.
+      taken, proposed = (
+        dataclasses.asdict(terms).items()
+        for terms in (
+          response.statement,
+          asking.terms(job.config, first=first),
+        )
       )
-    if fixed and size == budget:
-      epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
-    else:
-      epsilon = accounting.Cost.total(costs, delta, relation)
-  noise_epsilon = epsilon
-  if job.config.sampling.method in config.SIMULATION_ONLY:
-    private, delta, noise_epsilon = False, None, None
-  first, scores = (
-    rounds[key].statement if key in rounds else None for key in (True, False)
+      fixed &= len(rounds) == 1 or proposed <= taken
+  if job.get(labelling.LABELS) is not None:
+    response = job.read(labelling.LABELS)
+    answers["labels"] = response
+    # The number of labels is that of the budget, unless the proxy came out
+    # smaller: that tells of the scores.
+    fixed &= len(response.labels) == job.config.sampling.budget
+  return spending.spent(
+    answers,
+    job.client.entries(),
+    fixed=fixed,
+    exposed=job.config.sampling.method in config.SIMULATION_ONLY,
   )
-  paper = scores and accounting.paper_epsilon(
-    scores["sigma"], scores["gamma"], scores["delta"]
-  )
-  return {
-    "epsilon": epsilon if private else None,
-    "noise_epsilon": noise_epsilon,
-    "epsilon_answers": len(costs),
-    "paper_epsilon": paper if private else None,
-    "first_epsilon": first["epsilon"] if first and private else None,
-    "scores_epsilon": scores["epsilon"] if scores and private else None,
-    "labels_epsilon": labels.epsilon if labels and private else None,
-    "delta": delta,
-    "relation": relation,
-  }
-
-
-def _as_proposed(statement: dict[str, Any], terms: messages.Terms) -> bool:
-  return all(statement[k] == v for k, v in dataclasses.asdict(terms).items())
 
 
 def _measured(network: Network) -> str:

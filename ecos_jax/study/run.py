@@ -19,6 +19,7 @@ from typing import Any
 
 import tqdm
 
+from ecos_jax import cli
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files
@@ -217,6 +218,8 @@ def _serve(
       except _LostError as error:
         worker.close()
         worker, reply = None, {"error": str(error), "seconds": None}
+      if "error" in reply:
+        reply["error"] = cli.with_flags(str(reply["error"]))
       done.put((cell, reply))
   finally:
     if worker is not None:
