@@ -124,7 +124,7 @@ def _check_same_everywhere(config: config_lib.Config) -> None:
   fields = json.loads(json.dumps(config_lib.flatten(config)))
   theirs = distributed.first(lambda: fields)
   different = [
-    f"--config.{name}={value} here, {theirs[name]} on process 0"
+    f"`{name}`={value} here, {theirs[name]} on process 0"
     for name, value in fields.items()
     if value != theirs[name]
   ]
@@ -144,4 +144,5 @@ def _check_terms(job: stages.Job) -> None:
       group = "labelling"
       labelling.terms(job)
   except messages.ProtocolError as error:
-    raise errors.ConfigError(f"--config.{group}.{error}") from error
+    field, _, rest = str(error).partition(" ")
+    raise errors.ConfigError(f"`{group}.{field}` {rest}") from error

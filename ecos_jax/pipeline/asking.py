@@ -8,7 +8,7 @@ leaves.
 import dataclasses
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -164,6 +164,13 @@ class MessageResult(Result):
   bytes: int
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResponseResult(MessageResult):
+  """The client's answer, and what it states about its privacy."""
+
+  statement: dict[str, Any]
+
+
 class Round(NamedTuple):
   """One question to the client, by its stages.
 
@@ -175,7 +182,7 @@ class Round(NamedTuple):
 
   codebook: Stage[CodebookResult, codebook_lib.Codebook]
   query: Stage[MessageResult, messages.Query]
-  response: Stage[MessageResult, messages.Response]
+  response: Stage[ResponseResult, messages.Response]
 
 
 def rounds(config: config_lib.Config) -> tuple[Round, ...]:
@@ -266,7 +273,7 @@ def _query(job: Job, path: Path, *, exchange: client.Exchange) -> MessageResult:
 
 def _response(
   job: Job, path: Path, *, exchange: client.Exchange
-) -> MessageResult:
+) -> ResponseResult:
   """Takes the client's answer."""
   here = FIRST if exchange.first else LAST
   query = job.read(here.query)
@@ -277,10 +284,11 @@ def _response(
   privacy = f"epsilon {statement.epsilon:.4g}"
   if not statement.private:
     privacy = "NOT PRIVATE (noise from a seed)"
-  return MessageResult(
+  return ResponseResult(
     digest=files.digest(data),
     text=f"{len(data):,} bytes up, {privacy}",
     bytes=len(data),
+    statement=dataclasses.asdict(statement),
   )
 
 
@@ -325,7 +333,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
   )
   response = Stage(
     f"{prefix}response",
-    MessageResult,
+    ResponseResult,
     functools.partial(_response, exchange=exchange),
     fields=(FIELDS.privacy, FIELDS.client.remote),
     inputs=(query,),

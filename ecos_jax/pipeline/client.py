@@ -167,10 +167,10 @@ class Client:
       )
     except private_knn.RefusedError as error:
       raise errors.EcosError(
-        f"the client gives no label for --config.labelling.max_epsilon={budget}"
-        ": raise it and run again, or take another --workdir with more noise "
-        "(--config.labelling.sigma_screen, .sigma_vote) or a smaller "
-        "--config.sampling.budget; the proxy is there all the same"
+        f"the client gives no label for `labelling.max_epsilon`={budget}"
+        ": raise it and run again, or take another `workdir` with more noise "
+        "(`labelling.sigma_screen`, `labelling.sigma_vote`) or a smaller "
+        "`sampling.budget`; the proxy is there all the same"
       ) from error
 
   def _tag(self) -> str:

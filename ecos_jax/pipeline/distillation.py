@@ -64,7 +64,7 @@ def check(config: config_lib.Config) -> None:
   """
   if wanted(config) and config.distill.teacher not in registry.names():
     raise errors.ConfigError(
-      f"--config.distill.teacher={config.distill.teacher} is not known: take "
+      f"`distill.teacher`={config.distill.teacher} is not known: take "
       f"one of {', '.join(registry.names())}"
     )
 
@@ -131,7 +131,7 @@ def _trained(job: Job, path: Path) -> nnx.Module:
   if not len(indices):
     raise errors.EcosError(
       "the pool has no labels to train a teacher on: give one as "
-      "--config.distill.teacher_checkpoint"
+      "`distill.teacher_checkpoint`"
     )
   if options.teacher_images:
     order = jax.random.permutation(job.key("teacher"), indices)
@@ -154,7 +154,7 @@ def _copied(job: Job, source: Path, path: Path) -> nnx.Module:
     model = _load(job, source)
   except errors.EcosError as error:
     raise errors.EcosError(
-      f"--config.distill.teacher_checkpoint must be the folder checkpoints/ of "
+      f"`distill.teacher_checkpoint` must be the folder checkpoints/ of "
       f"a trained {job.config.distill.teacher}: {error}"
     ) from error
   if jax.process_index() == 0:

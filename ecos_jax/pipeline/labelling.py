@@ -6,6 +6,7 @@ with them how many of the client's labels are right.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,12 +43,14 @@ class LabelsResult(asking.MessageResult):
   """What the client answered.
 
   Attributes:
+    terms: The terms that the client used.
     requests: Samples to label.
     considered: Samples considered before the budget was used up.
     answered: Labels given.
     accuracy: Share of right labels; in a simulation with a labelled pool.
   """
 
+  terms: dict[str, Any]
   requests: int
   considered: int
   answered: int
@@ -137,6 +140,7 @@ def _labels(job: Job, path: Path) -> LabelsResult:
     digest=files.digest(data),
     text=f"{outcome}; {privacy}",
     bytes=len(data),
+    terms=dataclasses.asdict(response.terms),
     requests=len(labels),
     considered=response.considered,
     answered=answered,
@@ -177,8 +181,8 @@ def _write_dataset(
     raise errors.EcosError(
       f"the client answered none of {len(labels)} requests; it has spent the "
       f"epsilon of {epsilon:.4g} all the same, and its ledger says so. In "
-      "another --workdir lower --config.labelling.threshold, or raise "
-      "--config.sampling.budget"
+      "another `workdir` lower `labelling.threshold`, or raise "
+      "`sampling.budget`"
     )
   pool, indices = job.problem.pool, job.read(selection.PROXY)[given]
   clusters = selection.clusters(job, indices)

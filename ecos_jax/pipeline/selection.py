@@ -140,7 +140,7 @@ def _of_the_client(job: Job) -> np.ndarray:
   pool, source = job.problem.pool, job.problem.client_source
   if source is None:
     raise errors.EcosError(
-      "--config.sampling.method=ideal: no source of the pool is known to be of "
+      "`sampling.method`=ideal: no source of the pool is known to be of "
       "the client's domain"
     )
   return np.flatnonzero(pool.source_of(np.arange(len(pool))) == source)

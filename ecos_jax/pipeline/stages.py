@@ -243,8 +243,8 @@ class Job:
     ):
       where = "sources" if self.config.data.sources else "dir"
       raise errors.EcosError(
-        f"the data of --config.data.{where} are others than when {pool.path} "
-        "was made: put the old ones back, or take another --workdir"
+        f"the data of `data.{where}` are others than when {pool.path} "
+        "was made: put the old ones back, or take another `workdir`"
       )
     return problem
 
@@ -258,7 +258,7 @@ class Job:
     classes = len(self.config.data.classes) or self.problem.classes
     if not classes:
       raise errors.EcosError(
-        "--config.data.classes must name the classes: the pool has no labels"
+        "`data.classes` must name the classes: the pool has no labels"
       )
     return classes
 

@@ -187,10 +187,10 @@ def test_what_is_damaged_is_named_and_the_advice_works(
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"sigma_vote": 1e9}, r"--config\.labelling\.sigma_vote must be in"),
-    ({"sigma_screen": 0.1}, r"--config\.labelling\.sigma_screen must be in"),
-    ({"gamma": 1e-9}, r"--config\.labelling\.gamma must be in"),
-    ({"neighbours": 2**41}, r"--config\.labelling\.neighbours must be in"),
+    ({"sigma_vote": 1e9}, r"`labelling\.sigma_vote` must be in"),
+    ({"sigma_screen": 0.1}, r"`labelling\.sigma_screen` must be in"),
+    ({"gamma": 1e-9}, r"`labelling\.gamma` must be in"),
+    ({"neighbours": 2**41}, r"`labelling\.neighbours` must be in"),
   ],
 )
 def test_terms_that_no_client_can_take_are_found_before_any_spend(
@@ -281,7 +281,7 @@ def test_nobody_answered_is_said_with_what_to_do(tmp_path):
 def test_a_client_that_refuses_leaves_a_run_that_goes_on(tmp_path):
   config = _config(method=config_lib.Method.RANDOM)
   enough, config.labelling.max_epsilon = config.labelling.max_epsilon, 0.05
-  refusal = r"no label for --config\.labelling\.max_epsilon=0\.05"
+  refusal = r"no label for `labelling\.max_epsilon`=0\.05"
   with pytest.raises(errors.EcosError, match=refusal):
     pipeline.run(config, tmp_path)
   assert _recomputed(tmp_path / "client" / "ledger") == 0
