@@ -20,7 +20,7 @@ from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
-from ecos_jax.cloud import query as query_lib
+from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import stages
@@ -260,7 +260,7 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
 def _query(job: Job, path: Path, *, exchange: client.Exchange) -> MessageResult:
   """Writes what the client receives."""
   here = FIRST if exchange.first else LAST
-  query = query_lib.make(
+  query = question.make(
     job.read(here.codebook).centroids,
     job.encoder,
     terms(job.config, first=exchange.first),
@@ -278,7 +278,7 @@ def _response(
   here = FIRST if exchange.first else LAST
   query = job.read(here.query)
   data = job.client.answer(query, exchange)
-  response = job.keep(here.response, query_lib.read(data, query))
+  response = job.keep(here.response, question.read(data, query))
   files.write(path / exchange.answer, data)
   statement = response.statement
   privacy = f"epsilon {statement.epsilon:.4g}"
