@@ -8,11 +8,12 @@ replace it. Here each run first deletes the damaged files among the new ones.
 import contextlib
 import os
 from pathlib import Path
-import tempfile
 import zlib
 
 from absl import flags
 import jax
+
+from ecos_jax import files
 
 try:
   from compression import zstd  # pyrefly: ignore[missing-import]
@@ -51,15 +52,14 @@ def _delete_damaged(folder: Path) -> None:
   """
   checked = folder / _CHECKED
   since = checked.stat().st_mtime_ns if checked.exists() else 0
-  # Made before the check: a program that another run writes meanwhile is newer.
-  descriptor, begun = tempfile.mkstemp(dir=folder)
-  os.close(descriptor)
-  for file in folder.glob("*-cache"):
-    # Another run may have deleted it.
-    with contextlib.suppress(FileNotFoundError):
-      if file.stat().st_mtime_ns >= since and not _whole(file):
-        file.unlink()
-  Path(begun).replace(checked)
+  with files.replacing(checked) as begun:
+    # What another run writes during the check is newer than this.
+    begun.touch()
+    for file in folder.glob("*-cache"):
+      # Another run may have deleted it.
+      with contextlib.suppress(FileNotFoundError):
+        if file.stat().st_mtime_ns >= since and not _whole(file):
+          file.unlink()
 
 
 def define_flags() -> None:

@@ -27,22 +27,22 @@ def get_config(argument: str = "") -> plan.Study:
   smoke = plan.smoke(argument)
   # Centroids of the first round, and of both: two rounds send two headers more.
   rounds = ((0, 20), (5, 16)) if smoke else ((0, 100), (10, 96))
-  fields = "privacy.sigma", "codebook.coarse_round", "codebook.size"
+  fields = "privacy.sigma", "codebook.first_round", "codebook.size"
   metrics = "share", "distance", "epsilon", "bytes_down", "bytes_up"
   study = plan.of(
     f"{_BASE}:{argument}",
     name="rounds",
-    title="One round of questions, and two",
+    title="Asking once and asking twice",
     about=_ABOUT,
     grids=tuple(
       {
         "data.client": ("optdigits", "mnist") if smoke else digits.DOMAINS,
         "privacy.sigma": (2.0,) if smoke else (10.0, 25.0),
-        "codebook.coarse_round": (coarse,),
+        "codebook.first_round": (first,),
         "codebook.size": (size,),
         "seed": (1,) if smoke else (1, 2, 3),
       }
-      for coarse, size in rounds
+      for first, size in rounds
     ),
     follow={"privacy.insecure_noise_seed": "seed"},
     tables=(
@@ -60,11 +60,10 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-Budget 1,000, no training. `codebook.coarse_round` = 10: the client is first
+Budget 1,000, no training. With `codebook.first_round` = 10 the client is first
 asked about 10 centroids, with a fifth of 1 / sigma², and then about 86 in the
-clusters where it has votes. Both answers together cost no more than the one
-with the noise `privacy.sigma` (delta 1e-5, terms fixed beforehand). The four
+clusters where it has votes. Both answers together cost no more than one
+answer with the noise `privacy.sigma` (delta 1e-5, terms fixed beforehand). Four
 centroids fewer pay for the headers of the second query and answer. *Share* and
-the distance are those of "How much like the client's data the proxy is". The
-noise comes from the seed.
+*MMD²* are as in "How similar the proxy and the client's data are".
 """

@@ -21,7 +21,6 @@ import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax.privacy import accounting
 
 _GRID = 256
 _ITERATIONS = 200
@@ -32,68 +31,18 @@ _LEAST = 1e-15
 _COVERED = 0.95
 
 
-def p_values(scores: np.ndarray, sigma: float) -> np.ndarray:
-  """Returns the probability that noise alone is as large, float64 [R].
-
-  Exact: the upper tail of the discrete Gaussian, summed from its far end.
-
-  Args:
-    scores: int64 [R], noisy.
-    sigma: Scale of the noise in a score.
-  """
-  x, log_mass = accounting.log_noise(sigma)
-  tail = np.append(np.cumsum(np.exp(log_mass[::-1]))[::-1], 0.0)
-  return np.minimum(tail[np.clip(scores - x[0], 0, len(x))], 1.0)
-
-
-def significant(scores: np.ndarray, sigma: float, rate: float) -> np.ndarray:
-  """Returns which clusters have votes, bool [R], by Benjamini and Hochberg.
-
-  Of the clusters that it names, `rate` at most have no vote, on average over
-  the noise (Benjamini and Hochberg 1995; the noises are independent).
-
-  Args:
-    scores: int64 [R], noisy.
-    sigma: Scale of the noise in a score.
-    rate: The false discovery rate, in (0, 1).
-  """
-  p = p_values(scores, sigma)
-  ranked = np.sort(p)
-  passed = ranked <= rate * np.arange(1, len(p) + 1) / len(p)
-  return p <= ranked[passed].max(initial=-1.0)
-
-
-def keep(
+def _kept(
   scores: np.ndarray, sigma: float, options: config.Sampling
 ) -> np.ndarray:
-  """Returns which clusters to take samples from, bool [R].
-
-  Args:
-    scores: int64 [R], noisy.
-    sigma: Scale of the noise in a score.
-    options: `filter`; for `threshold`, a score must be positive and reach
-      `threshold` sigma; for `discovery`, it must be `significant` at the rate
-      `false_discovery`.
-
-  Raises:
-    EcosError: No cluster is left.
-  """
-  match options.filter:
-    case config.Filter.THRESHOLD:
-      kept = (scores >= options.threshold * sigma) & (scores > 0)
-      flag = f"threshold={options.threshold:g}"
-      change = "lower"
-    case config.Filter.DISCOVERY:
-      kept = significant(scores, sigma, options.false_discovery)
-      flag = f"false_discovery={options.false_discovery:g}"
-      change = "raise"
-    case config.Filter.NONE:
-      return np.ones(len(scores), np.bool_)
+  """Returns which clusters the filter leaves, bool [R]."""
+  if options.filter is config.Filter.NONE:
+    return np.ones(len(scores), np.bool_)
+  kept = (scores >= options.threshold * sigma) & (scores > 0)
   if not kept.any():
     raise errors.EcosError(
-      f"no score passes --config.sampling.{flag} at sigma {sigma:g} (the "
-      f"highest is {scores.max()}): {change} it, lower --config.privacy.sigma, "
-      "or ask clients with more samples"
+      f"no score passes `sampling.threshold`={options.threshold:g} at sigma "
+      f"{sigma:g} (the highest is {scores.max()}): lower it, lower "
+      "`privacy.sigma`, or ask a client with more samples"
     )
   return kept
 
@@ -141,18 +90,19 @@ def posterior_mean(
 def votes(
   scores: np.ndarray, sizes: np.ndarray, sigma: float, options: config.Sampling
 ) -> np.ndarray:
-  """Returns how many votes each cluster is taken to have, float64 [R], >= 0.
+  """Returns the estimated number of votes of each cluster, float64 [R], >= 0.
 
   Args:
     scores: int64 [R], noisy.
     sizes: int64 [R], samples of the pool in each cluster.
     sigma: Scale of the noise in a score.
-    options: `estimate`, and as in `keep`; dropped clusters have no votes.
+    options: `estimate`, and `filter`: clusters that it drops have no votes.
+      `threshold` keeps positive scores of `threshold` times sigma or more.
 
   Raises:
     EcosError: The filter leaves no cluster.
   """
-  kept = keep(scores, sigma, options)
+  kept = _kept(scores, sigma, options)
   if options.estimate is config.Estimate.POSTERIOR:
     scores = posterior_mean(scores, sizes, sigma)
   return np.where(kept, np.maximum(scores, 0.0), 0.0)

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from ecos_jax import errors
+from ecos_jax.config import spec as spec_lib
 
 # Of an encoder; the client refuses larger ones.
 MAX_IMAGE_SIZE = 1024
@@ -52,7 +53,6 @@ class Filter(enum.Enum):
 
   NONE = "none"
   THRESHOLD = "threshold"
-  DISCOVERY = "discovery"
 
 
 class Estimate(enum.Enum):
@@ -156,18 +156,15 @@ class Codebook:
   """k-means on the bank, fitted on a sample; 0 samples a centroid for all.
 
   `mini_batch` reads all of the bank, once, whatever the other fields say.
-  `coarse` clusters of centroids make very large codebooks affordable: about the
-  square root of `size`. 0: one level.
 
-  With `coarse_round` centroids the client is asked twice: about these, and then
+  With `first_round` centroids the client is asked twice: about these, and then
   about the rest of `size`, which lie in the clusters where it has votes. 0: it
   is asked once.
   """
 
   size: int = 100
   algorithm: Algorithm = Algorithm.LLOYD
-  coarse: int = 0
-  coarse_round: int = 0
+  first_round: int = 0
   sample_per_centroid: int = 256
   iterations: int = 50
   tolerance: float = 1e-4
@@ -177,8 +174,8 @@ class Codebook:
 class Privacy:
   """The terms that the query proposes; in simulation also what the client does.
 
-  `sigma` is the noise of one answer. Where `codebook.coarse_round` asks for
-  two, each has more, so that both together cost no more; `coarse_part` is the
+  `sigma` is the noise of one answer. Where `codebook.first_round` asks for
+  two, each has more, so that both together cost no more; `first_part` is the
   part of 1 / sigma^2 that the first has.
 
   `insecure_noise_seed` replaces the operating system's entropy by a seed: for
@@ -189,7 +186,7 @@ class Privacy:
   gamma: float = 0.8
   delta: float = 1e-5
   relation: Relation = Relation.ADD_REMOVE
-  coarse_part: float = 0.2
+  first_part: float = 0.2
   insecure_noise_seed: int | None = None
 
 
@@ -199,8 +196,8 @@ class Sampling:
 
   Of the clusters that `filter` leaves, each gets a quota in proportion to
   v (v / n)^`density_power`, with v the votes that it is taken to have, by
-  `estimate`, and n its size. `threshold` is in multiples of sigma and for that
-  filter only; `false_discovery` is the rate of the filter `discovery`.
+  `estimate`, and n its size. `threshold` is in multiples of sigma, for that
+  filter only.
 
   Inside a cluster, `within` chooses among the share `likely` of the samples
   where the client's are densest, and of these the share `central` that is
@@ -214,7 +211,6 @@ class Sampling:
   budget: int = 1000
   filter: Filter = Filter.NONE
   threshold: float = 1.0
-  false_discovery: float = 0.1
   estimate: Estimate = Estimate.POSTERIOR
   density_power: float = 0.5
   within: Within = Within.KCENTER
@@ -350,7 +346,8 @@ class Config:
   @property
   def of_features(self) -> bool:
     """Returns whether the pool is of features: then all ends at the proxy."""
-    return any(spec.startswith("features:") for spec in self.data.sources)
+    specs = map(spec_lib.parse, self.data.sources)
+    return any(isinstance(spec, spec_lib.Features) for spec in specs)
 
   def to_json(self) -> str:
     """Returns the resolved configuration as JSON, enums by value."""

@@ -25,7 +25,7 @@ _FIELDS = (
   *("method", "accuracy", "model", "teacher", "remote", "unreadable", "budget"),
   *("proxy_size", "proxy_digest", "proxy_client_share", "pool_client_share"),
   *("epsilon", "epsilon_answers", "scores_epsilon", "paper_epsilon"),
-  "coarse_epsilon",
+  "first_epsilon",
   *("labels_epsilon", "delta", "relation", "bytes_down", "bytes_up", "seconds"),
   *("labels_asked", "labels_considered", "labels_answered", "labels_accuracy"),
 )

@@ -25,8 +25,8 @@ from ecos_jax.report import projection
 # More would be a list, not a picture.
 _SOURCES = 24
 _MESSAGES = {
-  "coarse_query": "down",
-  "coarse_response": "up",
+  "first_query": "down",
+  "first_response": "up",
   "query": "down",
   "response": "up",
   "request": "down",

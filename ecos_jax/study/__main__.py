@@ -91,9 +91,9 @@ def main(argv: list[str]) -> None:
     )
   with workdir_lib.Workdir(workdir):
     run.run(study, chosen, workdir, _WORKERS.value)
-    text, pictures = report.write(study, workdir, _command(study.name))
+    text, files = report.write(study, workdir, _command(study.name))
     if _OUT.value:
-      report.insert(Path(_OUT.value), study.name, text, pictures)
+      report.insert(Path(_OUT.value), study.name, text, files)
   print(f"\n{text}\nwritten to {workdir}: results.md, rows.csv, rows.json")
   failed = [c.name for c in chosen if run.row(workdir, c) is None]
   if failed:

@@ -1,10 +1,12 @@
-"""What a study leaves: rows as JSON and CSV, Markdown, pictures.
+"""Writes the files of a study: rows, Markdown, further tables, pictures.
 
-In the workdir: `rows.json` and `rows.csv` (a row a cell: its configuration, its
-summary, what was measured beside it), `results.md`, and the pictures. The same
-text goes into a document of several studies, each between two marks.
+In the workdir: `rows.json` and `rows.csv` (one row per cell: its configuration,
+its summary, what was measured beside it), `results.md` with the study's first
+table, one CSV file for each other table, and the pictures. The same text goes
+into a document of several studies, each between two marks.
 """
 
+from collections.abc import Iterable, Sequence
 import csv
 import io
 from pathlib import Path
@@ -12,7 +14,7 @@ import re
 from typing import Any
 
 from ecos_jax import errors
-from ecos_jax import workdir as workdir_lib
+from ecos_jax import files as files_lib
 from ecos_jax.study import paper
 from ecos_jax.study import plan
 from ecos_jax.study import run
@@ -22,15 +24,15 @@ from ecos_jax.study import tables
 def write(
   study: plan.Study, workdir: Path, command: str
 ) -> tuple[str, list[Path]]:
-  """Writes all files of a study, as far as it is.
+  """Writes all files of a study, as far as it is done.
 
   Args:
     study: The study.
-    workdir: Of the study.
-    command: What makes it again.
+    workdir: The folder of the study.
+    command: The command line that runs the study again.
 
   Returns:
-    The Markdown, and the pictures that it shows, which lie in `workdir`.
+    The Markdown, and the files in `workdir` that it shows or links.
   """
   # Imported here: optional, and slow.
   from ecos_jax.study import plots
@@ -42,18 +44,36 @@ def write(
     for cell in cells
     if (failure := run.failure(workdir, cell)) is not None
   }
-  workdir_lib.write_json(workdir / "rows.json", rows)
-  workdir_lib.write_atomically(workdir / "rows.csv", _csv(rows))
+  files_lib.write_json(workdir / "rows.json", rows)
+  flat = [_leaves(row, "") for row in rows]
+  names = list(dict.fromkeys(name for row in flat for name in row))
+  _write_csv(
+    workdir / "rows.csv",
+    [names, *([row.get(name) for name in names] for row in flat)],
+  )
   pictures = [
     file
     for plot in study.plots
     for file in plots.draw(study, plot, rows, workdir)
+    if file.suffix == ".svg"
   ]
-  text = _text(study, rows, failures, command)
-  shown = [file for file in pictures if file.suffix == ".svg"]
-  text += "".join(f"\n![{file.stem}]({file.name})\n" for file in shown)
-  workdir_lib.write_atomically(workdir / "results.md", text.encode())
-  return text, pictures
+  links = []
+  for table in study.tables[1:]:
+    path = workdir / f"{_slug(table.title)}.csv"
+    _write_csv(path, tables.lines(study, table, rows))
+    links.append((table.title, path))
+  if study.paper is not None:
+    path = workdir / "paper.csv"
+    _write_csv(path, paper.TABLES[study.paper].rows)
+    links.append(("The paper's figures", path))
+  text = _text(study, rows, failures, command, pictures, links)
+  files_lib.write(workdir / "results.md", text.encode())
+  return text, [*pictures, *(path for _, path in links)]
+
+
+def _slug(title: str) -> str:
+  words = title.lower().replace(" in %", "")
+  return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
 def _leaves(value: Any, prefix: str) -> dict[str, Any]:
@@ -65,14 +85,10 @@ def _leaves(value: Any, prefix: str) -> dict[str, Any]:
   return leaves
 
 
-def _csv(rows: list[tables.Row]) -> bytes:
-  flat = [_leaves(row, "") for row in rows]
-  names = list(dict.fromkeys(name for row in flat for name in row))
+def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
   text = io.StringIO()
-  writer = csv.DictWriter(text, names, lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(flat)
-  return text.getvalue().encode()
+  csv.writer(text, lineterminator="\n").writerows(lines)
+  files_lib.write(path, text.getvalue().encode())
 
 
 def _text(
@@ -80,22 +96,26 @@ def _text(
   rows: list[tables.Row],
   failures: dict[str, dict[str, Any]],
   command: str,
+  pictures: list[Path],
+  links: list[tuple[str, Path]],
 ) -> str:
   parts = [f"## {study.title}", study.about.strip()]
-  parts.append(_made(study, rows, command))
-  for table in study.tables:
-    parts.append(f"### {table.title}")
-    parts.append(tables.markdown(study, table, rows))
+  for table in study.tables[:1]:
+    parts.append(f"**{table.title}**")
+    parts.append(tables.markdown(tables.lines(study, table, rows)))
+  parts += [f"![{file.stem}]({file.name})" for file in pictures]
+  if links:
+    named = (f"[{title}]({path.name})" for title, path in links)
+    parts.append(f"More tables, as CSV: {'; '.join(named)}.")
+  if study.paper is not None:
+    parts.append(f"The paper's figures: {paper.TABLES[study.paper].what}")
   if failures:
-    parts.append(f"### {len(failures)} cells failed")
+    parts.append(f"**{len(failures)} cells failed**")
     parts += [
       f"* `{name}`: {failure['error']}\n\n  ```\n  {failure['command']}\n  ```"
       for name, failure in failures.items()
     ]
-  if study.paper is not None:
-    quoted = paper.TABLES[study.paper]
-    parts += ["### The paper's figures", quoted.what]
-    parts.append(tables.markdown_rows(quoted.rows))
+  parts.append(_made(study, rows, command))
   return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -117,25 +137,25 @@ def _made(study: plan.Study, rows: list[tables.Row], command: str) -> str:
     done += (
       f", {when}, {machines}; {versions}. A cell took {mean:.1f} s on average, "
       f"{sum(row['seconds'] for row in rows) / 3600:.1f} h in all, with one "
-      "process a core"
+      "process per core"
     )
   if len({cell.config.seed for cell in study.cells()}) > 1:
     done += ". Mean ± standard deviation (of a sample) over the seeds"
   return f"{done}.\n\n```\n{command}\n```"
 
 
-def insert(document: Path, name: str, text: str, pictures: list[Path]) -> None:
-  """Puts the text of a study into a document, in the place of its last one.
+def insert(document: Path, name: str, text: str, files: list[Path]) -> None:
+  """Puts the text of a study into a document, replacing an earlier version.
 
-  The place is between `<!-- study NAME -->` and `<!-- end of NAME -->`; at the
-  end where there is none. The pictures that it shows go to a folder that is
-  called as the document.
+  The text stands between `<!-- study NAME -->` and `<!-- end of NAME -->`; a
+  document without these marks gets them at its end. The files that the text
+  shows or links are copied to the folder with the document's name.
 
   Args:
     document: A Markdown file.
-    name: Of the study.
+    name: Name of the study.
     text: From `write`.
-    pictures: From `write`.
+    files: From `write`.
 
   Raises:
     EcosError: The first mark is there without the second.
@@ -143,12 +163,10 @@ def insert(document: Path, name: str, text: str, pictures: list[Path]) -> None:
   begin, end = f"<!-- study {name} -->", f"<!-- end of {name} -->"
   folder = document.with_suffix("")
   folder.mkdir(parents=True, exist_ok=True)
-  for picture in pictures:
-    if picture.suffix != ".svg":
-      continue
-    target = folder / f"{name}-{picture.name}"
-    workdir_lib.write_atomically(target, picture.read_bytes())
-    text = text.replace(f"]({picture.name})", f"]({folder.name}/{target.name})")
+  for file in files:
+    target = folder / f"{name}-{file.name}"
+    files_lib.write(target, file.read_bytes())
+    text = text.replace(f"]({file.name})", f"]({folder.name}/{target.name})")
   old = document.read_text() if document.exists() else "# Results\n"
   section = f"{begin}\n\n{text.strip()}\n\n{end}"
   if begin not in old:
@@ -158,7 +176,7 @@ def insert(document: Path, name: str, text: str, pictures: list[Path]) -> None:
   else:
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     new = re.sub(pattern, lambda _: section, old, flags=re.DOTALL)
-  workdir_lib.write_atomically(document, new.encode())
+  files_lib.write(document, new.encode())
 
 
 def listing(study: plan.Study, workdir: Path) -> str:

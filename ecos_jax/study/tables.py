@@ -125,7 +125,7 @@ def label(study: plan.Study, name: str, value: Any) -> str:
   return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
   """Returns a Markdown table; the first row is its head."""
   head, *body = rows
   return "\n".join(
@@ -134,8 +134,10 @@ def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
   )
 
 
-def markdown(study: plan.Study, table: plan.Table, rows: list[Row]) -> str:
-  """Returns a table of a study; what cells do not have is left empty."""
+def lines(
+  study: plan.Study, table: plan.Table, rows: list[Row]
+) -> list[list[str]]:
+  """Returns a table's lines, the head first; absent values are empty."""
   columns = order(study, table.columns) if table.columns else [None]
   keys = [*table.rows, *filter(None, [table.columns])]
   found = {
@@ -158,7 +160,7 @@ def markdown(study: plan.Study, table: plan.Table, rows: list[Row]) -> str:
     for cell in study.cells()
     if cell.name not in names
   }
-  lines = [head]
+  result = [head]
   for place in in_order(study, places, table.rows):
     line = [
       label(study, *named) for named in zip(table.rows, place, strict=True)
@@ -173,5 +175,5 @@ def markdown(study: plan.Study, table: plan.Table, rows: list[Row]) -> str:
           line.append(text(metric, own))
         else:
           line.append("missing" if {key, any_column} & lacking else "")
-    lines.append(line)
-  return markdown_rows(lines)
+    result.append(line)
+  return result

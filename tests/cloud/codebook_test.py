@@ -1,6 +1,5 @@
 import jax
 import numpy as np
-import pytest
 from sklearn import cluster
 from sklearn import datasets
 
@@ -54,10 +53,7 @@ def test_the_codebook_of_blobs_is_their_centres(tmp_path):
   )
 
 
-@pytest.mark.parametrize("coarse", [0, 3])
-def test_centroids_of_a_bank_in_float16_lose_nothing_in_float16(
-  tmp_path, coarse
-):
+def test_centroids_of_a_bank_in_float16_lose_nothing_in_float16(tmp_path):
   features = np.random.default_rng(0).random((600, 5), np.float32)
   folder = tmp_path / "bank"
   folder.mkdir()
@@ -68,7 +64,7 @@ def test_centroids_of_a_bank_in_float16_lose_nothing_in_float16(
   codebook.build(
     out,
     bank,
-    config.Codebook(size=12, coarse=coarse),
+    config.Codebook(size=12),
     jax.random.key(0),
     distributed.mesh(),
   )
@@ -77,10 +73,9 @@ def test_centroids_of_a_bank_in_float16_lose_nothing_in_float16(
   np.testing.assert_array_equal(
     book.centroids.astype(np.float16), book.centroids
   )
-  if not coarse:
-    rows = features.astype(np.float16).astype(np.float64)
-    gaps = ((rows[:, None] - book.centroids) ** 2).sum(2)
-    np.testing.assert_array_equal(book.assignment, gaps.argmin(1))
+  rows = features.astype(np.float16).astype(np.float64)
+  gaps = ((rows[:, None] - book.centroids) ** 2).sum(2)
+  np.testing.assert_array_equal(book.assignment, gaps.argmin(1))
 
 
 def test_the_digest_tells_two_codebooks_apart(tmp_path):
@@ -112,25 +107,8 @@ def test_mini_batches(tmp_path):
   assert book.sizes.sum() == len(features)
 
 
-def test_two_levels(tmp_path):
-  bank, features, _ = _bank(tmp_path / "bank")
-  out = tmp_path / "codebook"
-  out.mkdir()
-  options = config.Codebook(size=40, coarse=6, sample_per_centroid=0)
-  codebook.build(out, bank, options, jax.random.key(0), distributed.mesh())
-  book = codebook.read(out)
-  assert book.centroids.shape == (40, 8)
-  np.testing.assert_array_equal(
-    book.sizes, np.bincount(book.assignment, minlength=40)
-  )
-  gaps = np.sum((features[:, None] - book.centroids) ** 2, axis=2)
-  # Blobs far apart are the coarse clusters: no row lies near a border.
-  np.testing.assert_array_equal(book.assignment, gaps.argmin(axis=1))
-
-
-@pytest.mark.parametrize("coarse", [0, 3])
 def test_a_second_codebook_lies_in_some_clusters_of_the_first(
-  tmp_path, coarse, monkeypatch
+  tmp_path, monkeypatch
 ):
   bank, features, centers = _bank(tmp_path / "bank")
   monkeypatch.setattr(codebook, "_CHUNK_ROWS", 700)
@@ -146,14 +124,13 @@ def test_a_second_codebook_lies_in_some_clusters_of_the_first(
   inside = covered[book.assignment]
   assert part.size == inside.sum()
 
-  options = config.Codebook(size=9, coarse=coarse, sample_per_centroid=20)
+  options = config.Codebook(size=9, sample_per_centroid=20)
   codebook.build(second, bank, options, *arguments, part)
   book = codebook.read(second, codebook.read(second).digest)
   np.testing.assert_array_equal(book.assignment >= 0, inside)
   gaps = np.sum((features[inside, None] - book.centroids) ** 2, axis=2)
   labels = book.assignment[inside]
   np.testing.assert_array_equal(book.sizes, np.bincount(labels, minlength=9))
-  # Of two levels that are as fine as the blobs, rounding decides as much.
   chosen = gaps[np.arange(len(gaps)), labels]
   np.testing.assert_allclose(chosen, gaps.min(axis=1), atol=1e-3)
   blobs = np.argmin(np.sum((features[:, None] - centers) ** 2, axis=2), axis=1)

@@ -19,80 +19,25 @@ def options(**fields):
 def test_a_threshold_keeps_what_is_positive_and_reaches_it():
   scores = np.array([-4, 0, 9, 10, 11, 300])
   for sigma, threshold, expected in (
-    (10.0, 1.0, [0, 0, 0, 1, 1, 1]),
-    (10.0, 0.0, [0, 0, 1, 1, 1, 1]),
-    (0.0, 5.0, [0, 0, 1, 1, 1, 1]),
+    (10.0, 1.0, [0, 0, 0, 10, 11, 300]),
+    (10.0, 0.0, [0, 0, 9, 10, 11, 300]),
+    (0.0, 5.0, [0, 0, 9, 10, 11, 300]),
   ):
-    kept = scores_lib.keep(
-      scores, sigma, options(filter=Filter.THRESHOLD, threshold=threshold)
+    got = scores_lib.votes(
+      scores,
+      np.full(6, 1000),
+      sigma,
+      options(
+        filter=Filter.THRESHOLD, threshold=threshold, estimate=Estimate.SCORE
+      ),
     )
-    np.testing.assert_array_equal(kept, np.array(expected, bool))
+    np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("name", ["threshold", "discovery"])
-def test_to_keep_nothing_is_refused(name):
-  with pytest.raises(errors.EcosError, match=r"config.sampling.*highest is 9"):
-    scores_lib.keep(
-      np.array([-4, 9]), 10.0, options(filter=Filter(name), threshold=2.0)
-    )
-
-
-def test_no_filter_keeps_all():
-  scores = np.array([-4, 0])
-  assert scores_lib.keep(scores, 10.0, options(filter=Filter.NONE)).all()
-
-
-@pytest.mark.parametrize("sigma", [0.5, 3.0, 25.0])
-def test_p_values_are_tails_of_the_discrete_gaussian(sigma):
-  support = range(-math.ceil(20 * sigma), math.ceil(20 * sigma) + 1)
-  mass = {x: math.exp(-(x**2) / (2 * sigma**2)) for x in support}
-  total = math.fsum(mass.values())
-  scores = np.array([-(10**6), -7, 0, 1, 5, math.ceil(6 * sigma), 10**6])
-  expected = [
-    math.fsum(m for x, m in mass.items() if x >= score) / total
-    for score in scores.tolist()
-  ]
-  np.testing.assert_allclose(
-    scores_lib.p_values(scores, sigma), expected, rtol=1e-9, atol=1e-30
-  )
-
-
-def step_up(p, rate):
-  """Benjamini and Hochberg's procedure, as in their section 3."""
-  ordered = sorted(range(len(p)), key=lambda i: p[i])
-  largest = 0
-  for k, i in enumerate(ordered, start=1):
-    if p[i] <= k / len(p) * rate:
-      largest = k
-  return {
-    i for i in range(len(p)) if largest and p[i] <= p[ordered[largest - 1]]
-  }
-
-
-@hypothesis.settings(deadline=None)
-@hypothesis.given(
-  strategies.lists(strategies.integers(-40, 90), min_size=1, max_size=40),
-  strategies.floats(0.01, 0.9),
-)
-def test_significant_is_the_step_up_procedure(scores, rate):
-  scores = np.array(scores)
-  p = scores_lib.p_values(scores, 10.0)
-  got = scores_lib.significant(scores, 10.0, rate)
-  assert set(np.flatnonzero(got).tolist()) == step_up(p.tolist(), rate)
-  # A higher score is never dropped for a lower one.
-  assert not got.any() or scores[got].min() > scores[~got].max(initial=-41)
-
-
-def test_false_discoveries_are_as_rare_as_asked_for():
-  random = np.random.default_rng(0)
-  votes = np.where(np.arange(200) < 60, random.integers(5, 80, 200), 0)
-  shares = []
-  for _ in range(400):
-    scores = np.rint(votes + random.normal(0, 10, 200)).astype(np.int64)
-    kept = scores_lib.significant(scores, 10.0, 0.2)
-    shares.append(np.count_nonzero(kept & (votes == 0)) / max(kept.sum(), 1))
-  # Of the 200 nulls 140: the expectation is 0.7 of the rate, at most.
-  assert 0.09 < np.mean(shares) < 0.15
+def test_to_keep_nothing_is_refused():
+  given = options(filter=Filter.THRESHOLD, threshold=2.0)
+  with pytest.raises(errors.EcosError, match=r"threshold`=2 .*highest is 9"):
+    scores_lib.votes(np.array([-4, 9]), np.array([5, 50]), 10.0, given)
 
 
 def mixture(scores, sizes, sigma, grid, iterations):

@@ -15,6 +15,7 @@ from configs import digits_distill
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import pipeline
 from ecos_jax import workdir as workdir_lib
@@ -27,7 +28,7 @@ from ecos_jax.data import proxy
 from ecos_jax.encoders import registry
 from ecos_jax.models import weights
 from ecos_jax.pipeline import asking
-from ecos_jax.pipeline import job as job_lib
+from ecos_jax.pipeline import stages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
 from ecos_jax.report import collect
@@ -113,7 +114,7 @@ def test_the_proxy_is_what_the_pool_holds(finished):
   indices = np.array([item["index"] for item in dataset])
   assert len(set(indices)) == config.sampling.budget
   assert (
-    workdir_lib.digest(np.sort(indices).astype("<i8").tobytes())
+    files.digest(np.sort(indices).astype("<i8").tobytes())
     == summary["proxy_digest"]
   )
   item = dataset[3]
@@ -152,7 +153,7 @@ def test_the_same_again_does_nothing_and_says_so(finished, capsys):
 def test_another_config_is_refused_and_named(finished):
   config, path, summary = finished
   other = _config(budget=32)
-  with pytest.raises(errors.EcosError, match=r"--config\.sampling\.budget was"):
+  with pytest.raises(errors.EcosError, match=r"sampling\.budget`? was"):
     pipeline.run(other, path)
   stored = json.loads((path / "config.json").read_bytes())
   assert stored["sampling"]["budget"] == config.sampling.budget
@@ -209,7 +210,7 @@ def test_the_ideal_is_of_the_clients_domain_and_not_more_than_there_is(
   own = dict(zip(pool.source_names, pool.sizes, strict=True))["optdigits"]
   assert (summary["proxy_size"], summary["proxy_client_share"]) == (own, 1.0)
   config.data.split = config_lib.Split.OOD
-  with pytest.raises(errors.EcosError, match="method=ideal: no source"):
+  with pytest.raises(errors.EcosError, match="method`=ideal: no source"):
     pipeline.run(config, tmp_path / "none")
 
 
@@ -225,7 +226,7 @@ def test_with_0_steps_a_run_ends_at_the_proxy(example, tmp_path):
   stages = {path.parent.name for path in tmp_path.glob("*/manifest.json")}
   assert stages == {"pool", "proxy"}
   config.sampling.method = config_lib.Method.LOCAL
-  with pytest.raises(errors.ConfigError, match=r"train\.steps=0"):
+  with pytest.raises(errors.ConfigError, match=r"train\.steps`=0"):
     checks.validate(config)
 
 
@@ -252,11 +253,11 @@ def test_fixmatch_and_one_domain_out_of_the_pool(tmp_path):
 
 
 def test_budgets_and_codebooks_larger_than_the_pool_are_refused(tmp_path):
-  with pytest.raises(errors.EcosError, match=r"sampling\.budget=1000000"):
+  with pytest.raises(errors.EcosError, match=r"sampling\.budget`=1000000"):
     pipeline.run(_config(budget=1_000_000), tmp_path)
   config = _config()
   config.codebook.size = 100_000
-  with pytest.raises(errors.EcosError, match=r"codebook\.size=100000"):
+  with pytest.raises(errors.EcosError, match=r"codebook\.size`=100000"):
     pipeline.run(config, tmp_path)
 
 
@@ -274,9 +275,9 @@ def test_an_altered_shard_is_found_when_asked(finished, tmp_path):
 def test_a_truncated_shard_is_named(tmp_path):
   config = _config()
   with workdir_lib.Workdir(tmp_path) as work:
-    job = job_lib.Job(config, work)
-    asking.pool(job)
-    asking.bank(job)
+    job = stages.Job(config, work)
+    job.run(asking.POOL)
+    job.run(asking.BANK)
   shard = next((tmp_path / "bank").glob("*.npy"))
   shard.write_bytes(shard.read_bytes()[:-100])
   with pytest.raises(errors.EcosError, match=re.escape(str(shard))):
@@ -360,7 +361,7 @@ def test_a_response_to_another_query_is_refused(remote, tmp_path):
 def test_terms_out_of_range_are_refused_before_any_work(tmp_path):
   config = _config()
   config.privacy.sigma = 100_000.0
-  with pytest.raises(errors.EcosError, match=r"--config\.privacy\.sigma"):
+  with pytest.raises(errors.EcosError, match=r"`privacy\.sigma`"):
     pipeline.run(config, tmp_path)
   assert not (tmp_path / "pool").exists()
 
@@ -371,7 +372,7 @@ def two_rounds(tmp_path_factory):
   path = tmp_path_factory.mktemp("rounds")
   config = _config()
   config.privacy.insecure_noise_seed = None
-  config.codebook.coarse_round = 5
+  config.codebook.first_round = 5
   config.train.steps = 0
   with pytest.MonkeyPatch.context() as patch:
 
@@ -384,8 +385,8 @@ def two_rounds(tmp_path_factory):
   answered = {
     name: (path / name).read_bytes()
     for name in (
-      "coarse_response/coarse_response.safetensors",
-      "coarse_response/manifest.json",
+      "first_response/first_response.safetensors",
+      "first_response/manifest.json",
       "client/ledger",
     )
   }
@@ -409,7 +410,7 @@ def test_two_rounds_cost_the_epsilon_of_one(two_rounds):
   assert 0.999 * epsilon < summary["epsilon"] <= epsilon
   assert summary["epsilon_answers"] == 2
   costs = []
-  for name, field in (("coarse_", "coarse"), ("", "scores")):
+  for name, field in (("first_", "first"), ("", "scores")):
     manifest = workdir_lib.read_manifest(path / f"{name}response")
     statement = manifest["result"]["statement"]
     assert statement["private"]
@@ -429,7 +430,7 @@ def test_the_second_assignment_agrees_with_brute_force(two_rounds):
   features = registry.encode(
     registry.get("hog_grey"), pool.images(np.arange(len(pool)), digits.SIZE)
   ).astype(np.float16)
-  first = codebook.read(path / "coarse_codebook")
+  first = codebook.read(path / "first_codebook")
   second = codebook.read(path / "codebook")
   assert (len(first.centroids), len(second.centroids)) == (5, 15)
   inside = second.assignment >= 0
@@ -449,16 +450,9 @@ def test_the_report_tells_of_both_rounds(two_rounds):
   _, path, summary, _ = two_rounds
   html = page.render([collect.read(path)])
   assert "first query" in html and "first response" in html
-  assert f'data-field="coarse_epsilon" value="{summary["coarse_epsilon"]}"' in (
+  assert f'data-field="first_epsilon" value="{summary["first_epsilon"]}"' in (
     html
   )
-
-
-def test_one_round_is_recorded_as_before_there_were_two(finished):
-  _, path, _ = finished
-  assert not list(path.glob("coarse*"))
-  for manifest in path.rglob("manifest.json"):
-    assert "coarse_" not in manifest.read_text()
 
 
 def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
@@ -467,7 +461,7 @@ def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
   client = digits.load(config.data, config.seed).client
   costs = []
   # At terms of its own: those of the second may depend on the first answer.
-  for name, sigma in (("coarse_", 3.0), ("", 4.0)):
+  for name, sigma in (("first_", 3.0), ("", 4.0)):
     assert pipeline.run(config, tmp_path) is None
     said = capsys.readouterr().out
     query = tmp_path / f"{name}query" / f"{name}query.safetensors"
@@ -521,6 +515,18 @@ def test_a_flipped_bit_is_found_by_the_next_reader(
   assert again | {"seconds": 0} == summary | {"seconds": 0}
 
 
+def test_a_proxy_that_was_cut_off_is_found_by_training(finished, tmp_path):
+  config, path, _ = finished
+  copy = shutil.copytree(path, tmp_path / "run")
+  [file] = (copy / "proxy").glob("dataset/*array_record*")
+  file.write_bytes(file.read_bytes()[:300])
+  shutil.rmtree(copy / "model")
+  with pytest.raises(
+    errors.EcosError, match=r"proxy/.*: delete the folder .*/proxy to redo it"
+  ):
+    pipeline.run(config, copy)
+
+
 def test_a_manifest_of_another_shape_is_named(finished, tmp_path):
   config, path, summary = finished
   copy = shutil.copytree(path, tmp_path / "run")
@@ -545,7 +551,7 @@ def test_other_images_than_the_run_began_with_are_refused(
   shutil.rmtree(copy / "proxy")
   load = digits.load
   monkeypatch.setattr(digits, "load", lambda data, seed: load(data, seed + 1))
-  with pytest.raises(errors.EcosError, match=r"--config\.data\.dir"):
+  with pytest.raises(errors.EcosError, match=r"`data\.dir`"):
     pipeline.run(config, copy)
 
 
@@ -560,11 +566,8 @@ def test_a_redone_response_has_the_noise_that_is_asked_for_now(
   for stage in ("response", "proxy", "model"):
     shutil.rmtree(copy / stage)
   with workdir_lib.Workdir(copy) as work:
-    job = job_lib.Job(other, work)
-    asking.pool(job)
-    asking.bank(job)
-    asking.codebook(job)
-    asking.query(job)
-    asking.response(job)
+    job = stages.Job(other, work)
+    for stage in (asking.POOL, asking.BANK, *asking.LAST):
+      job.run(stage)
   name = Path("response", "response.safetensors")
   assert (copy / name).read_bytes() != (path / name).read_bytes()

@@ -40,6 +40,12 @@ def _study() -> plan.Study:
         metrics=("accuracy",),
         mean_over=("data.client",),
       ),
+      plan.Table(
+        "Accuracy in %, by client",
+        rows=("data.client", "sampling.method"),
+        columns="sampling.budget",
+        metrics=("accuracy",),
+      ),
     ),
     plots=(
       plan.Plot(
@@ -87,8 +93,8 @@ def finished(tmp_path_factory):
   path.mkdir(parents=True)
   failure = {"error": "out of beads", "command": "python -m one"}
   (path / run.FAILURE).write_text(json.dumps(failure))
-  text, pictures = report.write(study, folder, "python -m all")
-  return study, folder, text, pictures
+  text, files = report.write(study, folder, "python -m all")
+  return study, folder, text, files
 
 
 def test_the_text_says_when_where_with_what_and_how(finished):
@@ -104,8 +110,10 @@ def test_the_text_says_when_where_with_what_and_how(finished):
     "python -m one",
     "SVHN is not to be had",
     "![lines](lines.svg)",
+    "[Accuracy in %, by client](accuracy-by-client.csv)",
   ):
     assert told in text
+  assert text.count("\n| --- |") == 1
 
 
 def test_rows_as_json_and_csv_hold_every_field_and_number(finished):
@@ -123,32 +131,53 @@ def test_rows_as_json_and_csv_hold_every_field_and_number(finished):
     assert line["config.sampling.method"] == row["values"]["sampling.method"]
 
 
-def test_pictures_are_there_and_the_same_every_time(finished):
-  study, folder, _, pictures = finished
-  assert [p.name for p in pictures] == [
-    *("lines.svg", "lines.png", "bars.svg", "bars.png")
+def test_other_tables_and_the_papers_figures_are_csv(finished):
+  _, folder, _, _ = finished
+  with (folder / "accuracy-by-client.csv").open() as file:
+    head, *lines = csv.reader(file)
+  assert head == ["client", "method", "100", "200"]
+  assert lines[0] == ["mnist", "ecos", "52.5 ± 3.5", "53.5 ± 3.5"]
+  assert [line[:2] for line in lines] == [
+    [client, method]
+    for client in ("mnist", "optdigits")
+    for method in ("ecos", "random", "local")
   ]
-  before = [p.read_bytes() for p in pictures]
-  _, again = report.write(study, folder, "python -m all")
-  assert [p.read_bytes() for p in again] == before
+  assert (folder / "paper.csv").read_text().splitlines()[1] == (
+    "id_ood,ECOS,70.4,78.5,83.5,86.4,87.1"
+  )
+
+
+def test_files_are_there_and_the_same_every_time(finished):
+  study, folder, _, files = finished
+  assert [f.name for f in files] == [
+    *("lines.svg", "bars.svg", "accuracy-by-client.csv", "paper.csv")
+  ]
+  pictures = [
+    folder / f"{p}.{s}" for p in ("lines", "bars") for s in ("svg", "png")
+  ]
+  before = [p.read_bytes() for p in (*files, *pictures)]
+  report.write(study, folder, "python -m all")
+  assert [p.read_bytes() for p in (*files, *pictures)] == before
   assert b"local" in before[0]
 
 
 def test_a_document_holds_each_study_once_and_keeps_the_rest(
   finished, tmp_path
 ):
-  _, _, text, pictures = finished
+  _, _, text, files = finished
   document = tmp_path / "results.md"
   document.write_text("# Results\n\nBefore.\n")
-  report.insert(document, "small", text, pictures)
+  report.insert(document, "small", text, files)
   report.insert(document, "other", "Other.", [])
   once = document.read_text()
   assert once.startswith("# Results\n\nBefore.\n\n<!-- study small -->")
   assert "![lines](results/small-lines.svg)" in once
   shown = tmp_path / "results" / "small-lines.svg"
-  assert shown.read_bytes() == pictures[0].read_bytes()
-  report.insert(document, "small", text.replace("What", "That"), pictures)
+  assert shown.read_bytes() == files[0].read_bytes()
+  assert "[The paper's figures](results/small-paper.csv)" in once
+  assert (tmp_path / "results" / "small-paper.csv").exists()
+  report.insert(document, "small", text.replace("What", "That"), files)
   assert document.read_text() == once.replace("What it is", "That it is")
   document.write_text("<!-- study small -->\n")
   with pytest.raises(errors.EcosError, match="end of small"):
-    report.insert(document, "small", text, pictures)
+    report.insert(document, "small", text, files)

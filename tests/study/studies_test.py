@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -51,8 +52,11 @@ def test_smoke(name, tmp_path):
   rows = json.loads((tmp_path / "rows.json").read_bytes())
   assert len(rows) == len(study.cells())
   text = (tmp_path / "results.md").read_text()
-  assert "| missing" not in text
-  assert "seeds)" not in text
+  tables = [text, *(file.read_text() for file in tmp_path.glob("*.csv"))]
+  assert len(tables) == 1 + len(study.tables) + (study.paper is not None)
+  for table in tables:
+    assert not re.search(r"\bmissing\b", table)
+    assert "seeds)" not in table
   for plot in study.plots:
     assert f"![{plot.name}]({plot.name}.svg)" in text
     assert (tmp_path / f"{plot.name}.png").exists()

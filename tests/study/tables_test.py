@@ -112,7 +112,8 @@ def test_markdown():
     columns="sampling.budget",
     metrics=("accuracy",),
   )
-  assert tables.markdown(study, table, _rows(study)).splitlines() == [
+  lines = tables.lines(study, table, _rows(study))
+  assert tables.markdown(lines).splitlines() == [
     "| client | method | 8 | 1,600 |",
     "| --- | --- | --- | --- |",
     "| USPS | ecos | 93.0 ± 3.6 | 94.0 ± 3.6 |",
@@ -131,7 +132,7 @@ def test_cells_that_are_not_done_are_missing_and_figures_they_lack_empty():
     metrics=("share",),
   )
   rows = [r for r in _rows(study) if r["values"]["data.client"] == "usps"]
-  lines = tables.markdown(study, table, rows).splitlines()
+  lines = tables.markdown(tables.lines(study, table, rows)).splitlines()
   assert "| ecos | usps | 8 | 50.0 |" in lines
   assert "| ecos | mnist | 8 | missing |" in lines
   assert "| local | usps |  |  |" in lines

@@ -50,7 +50,7 @@ def _multiply(features, centroids_ref):
 
   def accumulate(accumulator):
     for i, j in _PAIRS:
-      transposed = plgpu.transpose_ref(centroids_ref.at[j], (1, 0))
+      transposed = centroids_ref.at[j].transpose((1, 0))
       plgpu.wgmma(accumulator, features[i], transposed)
     return accumulator[...]
 
@@ -109,6 +109,13 @@ def _kernel(
     rows = pl.ds(warpgroup * _ROWS, _ROWS)
     shape = (_ROWS, _CENTROIDS)
 
+    def release(slot):
+      # These warps read shared memory as ordinary loads do, and the next copy
+      # writes it past them, through the async proxy. A barrier does not order
+      # the two; this fence does.
+      plgpu.commit_smem()
+      plgpu.barrier_arrive(used.at[slot])
+
     def step(j, best):
       def multiply(i, products):
         slot = lax.rem(j * depth + i, slots)
@@ -121,7 +128,7 @@ def _kernel(
 
         @pl.when(i < depth - 1)
         def _release():
-          plgpu.barrier_arrive(used.at[slot])
+          release(slot)
 
         return products
 
@@ -129,7 +136,7 @@ def _kernel(
       products = lax.fori_loop(0, depth, multiply, zeros)
       slot = lax.rem(j * depth + depth - 1, slots)
       half_norms = half_norms_tile[slot]
-      plgpu.barrier_arrive(used.at[slot])
+      release(slot)
       scores = products - lax.broadcast_in_dim(half_norms, shape, (1,))
       score = jnp.max(scores, axis=1)
       label = lax.broadcasted_iota(jnp.int32, shape, 1)
