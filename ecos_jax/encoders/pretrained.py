@@ -96,6 +96,8 @@ def build(
     model, tensors, published, f"{flags.weights}: {path}"
   )
   model.eval()
+  if isinstance(model, efficientnet.EfficientNetLite0):
+    model.fold()
   graph, state = nnx.split(model)
   chunk = 1 << max((_CPU_PIXELS // size**2).bit_length() - 1, 0)
 

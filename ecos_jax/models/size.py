@@ -43,6 +43,10 @@ def _count(program: Any) -> int:
       outputs = math.prod(equation.outvars[0].aval.shape)
       total += outputs * math.prod(shapes[0][axis] for axis in summed)
     times = equation.params.get("length", 1)
-    for inner in core.jaxprs_in_params(equation.params):
-      total += times * _count(inner)
+    inner = [
+      times * _count(jaxpr) for jaxpr in core.jaxprs_in_params(equation.params)
+    ]
+    # Of the branches of a condition, one for each platform, only one runs.
+    branches = equation.primitive.name == "cond"
+    total += max(inner, default=0) if branches else sum(inner)
   return total
