@@ -25,7 +25,7 @@ from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
-from ecos_jax.cloud import query as query_lib
+from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.config import checks
 from ecos_jax.messages import wire
@@ -208,7 +208,7 @@ def query(job: Job, name: str = "") -> None:
   """Writes what the client receives."""
 
   def work(path: Path) -> dict[str, Any]:
-    query = query_lib.make(
+    query = question.make(
       finished_codebook(job, name).centroids,
       job.encoder,
       terms(job, name),
@@ -259,7 +259,7 @@ def response(job: Job, name: str = "") -> bool:
       if remote
       else _simulated(job, query.to_bytes(), name)
     )
-    statement = query_lib.read(data, query).statement
+    statement = question.read(data, query).statement
     files.write(path / f"{name}{RESPONSE}", data)
     privacy = f"epsilon {statement.epsilon:.4g}"
     if not statement.private:
