@@ -83,7 +83,7 @@ def test_images_in_a_folder(tmp_path):
   assert summary["model"]["name"] == "efficientnet_lite0"
   dataset = proxy.open_proxy(run / "proxy/dataset")
   labels = [item["label"] for item in dataset]
-  # The client's images are like the dogs, half of the pool, which no label told.
+  # The client's images are like the dogs, half of the pool; no label said so.
   # Noise that passes for a score takes about a sixth.
   assert np.mean(labels) > 0.65
 
