@@ -4,7 +4,6 @@ Those of asking come twice where the client is asked twice.
 """
 
 from collections.abc import Callable
-import json
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,7 @@ def run(
     PreemptedError: The process was told to stop.
   """
   checks.validate(config)
-  # Through JSON, as it comes from process 0.
-  fields = json.loads(json.dumps(config_lib.flatten(config)))
+  fields = config_lib.flatten(config)
   theirs = distributed.first(lambda: fields)
   different = [
     f"--config.{name}={value} here, {theirs[name]} on process 0"
