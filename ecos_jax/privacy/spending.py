@@ -4,7 +4,7 @@
 >>> statement = messages.Statement(10, 0.8, 1e-5, "add_remove", 0.276, True)
 >>> answer = messages.Response(np.array([7, -3]), 64 * "0", statement)
 >>> spent({"scores": answer}, fixed=True).epsilon
-0.276003
+0.276049
 """
 
 from collections.abc import Mapping, Sequence

@@ -137,7 +137,7 @@ def _made(study: plan.Study, rows: list[tables.Row], command: str) -> str:
     done += (
       f", {when}, {machines}; {versions}. A cell took {mean:.1f} s on average, "
       f"{sum(row['seconds'] for row in rows) / 3600:.1f} h in all, with one "
-      "process a core"
+      "process per core"
     )
   if len({cell.config.seed for cell in study.cells()}) > 1:
     done += ". Mean ± standard deviation (of a sample) over the seeds"

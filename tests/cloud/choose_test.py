@@ -206,9 +206,7 @@ def test_a_prefix_is_the_choice_for_its_quotas(within):
   for b in (1, 2, 20, 55, 89):
     part = choose.Choice(*(array[:b] for array in whole)).by_cluster()
     counts = np.bincount(part.clusters, minlength=4)
-    expected = sampling.decompress(
-      bank, book.assignment, book.centroids, density, counts, options, KEY
-    )
+    expected = sampling.decompress(bank, book, density, counts, options, KEY)
     np.testing.assert_array_equal(
       part.indices, np.concatenate([np.sort(rows) for rows in expected])
     )
