@@ -25,25 +25,6 @@ from ecos_jax.config import limits
 from ecos_jax.messages import wire
 
 
-def outcome(requests: int, considered: int, answered: int) -> str:
-  """Returns, in words, what became of the requests.
-
-  Args:
-    requests: How many there were.
-    considered: How many, until the answers were used up.
-    answered: How many got a label; the rest of the considered did not pass.
-  """
-  abstained = considered - answered
-  text = (
-    f"{answered:,} of {requests:,} answered, {abstained:,} of {considered:,} "
-    f"abstained ({100 * abstained / considered:.1f} %)"
-  )
-  if considered < requests:
-    rest = requests - considered
-    text += f", {rest:,} not considered: the budget is used up"
-  return text
-
-
 def _define_flags() -> None:
   flags.DEFINE_string("request", None, "The request file.", required=True)
   command.define_shared_flags(
@@ -120,7 +101,7 @@ def main(argv: list[str]) -> None:
   )
   labels = answered.answer.labels
   given = int((labels >= 0).sum())
-  told = outcome(len(labels), answered.answer.considered, given)
+  told = private_knn.outcome(len(labels), answered.answer.considered, given)
   print(f"labels   {told}")
   command.write(out, answered)
 

@@ -263,3 +263,22 @@ def label(
     epsilon=labeller.cost.epsilon(terms.delta, terms.relation),
     private=labeller.insecure_noise_seed is None,
   )
+
+
+def outcome(requests: int, considered: int, answered: int) -> str:
+  """Returns in words how many requests were labelled.
+
+  Args:
+    requests: Number of requests.
+    considered: Of these, considered before the answers were used up.
+    answered: Of these, labelled; the client abstained from the others.
+  """
+  abstained = considered - answered
+  text = (
+    f"{answered:,} of {requests:,} answered, {abstained:,} of {considered:,} "
+    f"abstained ({100 * abstained / considered:.1f} %)"
+  )
+  if considered < requests:
+    rest = requests - considered
+    text += f", {rest:,} not considered: the budget is used up"
+  return text
