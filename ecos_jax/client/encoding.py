@@ -11,6 +11,7 @@ import numpy as np
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.config import limits
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import encode
@@ -114,10 +115,10 @@ def _built(message: messages.Question, weights: str | None) -> registry.Encoder:
   options = {}
   if name in registry.PRETRAINED:
     size, dtype = settings.get("image_size"), settings.get("dtype")
-    if type(size) is not int or not 0 < size <= config.MAX_IMAGE_SIZE:
+    if type(size) is not int or not 0 < size <= limits.MAX_IMAGE_SIZE:
       raise messages.ProtocolError(
         "encoder_settings.image_size must be an integer in [1, "
-        f"{config.MAX_IMAGE_SIZE}]"
+        f"{limits.MAX_IMAGE_SIZE}]"
       )
     if dtype not in (known := [member.value for member in config.ComputeType]):
       raise messages.ProtocolError(
