@@ -9,7 +9,9 @@ The whole method as functions on arrays. In the cloud:
 
 At the client, with its private images or features:
 
-    answer = ecos_jax.answer(question, private, ...)  # bytes, to the cloud
+    answer = ecos_jax.answer(  # bytes, to the cloud
+      question, private, epsilon=0.5, ledger="client.ledger"
+    )
 
 In the cloud again:
 
@@ -23,6 +25,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from ecos_jax.client.answering import answer
   from ecos_jax.cloud.bank import FeatureBank
   from ecos_jax.cloud.choose import Choice
   from ecos_jax.cloud.choose import choose
@@ -45,6 +48,7 @@ __all__ = [
   "EcosError",
   "FeatureBank",
   "Pool",
+  "answer",
   "ask",
   "build_bank",
   "choose",
@@ -64,6 +68,7 @@ _HOMES = {
   "EcosError": "errors:EcosError",
   "FeatureBank": "cloud.bank:FeatureBank",
   "Pool": "data.pools:Pool",
+  "answer": "client.answering:answer",
   "ask": "cloud.question:ask",
   "build_bank": "cloud.encode:build",
   "choose": "cloud.choose:choose",
