@@ -59,7 +59,7 @@ def row(workdir: Path, cell: plan.Cell) -> dict[str, Any] | None:
   found = _read(path)
   if found is None:
     return None
-  now = json.loads(json.dumps(config_lib.flatten(cell.config)))
+  now = config_lib.flatten(cell.config)
   different = [
     f"--config.{name} was {found['config'][name]}, now is {value}"
     for name, value in now.items()

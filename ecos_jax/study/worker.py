@@ -19,10 +19,9 @@ from typing import Any
 
 from absl import flags
 
-from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import pipeline
-from ecos_jax.study import plan
+from ecos_jax.config import reading
 from ecos_jax.study import simulation
 from ecos_jax.study import store
 
@@ -40,9 +39,7 @@ def run(order: dict[str, Any], workdir: Path, load: Any) -> dict[str, Any]:
   begin = time.monotonic()
   print(f"\n{order['name']}", flush=True)
   path = workdir / "cells" / order["name"]
-  config = config_lib.Config()
-  wrong = plan.assign(config, order["config"])
-  assert not wrong, wrong
+  config = reading.read(order["config"])
   try:
     summary = pipeline.run(
       config,

@@ -110,7 +110,7 @@ def test_quotas_of_fractional_weights(rows, budget):
 
 
 def test_quotas_refuse_bad_input():
-  with pytest.raises(errors.EcosError, match="budget=0"):
+  with pytest.raises(errors.EcosError, match="`budget` must be > 0, got 0"):
     choose.quotas(np.array([1]), np.array([5]), 0)
   for weight in (-1.0, np.nan, np.inf):
     with pytest.raises(ValueError, match="weights"):
@@ -218,5 +218,5 @@ def test_no_votes_choose_nothing():
   with pytest.raises(errors.EcosError, match="no cluster has votes"):
     choose.samples(bank, book, np.array([-3, 0]), 10.0, options, KEY)
   options = dataclasses.replace(options, budget=0)
-  with pytest.raises(errors.EcosError, match="budget=0"):
+  with pytest.raises(errors.EcosError, match="`budget` must be > 0, got 0"):
     choose.samples(bank, book, np.array([3, 0]), 10.0, options, KEY)

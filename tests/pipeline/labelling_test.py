@@ -187,10 +187,10 @@ def test_what_is_damaged_is_named_and_the_advice_works(
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"sigma_vote": 1e9}, r"`labelling\.sigma_vote` must be in"),
-    ({"sigma_screen": 0.1}, r"`labelling\.sigma_screen` must be in"),
-    ({"gamma": 1e-9}, r"`labelling\.gamma` must be in"),
-    ({"neighbours": 2**41}, r"`labelling\.neighbours` must be in"),
+    ({"sigma_vote": 1e9}, r"`labelling\.sigma_vote` must lie in"),
+    ({"sigma_screen": 0.1}, r"`labelling\.sigma_screen` must lie in"),
+    ({"gamma": 1e-9}, r"`labelling\.gamma` must lie in"),
+    ({"neighbours": 2**41}, r"`labelling\.neighbours` must lie in"),
   ],
 )
 def test_terms_that_no_client_can_take_are_found_before_any_spend(

@@ -361,7 +361,7 @@ def test_a_response_to_another_query_is_refused(remote, tmp_path):
 def test_terms_out_of_range_are_refused_before_any_work(tmp_path):
   config = _config()
   config.privacy.sigma = 100_000.0
-  with pytest.raises(errors.EcosError, match=r"`privacy\.sigma`"):
+  with pytest.raises(errors.EcosError, match=r"`privacy\.sigma` must lie in"):
     pipeline.run(config, tmp_path)
   assert not (tmp_path / "pool").exists()
 
