@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
   f = flags.FLAGS
   model = load(Path(f.model))
   classes = command.classes(model.out_avals[0].shape[1])
-  data = pools.open_source(f.data, f.data_dir, classes)
+  data = command.open_data(classes)
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")
   print(
     "         It is about your private data, and no epsilon covers it: it is "

@@ -26,7 +26,6 @@ from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.client import respond
 from ecos_jax.config import limits
-from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
@@ -225,7 +224,7 @@ def main(argv: list[str]) -> None:
     tag += f" with classes {','.join(classes)}"
   data = answer(
     request_bytes,
-    lambda: pools.open_source(f.data, f.data_dir, classes),
+    lambda: command.open_data(classes),
     _terms(request.terms),
     ledger_path,
     tag,

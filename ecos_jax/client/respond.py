@@ -31,6 +31,7 @@ from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
 from ecos_jax.config import limits
+from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -319,11 +320,11 @@ def main(argv: list[str]) -> None:
   query_bytes = wire.read_file(Path(f.query))
   query = messages.Query.from_bytes(query_bytes)
   encoder = None
-  if not f.data.startswith(command.FEATURES):
+  if not isinstance(spec_lib.parse(f.data), spec_lib.Features):
     encoder = encoding.encoder_of(query, encoding.own_encoder(), f.weights)
 
   def open_data() -> Data:
-    data = pools.open_source(f.data, f.data_dir)
+    data = command.open_data()
     d = query.centroids.shape[1]
     if isinstance(data, feature_files.FeatureSource) and data.dimension != d:
       raise errors.EcosError(

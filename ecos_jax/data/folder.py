@@ -78,9 +78,9 @@ class FolderSource:
       EcosError: It is no folder, or holds no image; or a class is there twice.
     """
     if classes is not None and len(set(classes)) < len(classes):
-      raise errors.EcosError("--classes names a class twice")
+      raise errors.EcosError("`classes` names a class twice")
     if not path.is_dir():
-      raise errors.EcosError(f"--data: {path} is not a folder")
+      raise errors.EcosError(f"{path} is not a folder")
     self.name = path.resolve().name
     if part != (0, 100):
       self.name += f"[{part[0]}%:{part[1]}%]"
@@ -89,9 +89,7 @@ class FolderSource:
     self.unreadable = [file for file in files if file.why is not None]
     self._files = [file for file in files if file.why is None]
     if not self._files:
-      raise errors.EcosError(
-        f"--data: {path} holds no image ({', '.join(_SUFFIXES)})"
-      )
+      raise errors.EcosError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
     self._classes = classes
     self._labels = np.array(
       [self._label(file.name) for file in self._files], np.int64

@@ -41,6 +41,19 @@ from ecos_jax.messages.terms import Statement
 from ecos_jax.messages.terms import Terms
 from ecos_jax.messages.wire import ProtocolError
 
+
+def answer_from_bytes(data: bytes) -> Response | LabelResponse:
+  """Returns the client's answer in `data`, to a query or to a label request.
+
+  Raises:
+    ProtocolError: It is neither.
+  """
+  try:
+    return Response.from_bytes(data)
+  except ProtocolError:
+    return LabelResponse.from_bytes(data)
+
+
 __all__ = [
   "LABEL_MECHANISM",
   "MECHANISM",
@@ -52,4 +65,5 @@ __all__ = [
   "Response",
   "Statement",
   "Terms",
+  "answer_from_bytes",
 ]

@@ -170,6 +170,17 @@ def labels(job: Job) -> bool:
   return True
 
 
+def finished_labels(job: Job) -> messages.LabelResponse:
+  """Returns the client's labels.
+
+  Raises:
+    EcosError: They are damaged.
+  """
+  return asking.message(
+    job, "labels", _RESPONSE, messages.LabelResponse.from_bytes
+  )
+
+
 def _simulated(job: Job, request_data: bytes) -> bytes:
   """Returns the labels of the simulated client."""
   budget = job.config.labelling.max_epsilon

@@ -267,6 +267,14 @@ def labels(terms: messages.LabelTerms, requests: int, answers: int) -> Cost:
   )
 
 
+def cost(answer: messages.Response | messages.LabelResponse) -> Cost:
+  """Returns the cost of an answer, as its statement says."""
+  if isinstance(answer, messages.LabelResponse):
+    return labels(answer.terms, len(answer.labels), answer.answers)
+  statement = answer.statement
+  return Cost((Release(statement.sigma, statement.gamma),))
+
+
 def epsilon(sigma: float, gamma: float, delta: float, relation: str) -> float:
   """Returns the epsilon of one answer, an upper bound tight to about 1e-4.
 

@@ -119,7 +119,7 @@ def _made(trials: Sequence[plan.Trial], rows: Sequence[tables.Row]) -> str:
     made += (
       f", {when}, {'; '.join(machines)}; {'; '.join(versions)}. A trial took "
       f"{seconds / len(rows):.1f} s on average, {seconds / 3600:.1f} h in all, "
-      "with one process a core"
+      "with one process per core"
     )
   if len({trial.config.seed for trial in trials}) > 1:
     made += ". Mean ± standard deviation (of a sample) over the seeds"

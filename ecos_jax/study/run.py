@@ -21,6 +21,7 @@ from typing import Any
 import tqdm
 
 from ecos_jax import children
+from ecos_jax import cli
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files
@@ -200,6 +201,8 @@ def _serve(
         if child is not None:
           child.close()
         child, outcome = None, {"error": str(error), "seconds": None}
+      if "error" in outcome:
+        outcome["error"] = cli.with_flags(outcome["error"])
       done.put((trial, outcome))
   finally:
     if child is not None:

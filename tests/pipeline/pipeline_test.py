@@ -546,7 +546,7 @@ def test_other_images_than_the_run_began_with_are_refused(
   shutil.rmtree(copy / "proxy")
   load = digits.load
   monkeypatch.setattr(digits, "load", lambda data, seed: load(data, seed + 1))
-  with pytest.raises(errors.EcosError, match=r"--config\.data\.dir"):
+  with pytest.raises(errors.EcosError, match=r"`data\.dir`"):
     pipeline.run(config, copy)
 
 
