@@ -38,7 +38,7 @@ class Series(NamedTuple):
 
 
 def styles(run: collect.Run) -> dict[str, str]:
-  """Returns the class of each source; the largest have a colour of their own."""
+  """Returns the class of each source; the largest have their own colour."""
   counts = run.composition or run.sources
   ranked = sorted(run.sources, key=lambda name: -counts[name])
   coloured = ranked if len(ranked) <= COLOURS else ranked[: COLOURS - 1]

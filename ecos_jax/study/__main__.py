@@ -19,9 +19,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "File of a study, and its argument: FILE[:ARGUMENT]."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study.")
-_LIST = flags.DEFINE_bool(
-  "list", False, "Show the trials, and run nothing."
-)
+_LIST = flags.DEFINE_bool("list", False, "Show the trials, and run nothing.")
 _TRIALS = flags.DEFINE_string(
   "trials", "*", "Run only those whose names match: --trials='client=usps,*'."
 )
@@ -96,8 +94,8 @@ def main(argv: list[str]) -> None:
   if failed:
     raise errors.EcosError(
       f"{len(failed)} of {len(chosen)} trials failed, the first is "
-      f"{failed[0]}: {workdir}/results.md has the reasons, and the same command "
-      "runs these again"
+      f"{failed[0]}: {workdir}/results.md has the reasons, and the same "
+      "command runs these again"
     )
 
 

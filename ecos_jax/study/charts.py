@@ -37,8 +37,8 @@ text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #333 }
 .marker { fill: currentColor } .deviation { stroke: currentColor }
 .line { fill: none; stroke: currentColor; stroke-width: 1.8 }
 """ + "".join(
-  f".c{i} {{ color: {colour}; stroke-dasharray: {_DASHES[i % len(_DASHES)]} }}\n"
-  f".c{i} .deviation {{ stroke-dasharray: none }}\n"
+  f".c{i} {{ color: {colour} }} "
+  f".c{i} .line {{ stroke-dasharray: {_DASHES[i % len(_DASHES)]} }}\n"
   for i, colour in enumerate(_COLOURS)
 )
 # Pixels.
@@ -47,7 +47,7 @@ _PANEL, _NAME, _LETTER = 330, 84, 7
 
 
 class _Point(NamedTuple):
-  """A point; `x` is None where it does not depend on x: a level."""
+  """A point; `x` is None for a level, which does not depend on x."""
 
   panel: Any
   line: Any
@@ -70,51 +70,7 @@ def draw(
     rows: Rows of the trials that are done.
   """
   points = _points(study, trials, plot, rows)
-  if not points:
-    return None
-  panels = tables.in_order(study, [(p.panel,) for p in points], [plot.panels])
-  present = {point.line for point in points}
-  lines = [n for n in [*study.order(plot.lines), None] if n in present]
-  names = [study.label(plot.lines, line) for line in lines]
-  places = len({p.x for p in points if isinstance(p.x, str)})
-  wide = max(_PANEL, _NAME * places)
-  width = _LEFT + len(panels) * (wide + _GAP) + 40
-  width += _LETTER * max(map(len, names))
-  chart = svg.new(width, _HEIGHT, f"{plot.y} by {plot.x}")
-  chart.set("xmlns", "http://www.w3.org/2000/svg")
-  svg.add(chart, "style", "", _STYLE)
-  svg.add(chart, "rect", "", width="100%", height="100%")
-  svg.add(chart, "text", "", metrics.METRICS[plot.y].label, x=4, y=16)
-  low = min(p.y.mean - (p.y.deviation or 0) for p in points)
-  high = max(p.y.mean + (p.y.deviation or 0) for p in points)
-  margin = 0.04 * (high - low) or 1.0
-  for i, (panel,) in enumerate(panels):
-    own = [p for p in points if p.panel == panel]
-    left = _LEFT + i * (wide + _GAP)
-    axes = svg.Axes(
-      chart,
-      (left, _TOP, left + wide, _HEIGHT - _BOTTOM),
-      _range(study, plot, own),
-      (low - margin, high + margin),
-      log_x=plot.log_x,
-    )
-    middle = left + wide / 2
-    if len(panels) > 1:
-      title = study.label(plot.panels, panel)
-      svg.add(chart, "text", "title", title, x=middle, y=16)
-    axes.grid(labels=i == 0)
-    axes.level("axis", low - margin)
-    for x, text in _ticks(study, plot, own):
-      svg.add(
-        *(chart, "text", "middle", text), x=axes.x(x), y=_HEIGHT - _BOTTOM + 18
-      )
-    if not places:
-      x_label = metrics.label(plot.x)
-      svg.add(chart, "text", "middle", x_label, x=middle, y=_HEIGHT - 8)
-    for line in lines:
-      _line(study, plot, chart, axes, lines, line, own)
-  _legend(study, plot, chart, axes.right + _GAP, lines, points)
-  return svg.to_text(chart).encode()
+  return _Drawing(study, plot, points).to_bytes() if points else None
 
 
 def _points(
@@ -123,7 +79,7 @@ def _points(
   plot: plan.Plot,
   rows: Sequence[tables.Row],
 ) -> list[_Point]:
-  """Returns all points: one for each combination of the fields that vary."""
+  """Returns a point for each combination of the fields that vary."""
   varied = {name for grid in study.grids for name in grid}
   keys = sorted(varied - set(plot.mean_over) - {plan.REPEATED})
   found = tables.statistics(trials, rows, keys, plot.y, plot.mean_over)
@@ -138,112 +94,147 @@ def _points(
       x = where[key].mean if key in where else None
     if plot.log_x and x == 0:
       x = None
-    panel = values.get(plot.panels) if plot.panels else None
+    panel = values.get(plot.panels or "")
     points.append(_Point(panel, values.get(plot.lines), x, y))
   return points
 
 
-def _range(
-  study: plan.Study, plot: plan.Plot, points: Sequence[_Point]
-) -> tuple[float, float]:
-  """Returns the values at both ends of the axis of x."""
-  xs = [point.x for point in points if point.x is not None]
-  if any(isinstance(x, str) for x in xs):
-    return -0.5, len(study.order(plot.x)) - 0.5
-  low, high = (min(xs), max(xs)) if xs else (1, 10)
-  if plot.log_x:
-    margin = max(high / low, 1.1) ** 0.05
-    return low / margin, high * margin
-  margin = 0.05 * (high - low) or 1.0
-  return low - margin, high + margin
+class _Drawing:
+  """One chart: panels side by side, and a legend.
 
+  Over names, lines have no strokes, and their points lie side by side.
+  """
 
-def _ticks(
-  study: plan.Study, plot: plan.Plot, points: Sequence[_Point]
-) -> list[tuple[float, str]]:
-  """Returns places on the axis of x, and what to write there."""
-  xs = sorted({point.x for point in points if point.x is not None}, key=str)
-  if any(isinstance(x, str) for x in xs):
-    places = study.order(plot.x)
-    return [(i, study.label(plot.x, x)) for i, x in enumerate(places)]
-  if plot.x not in metrics.METRICS:
-    return [(x, study.label(plot.x, x)) for x in xs]
-  low, high = _range(study, plot, points)
-  if plot.log_x:
-    values = [10.0**i for i in range(-12, 16) if low <= 10.0**i <= high]
-  else:
-    values = svg.ticks(low, high)
-  return [(x, f"{x:g}".replace("e+", "e")) for x in values]
+  def __init__(
+    self, study: plan.Study, plot: plan.Plot, points: Sequence[_Point]
+  ):
+    self._study, self._plot, self._points = study, plot, points
+    self._order = study.order(plot.lines)
+    present = {point.line for point in points}
+    self._lines = [line for line in [*self._order, None] if line in present]
+    self._places = study.order(plot.x)
+    self._named = any(isinstance(point.x, str) for point in points)
+    self._wide = _PANEL
+    if self._named:
+      self._wide = max(_PANEL, _NAME * len(self._places))
 
+  def to_bytes(self) -> bytes:
+    panels = tables.in_order(
+      self._study,
+      [(point.panel,) for point in self._points],
+      [self._plot.panels or ""],
+    )
+    legend = _LEFT + len(panels) * (self._wide + _GAP)
+    labels = [self._label(line) for line in self._lines]
+    width = legend + 50 + _LETTER * max(map(len, labels))
+    label = metrics.METRICS[self._plot.y].label
+    self._svg = svg.new(width, _HEIGHT, f"{label} by {self._plot.x}")
+    self._svg.set("xmlns", "http://www.w3.org/2000/svg")
+    svg.add(self._svg, "style", "", _STYLE)
+    svg.add(self._svg, "rect", "", width="100%", height="100%")
+    svg.add(self._svg, "text", "", label, x=4, y=16)
+    for i, (panel,) in enumerate(panels):
+      self._panel(i, panel, titled=len(panels) > 1)
+    self._legend(legend)
+    return svg.to_text(self._svg).encode()
 
-def _style(study: plan.Study, plot: plan.Plot, line: Any) -> int:
-  order = study.order(plot.lines)
-  return (order.index(line) if line in order else len(order)) % len(_COLOURS)
+  def _label(self, line: Any) -> str:
+    return self._study.label(self._plot.lines, line)
 
+  def _panel(self, i: int, panel: Any, *, titled: bool) -> None:
+    points = [point for point in self._points if point.panel == panel]
+    x_range, ticks = self._x_axis(points)
+    low = min(p.y.mean - (p.y.deviation or 0) for p in self._points)
+    high = max(p.y.mean + (p.y.deviation or 0) for p in self._points)
+    margin = 0.04 * (high - low) or 1.0
+    left = _LEFT + i * (self._wide + _GAP)
+    axes = svg.Axes(
+      self._svg,
+      (left, _TOP, left + self._wide, _HEIGHT - _BOTTOM),
+      x_range,
+      (low - margin, high + margin),
+      log_x=self._plot.log_x,
+    )
+    middle = left + self._wide / 2
+    if titled:
+      title = self._study.label(self._plot.panels or "", panel)
+      svg.add(self._svg, "text", "title", title, x=middle, y=16)
+    axes.grid(labels=i == 0)
+    axes.level("axis", low - margin)
+    for x, text in ticks:
+      y = _HEIGHT - _BOTTOM + 18
+      svg.add(self._svg, "text", "middle", text, x=axes.x(x), y=y)
+    if not self._named:
+      label = metrics.label(self._plot.x)
+      svg.add(self._svg, "text", "middle", label, x=middle, y=_HEIGHT - 8)
+    for line in self._lines:
+      self._line(axes, line, [point for point in points if point.line == line])
 
-def _line(
-  study: plan.Study,
-  plot: plan.Plot,
-  chart: ElementTree.Element,
-  axes: svg.Axes,
-  lines: Sequence[Any],
-  line: Any,
-  points: Sequence[_Point],
-) -> None:
-  """Draws the points of a line; over names, beside those of the others."""
-  own = [point for point in points if point.line == line]
-  style = _style(study, plot, line)
-  group = svg.add(chart, "g", f"c{style}")
-  placed = [(point.x, point.y) for point in own if point.x is not None]
-  named = any(isinstance(x, str) for x, _ in placed)
-  if named:
-    places = study.order(plot.x)
-    shift = (lines.index(line) + 0.5) / len(lines) - 0.5
-    placed = [(places.index(x) + 0.8 * shift, y) for x, y in placed]
-  placed.sort()
-  for point in own:
-    if point.x is None:
-      y = axes.y(point.y.mean)
-      svg.add(group, "line", "line", x1=axes.left, x2=axes.right, y1=y, y2=y)
-  if len(placed) > 1 and not named:
-    path = " ".join(f"{axes.x(x):.1f},{axes.y(y.mean):.1f}" for x, y in placed)
-    svg.add(group, "polyline", "line", points=path)
-  for x, y in placed:
-    middle, height = axes.x(x), axes.y(y.mean)
-    if y.deviation:
-      ends = (axes.y(y.mean - y.deviation), axes.y(y.mean + y.deviation))
-      bar = f"M{middle:.1f} {ends[0]:.1f}V{ends[1]:.1f}" + "".join(
-        f"M{middle - 3:.1f} {end:.1f}h6" for end in ends
+  def _x_axis(
+    self, points: Sequence[_Point]
+  ) -> tuple[tuple[float, float], list[tuple[float, str]]]:
+    """Returns the range of x, and the values to name, with their texts."""
+    name = self._plot.x
+    if self._named:
+      texts = [self._study.label(name, place) for place in self._places]
+      return (-0.5, len(texts) - 0.5), list(enumerate(texts))
+    xs = sorted({point.x for point in points if point.x is not None}) or [1, 10]
+    if self._plot.log_x:
+      margin = max(xs[-1] / xs[0], 1.1) ** 0.05
+      low, high = xs[0] / margin, xs[-1] * margin
+      values = [10.0**i for i in range(-12, 16) if low <= 10.0**i <= high]
+    else:
+      margin = 0.05 * (xs[-1] - xs[0]) or 1.0
+      low, high = xs[0] - margin, xs[-1] + margin
+      values = svg.ticks(low, high)
+    if name not in metrics.METRICS:
+      return (low, high), [(x, self._study.label(name, x)) for x in xs]
+    return (low, high), [
+      (x, f"{x:g}".replace("e+0", "e").replace("e+", "e")) for x in values
+    ]
+
+  def _group(self, line: Any) -> tuple[ElementTree.Element, str]:
+    """Returns an element in the colour of a line, and its marker."""
+    order = self._order
+    place = order.index(line) if line in order else len(order)
+    style = place % len(_COLOURS)
+    return svg.add(self._svg, "g", f"c{style}"), _MARKERS[style]
+
+  def _line(self, axes: svg.Axes, line: Any, points: Sequence[_Point]) -> None:
+    group, marker = self._group(line)
+    for point in points:
+      if point.x is None:
+        y = axes.y(point.y.mean)
+        svg.add(group, "line", "line", x1=axes.left, x2=axes.right, y1=y, y2=y)
+    placed = [(point.x, point.y) for point in points if point.x is not None]
+    if self._named:
+      shift = (self._lines.index(line) + 0.5) / len(self._lines) - 0.5
+      placed = [(self._places.index(x) + 0.8 * shift, y) for x, y in placed]
+    placed = sorted((axes.x(x), y) for x, y in placed)
+    if len(placed) > 1 and not self._named:
+      path = " ".join(f"{x:.1f},{axes.y(y.mean):.1f}" for x, y in placed)
+      svg.add(group, "polyline", "line", points=path)
+    for x, y in placed:
+      if y.deviation:
+        low, high = (axes.y(y.mean + d) for d in (-y.deviation, y.deviation))
+        ends = "".join(f"M{x - 3:.1f} {end:.1f}h6" for end in (low, high))
+        bar = f"M{x:.1f} {low:.1f}V{high:.1f}{ends}"
+        svg.add(group, "path", "deviation", d=bar)
+      svg.add(
+        *(group, "path", "marker"),
+        title=f"{self._label(line)}: {tables.text(self._plot.y, y)}",
+        transform=f"translate({x:.1f} {axes.y(y.mean):.1f})",
+        d=marker,
       )
-      svg.add(group, "path", "deviation", d=bar)
-    _marker(group, style, middle, height, tables.text(plot.y, y))
 
-
-def _marker(
-  group: ElementTree.Element, style: int, x: float, y: float, title: str = ""
-) -> None:
-  where = f"translate({x:.1f} {y:.1f})"
-  marker = _MARKERS[style]
-  svg.add(group, "path", "marker", title=title, transform=where, d=marker)
-
-
-def _legend(
-  study: plan.Study,
-  plot: plan.Plot,
-  chart: ElementTree.Element,
-  left: float,
-  lines: Sequence[Any],
-  points: Sequence[_Point],
-) -> None:
-  named = any(isinstance(point.x, str) for point in points)
-  y = (_HEIGHT - 20 * len(lines)) / 2
-  for line in lines:
-    style = _style(study, plot, line)
-    group = svg.add(chart, "g", f"c{style}")
-    if not named:
-      svg.add(group, "line", "line", x1=left, x2=left + 28, y1=y, y2=y)
-    if any(point.line == line and point.x is not None for point in points):
-      _marker(group, style, left + 14, y)
-    label = study.label(plot.lines, line)
-    svg.add(chart, "text", "", label, x=left + 34, y=y + 4)
-    y += 20
+  def _legend(self, left: float) -> None:
+    y = (_HEIGHT - 20 * len(self._lines)) / 2
+    for line in self._lines:
+      group, marker = self._group(line)
+      if not self._named:
+        svg.add(group, "line", "line", x1=left, x2=left + 28, y1=y, y2=y)
+      if any(p.line == line and p.x is not None for p in self._points):
+        where = f"translate({left + 14:.1f} {y:.1f})"
+        svg.add(group, "path", "marker", transform=where, d=marker)
+      svg.add(self._svg, "text", "", self._label(line), x=left + 34, y=y + 4)
+      y += 20

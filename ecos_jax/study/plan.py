@@ -158,7 +158,9 @@ class Study(config_lib.Config):
     always = set.intersection(*map(set, self.grids)) | set(self.follow)
     for name, value in config_lib.flatten(self.base_config()).items():
       if name in always and value != before[name]:
-        found.append(f"--config.{name}={value}: the study sets it in all trials")
+        found.append(
+          f"--config.{name}={value}: the study sets it in all trials"
+        )
     for shown in (*self.tables, *self.plots):
       found += self._layout_errors(shown)
     if found:
@@ -227,12 +229,12 @@ class Study(config_lib.Config):
     rank = {pool: i for i, pool in enumerate(pools)}
     return sorted(trials, key=lambda trial: rank[trial.pool])
 
-  def order(self, name: str | None) -> list[Any]:
+  def order(self, name: str) -> list[Any]:
     """Returns the values of a field in the order of the grids."""
     values = (v for grid in self.grids for v in grid.get(name, ()))
     return list(dict.fromkeys(values))
 
-  def label(self, name: str | None, value: Any) -> str:
+  def label(self, name: str, value: Any) -> str:
     """Returns what is shown for a value of a field."""
     if value is None:
       return ""
@@ -263,19 +265,6 @@ def of(base: str, **fields: Any) -> Study:
   """
   config = read(base)
   return Study(**vars(config), base=base, **fields)
-
-
-def smoke(argument: str) -> bool:
-  """Returns whether a study file's argument is `smoke`.
-
-  Raises:
-    ConfigError: It is another one than that or none.
-  """
-  if argument not in ("", "smoke"):
-    raise errors.ConfigError(
-      f"--config=...:{argument}: unknown argument; valid: smoke"
-    )
-  return bool(argument)
 
 
 def read(base: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ecos_jax import errors
 from ecos_jax import files as files_lib
-from ecos_jax import tables as tables_lib
+from ecos_jax import text_tables
 from ecos_jax.study import charts
 from ecos_jax.study import plan
 from ecos_jax.study import run
@@ -48,7 +48,7 @@ def write(
   for table in study.tables[:1]:
     parts.append(f"**{table.title}**")
     lines = tables.lines(study, trials, table, rows)
-    parts.append(tables_lib.markdown(lines))
+    parts.append(text_tables.markdown(lines))
   files, links = [], []
   for plot in study.plots:
     if chart := charts.draw(study, trials, plot, rows):
@@ -56,15 +56,14 @@ def write(
       files_lib.write(path, chart)
       files.append(path)
       parts.append(f"![{plot.name}]({path.name})")
-  more = {
-    table.title: tables.lines(study, trials, table, rows)
-    for table in study.tables[1:]
-  }
+  more: list[tuple[str, str, Sequence[Sequence[str]]]] = [
+    (t.title, _slug(t.title), tables.lines(study, trials, t, rows))
+    for t in study.tables[1:]
+  ]
   if study.paper is not None:
-    more["The paper's figures"] = study.paper.rows
-  for title, lines in more.items():
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower().replace(" in %", ""))
-    path = workdir / f"{slug.strip('-')}.csv"
+    more.append(("The paper's figures", "paper", study.paper.rows))
+  for title, slug, lines in more:
+    path = workdir / f"{slug}.csv"
     _write_csv(path, lines)
     files.append(path)
     links.append(f"[{title}]({path.name})")
@@ -78,6 +77,11 @@ def write(
   text = "\n\n".join(filter(None, parts)) + "\n"
   files_lib.write(workdir / "results.md", text.encode())
   return text, files
+
+
+def _slug(title: str) -> str:
+  words = title.lower().replace(" in %", "")
+  return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:

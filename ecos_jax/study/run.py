@@ -194,13 +194,15 @@ def _serve(
         "config": config_lib.flatten(trial.config),
         "wanted": sorted(wanted),
       }
+      outcome: dict[str, Any]
       try:
         child = child or _child(workdir, number, count)
         outcome = child.call(order)
       except children.ChildError as error:
         if child is not None:
           child.close()
-        child, outcome = None, {"error": str(error), "seconds": None}
+        child = None
+        outcome = {"error": str(error), "seconds": None}
       if "error" in outcome:
         outcome["error"] = cli.with_flags(outcome["error"])
       done.put((trial, outcome))

@@ -153,9 +153,7 @@ def remembering() -> Callable[..., problem.Problem]:
   """Returns `problem.load` that keeps the last few results in memory."""
   kept: dict[str, problem.Problem] = {}
 
-  def load(
-    data: config_lib.Data, seed: int, **options: Any
-  ) -> problem.Problem:
+  def load(data: config_lib.Data, seed: int, **options: Any) -> problem.Problem:
     key = repr((data, seed))
     if key not in kept:
       if len(kept) == _POOLS_IN_MEMORY:
