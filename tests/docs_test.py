@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from ecos_jax import cli
 from ecos_jax import config
 
 _ROOT = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ def test_shell_blocks_are_shell(text):
 
 @_each_page
 def test_commands_fields_and_files_exist(text):
-  config.check_overrides(
+  cli.check_overrides(
     re.findall(r"--config\.[a-z_]+\.[a-z_]+|--config\.seed", text)
   )
   for module in re.findall(r"python -m (ecos_jax[a-z_.]*)", text):

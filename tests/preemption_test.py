@@ -13,7 +13,7 @@ _MANUAL = (
   ("bank", "encoders.registry:encode"),
   ("codebook", "clustering.kmeans:fit"),
   ("codebook", "clustering.assign:stream"),
-  ("query", "cloud.query:make"),
+  ("query", "cloud.question:make"),
   ("response", "client.coverage:nearest"),
   ("proxy", "cloud.sampling:decompress"),
   ("proxy", "data.proxy:write"),
@@ -27,7 +27,7 @@ _CLIENT = (
 _DISTILL = (
   ("teacher", "training.checkpoints:Checkpoints"),
   ("teacher", "training.loop:accuracy"),
-  ("logits", "pipeline.distillation:_finished_teacher"),
+  ("logits", "pipeline.distillation:finished_teacher"),
 )
 _CASES = [("manual", *case) for case in _MANUAL]
 _CASES += [("client", *case) for case in _CLIENT]

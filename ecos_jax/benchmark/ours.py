@@ -17,6 +17,7 @@ from ecos_jax.benchmark import timing
 from ecos_jax.benchmark import training
 from ecos_jax.client import coverage
 from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import codebook
 from ecos_jax.cloud import sampling
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
@@ -192,11 +193,11 @@ def _sample(
   assignment = np.random.default_rng(1).permutation(n).astype(np.int32) % r
   quotas = np.full(r, budget // r)
   quotas[: budget % r] += 1
+  book = codebook.Codebook(centroids, np.bincount(assignment), assignment)
   return calls.timed(
     lambda: sampling.decompress(
       bank,
-      assignment,
-      centroids,
+      book,
       np.ones(r),
       quotas,
       config.Sampling(likely=1.0, central=1.0),

@@ -8,6 +8,7 @@ from absl import flags
 
 from ecos_jax import config
 from ecos_jax import messages
+from ecos_jax.config import limits
 from ecos_jax.encoders import registry
 
 _FLAGS = registry.Flags(
@@ -62,10 +63,10 @@ def _built(
   options = {}
   if name in registry.PRETRAINED:
     size, dtype = settings.get("image_size"), settings.get("dtype")
-    if type(size) is not int or not 0 < size <= config.MAX_IMAGE_SIZE:
+    if type(size) is not int or not 0 < size <= limits.MAX_IMAGE_SIZE:
       raise messages.ProtocolError(
         "encoder_settings.image_size must be an integer in [1, "
-        f"{config.MAX_IMAGE_SIZE}]"
+        f"{limits.MAX_IMAGE_SIZE}]"
       )
     if dtype not in (known := [member.value for member in config.ComputeType]):
       raise messages.ProtocolError(

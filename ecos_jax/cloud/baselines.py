@@ -19,8 +19,7 @@ _MAK_CANDIDATES = 1.5
 def _check_budget(budget: int, n: int) -> None:
   if not 1 <= budget <= n:
     raise errors.EcosError(
-      f"--config.sampling.budget={budget}: it must lie between 1 and the size "
-      f"of the pool, {n}"
+      f"`budget` must lie between 1 and the size of the pool, {n}, got {budget}"
     )
 
 

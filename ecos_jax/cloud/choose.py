@@ -11,19 +11,26 @@ For cluster r, of n_r samples of the pool:
 All of it post-processes the answer, and costs no privacy.
 """
 
+from collections.abc import Sequence
+import enum
 import functools
 import heapq
-from typing import NamedTuple
+import math
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax.cloud import bank as bank_lib
-from ecos_jax.cloud import codebook
+from ecos_jax import messages
+from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.cloud import question as question_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
+from ecos_jax.clustering import chunks
+
+_Member = TypeVar("_Member", bound=enum.Enum)
 
 
 class Choice(NamedTuple):
@@ -46,9 +53,102 @@ class Choice(NamedTuple):
     return Choice(*(array[order] for array in self))
 
 
+def choose(
+  features: chunks.Features | jax.Array,
+  codebook: codebook_lib.Codebook,
+  question: bytes,
+  answers: bytes | Sequence[bytes],
+  budget: int,
+  key: jax.Array,
+  *,
+  filter: config.Filter | str = config.Sampling.filter,
+  threshold: float = config.Sampling.threshold,
+  estimate: config.Estimate | str = config.Sampling.estimate,
+  density_power: float = config.Sampling.density_power,
+  within: config.Within | str = config.Sampling.within,
+  likely: float = config.Sampling.likely,
+  central: float = config.Sampling.central,
+) -> Choice:
+  """Returns the samples of the pool that are most like the client's.
+
+  The defaults are the method `ecos`; `**config.PAPER` is `ecos_paper`. In the
+  order of the result, a prefix is the choice for a smaller budget: `samples`
+  says how nearly.
+
+  Args:
+    features: float16 or float32 [N, d], an array or a feature bank: what the
+      codebook was fitted on.
+    codebook: The codebook, of R clusters.
+    question: What the client was asked, from `question.ask`.
+    answers: Of the client, or of several clients: their votes are added up.
+    budget: B, the number of samples to choose. Fewer come back if the clusters
+      with votes do not hold as many.
+    key: Random key: of the candidates in large clusters, and of `random`.
+    filter: `none`, or `threshold`: clusters with a lower score get nothing.
+    threshold: In multiples of sigma, for that filter.
+    estimate: Votes of a cluster: `posterior` mean given all scores, or `score`.
+    density_power: Exponent of the client's density over the pool's in the
+      weight of a cluster; 0 follows the client's distribution.
+    within: In a cluster: `kcenter`, `nearest` to the centroid, or `random`.
+    likely: Share of a cluster to choose from, where the client is densest.
+    central: Share of that to choose from, nearest to the centroid.
+
+  Raises:
+    EcosError: An argument is refused, or does not belong to the others.
+  """
+  features = chunks.checked(features)
+  shape = len(codebook.assignment), codebook.centroids.shape[1]
+  if features.shape != shape:
+    raise errors.EcosError(
+      f"`features` must be those of `codebook`, {list(shape)}, got "
+      f"{list(features.shape)}"
+    )
+  query = messages.Query.from_bytes(question)
+  if not np.array_equal(query.centroids, codebook.centroids):
+    raise errors.EcosError("`question` is not about `codebook`: give its own")
+  if isinstance(answers, bytes):
+    answers = [answers]
+  if len(set(answers)) < len(answers):
+    raise errors.EcosError("`answers` holds one answer twice: give it once")
+  combined = question_lib.combine(
+    [question_lib.read(answer, query) for answer in answers], query
+  )
+  options = config.Sampling(
+    budget=budget,
+    filter=_member(config.Filter, filter, "filter"),
+    threshold=threshold,
+    estimate=_member(config.Estimate, estimate, "estimate"),
+    density_power=density_power,
+    within=_member(config.Within, within, "within"),
+    likely=likely,
+    central=central,
+  )
+  for name in ("likely", "central"):
+    if not 0 < getattr(options, name) <= 1:
+      raise errors.EcosError(
+        f"`{name}` must lie in (0, 1], got {getattr(options, name)}"
+      )
+  if not 0 <= density_power < math.inf:
+    raise errors.EcosError(f"`density_power` must be >= 0, got {density_power}")
+  return samples(
+    features, codebook, combined.scores, combined.sigma, options, key
+  )
+
+
+def _member(kind: type[_Member], value: _Member | str, name: str) -> _Member:
+  """Returns a member of an enum by its value."""
+  try:
+    return kind(value)
+  except ValueError:
+    values = ", ".join(member.value for member in kind)
+    raise errors.EcosError(
+      f"`{name}` must be one of {values}, got {value!r}"
+    ) from None
+
+
 def samples(
-  bank: bank_lib.FeatureBank,
-  book: codebook.Codebook,
+  features: chunks.Features,
+  book: codebook_lib.Codebook,
   scores: np.ndarray,
   sigma: float,
   options: config.Sampling,
@@ -67,7 +167,7 @@ def samples(
   shares `likely` and `central` of it, where candidates depend on the quota.
 
   Args:
-    bank: Features, [N, d].
+    features: [N, d].
     book: The codebook, of R clusters.
     scores: int64 [R], noisy.
     sigma: Scale of the noise in a score.
@@ -84,9 +184,7 @@ def samples(
   quota = quotas(weights, book.sizes, options.budget)
   if not quota.any():
     raise errors.EcosError("no cluster has votes: there is nothing to choose")
-  chosen = sampling.decompress(
-    bank, book.assignment, book.centroids, density, quota, options, key
-  )
+  chosen = sampling.decompress(features, book, density, quota, options, key)
   clusters = interleave(quota)
   indices = np.empty(len(clusters), np.int64)
   indices[np.argsort(clusters, kind="stable")] = np.concatenate(chosen)
@@ -119,7 +217,7 @@ def quotas(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
     EcosError: The budget is not positive.
   """
   if budget < 1:
-    raise errors.EcosError(f"--config.sampling.budget={budget}: it must be > 0")
+    raise errors.EcosError(f"`budget` must be > 0, got {budget}")
   if not np.isfinite(weights).all() or weights.min() < 0:
     raise ValueError("weights must be finite and not negative")
   # Python integers: products of counts overflow int64 in huge pools. A power of

@@ -19,9 +19,9 @@ import numpy as np
 import tqdm
 
 from ecos_jax import config
-from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import codebook
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start as start_lib
 
 _CANDIDATES_PER_SAMPLE = 8
@@ -198,7 +198,7 @@ def _density(
 
 
 def _spread(
-  bank: bank_lib.FeatureBank,
+  bank: chunks.Features,
   candidates: list[np.ndarray],
   centroids: np.ndarray,
   density: np.ndarray,
@@ -216,7 +216,7 @@ def _spread(
       nearest = np.full((sets, width), -np.inf, np.float32)
       first = np.zeros(sets, np.int32)
       members = [np.sort(candidates[r]) for r in clusters]
-      taken = bank.take(np.concatenate(members))
+      taken = chunks.take(bank, np.concatenate(members))
       ends = np.cumsum([len(rows) for rows in members])
       parts = np.split(taken, ends[:-1])
       around = _neighbours(centroids, clusters)
@@ -251,9 +251,8 @@ def _spread(
 
 
 def decompress(
-  bank: bank_lib.FeatureBank,
-  assignment: np.ndarray,
-  centroids: np.ndarray,
+  features: chunks.Features,
+  book: codebook.Codebook,
   density: np.ndarray,
   quotas: np.ndarray,
   options: config.Sampling,
@@ -272,23 +271,19 @@ def decompress(
   k-center takes outliers first.
 
   Args:
-    bank: Features, [N, d].
-    assignment: int32 [N], the cluster of each sample, -1 for none; may be
-      mapped from disk.
-    centroids: float32 [R, d].
+    features: [N, d].
+    book: The codebook, of R clusters.
     density: float64 [R], of the client's samples over the pool's, up to a
       factor.
     quotas: int64 [R], how many to take; at most the size of the cluster.
     options: `within`, `likely`, `central`.
     key: Random key: of the candidates, and of `random`.
   """
-  sizes = np.zeros(len(quotas), np.int64)
-  for start in range(0, len(assignment), _SCAN_ROWS):
-    labels = np.asarray(assignment[start : start + _SCAN_ROWS])
-    sizes += codebook.counts(labels, len(quotas))
-  if np.any(quotas > sizes):
+  if np.any(quotas > book.sizes):
     raise ValueError("a quota is larger than its cluster")
-  candidates = _candidates(assignment, sizes, quotas, key)
-  partial = np.where(quotas < sizes, quotas, 0)
-  chosen = _spread(bank, candidates, centroids, density, partial, options)
+  candidates = _candidates(book.assignment, book.sizes, quotas, key)
+  partial = np.where(quotas < book.sizes, quotas, 0)
+  chosen = _spread(
+    features, candidates, book.centroids, density, partial, options
+  )
   return [chosen.get(r, rows) for r, rows in enumerate(candidates)]

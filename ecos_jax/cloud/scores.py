@@ -40,9 +40,9 @@ def _kept(
   kept = (scores >= options.threshold * sigma) & (scores > 0)
   if not kept.any():
     raise errors.EcosError(
-      f"no score passes --config.sampling.threshold={options.threshold:g} at "
-      f"sigma {sigma:g} (the highest is {scores.max()}): lower it, lower "
-      "--config.privacy.sigma, or ask clients with more samples"
+      f"no score passes `sampling.threshold`={options.threshold:g} at sigma "
+      f"{sigma:g} (the highest is {scores.max()}): lower it, lower "
+      "`privacy.sigma`, or ask a client with more samples"
     )
   return kept
 

@@ -197,7 +197,7 @@ def _assign_chunk(chunk, valid, centroids, *, mesh, block):
 
 
 def stream(
-  features: np.ndarray | chunks.Rows,
+  features: chunks.Features,
   centroids: jax.typing.ArrayLike,
   *,
   mesh: jax.sharding.Mesh | None = None,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax import errors
 from ecos_jax.clustering import kernels
 
 MEMORY_BUDGET = 256 << 20
@@ -53,6 +54,39 @@ class Rows(Protocol):
 
   def take(self, indices: np.ndarray) -> np.ndarray:
     """Returns the rows at `indices`, float32 [m, d]."""
+
+
+# [n, d], in memory or not.
+Features = np.ndarray | Rows
+
+
+def checked(features: Any, name: str = "features") -> Features:
+  """Returns features [n, d] in memory as a numpy array, others as they are.
+
+  Args:
+    features: A numpy or JAX array, or `Rows`.
+    name: What to call them in an error.
+
+  Raises:
+    EcosError: They have another shape or type.
+  """
+  if hasattr(features, "blocks"):
+    return features
+  array = np.asarray(features)
+  floats = array.dtype.name in ("float16", "bfloat16", "float32")
+  if array.ndim != 2 or 0 in array.shape or not floats:
+    raise errors.EcosError(
+      f"`{name}` must be float16 or float32 [n, d], got {array.dtype} "
+      f"{list(array.shape)}"
+    )
+  return array
+
+
+def take(features: Features, rows: np.ndarray) -> np.ndarray:
+  """Returns some rows, float32 [m, d]."""
+  if isinstance(features, np.ndarray):
+    return features[rows].astype(np.float32)
+  return features.take(rows)
 
 
 class Plan(NamedTuple):
@@ -153,7 +187,7 @@ def _sharded(
 
 
 def read(
-  features: np.ndarray | Rows, rows: int, mesh: jax.sharding.Mesh
+  features: Features, rows: int, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[int, int, jax.Array]]:
   """Yields (first row, valid rows, chunk [rows, d] sharded over 'data').
 
@@ -196,7 +230,7 @@ def one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
     yield under_way
 
 
-def shares_memory(features: np.ndarray | Rows, mesh: jax.sharding.Mesh) -> bool:
+def shares_memory(features: Features, mesh: jax.sharding.Mesh) -> bool:
   """Returns whether chunks on the devices of a mesh are not copies."""
   return (
     isinstance(features, np.ndarray)

@@ -102,8 +102,8 @@ class View:
   @property
   def fields(self) -> Iterator[tuple[str, str, str | None]]:
     """Yields each field, its value, and the default if it is another."""
-    defaults = collect.flat(json.loads(config_lib.Config().to_json()))
-    for name, value in self.run.config.items():
+    defaults = config_lib.flatten(config_lib.Config())
+    for name, value in config_lib.flatten(self.run.config).items():
       default = defaults.get(name)
       yield name, _json(value), None if value == default else _json(default)
 
@@ -217,10 +217,10 @@ def _rival(views: Sequence[View]) -> View | None:
     v
     for v in views[1:]
     if v.run.summary["accuracy"] is not None
+    and v.run.config.sampling.budget == first.config.sampling.budget
     and all(
-      v.run.config.get(name) == value
-      for name, value in first.config.items()
-      if name.startswith(("data.", "train.")) or name == "sampling.budget"
+      getattr(v.run.config, part) == getattr(first.config, part)
+      for part in ("data", "train")
     )
   ]
   random = [v for v in known if v.run.summary["method"] == "random"]
@@ -314,9 +314,9 @@ def _curves(networks: Sequence[dict[str, charts.Series]]) -> list[Chart]:
 
 def _differences(runs: Sequence[collect.Run]) -> dict[str, list[str]]:
   """Returns the fields that the runs do not have alike, with their values."""
-  names = dict.fromkeys(name for run in runs for name in run.config)
+  configs = [config_lib.flatten(run.config) for run in runs]
   values = {
-    name: [_json(run.config.get(name)) for run in runs] for name in names
+    name: [_json(config[name]) for config in configs] for name in configs[0]
   }
   return {name: own for name, own in values.items() if len(set(own)) > 1}
 

@@ -20,7 +20,7 @@ from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
-from ecos_jax.pipeline import job as job_lib
+from ecos_jax.pipeline import stages
 
 # The distance looks at so many samples of each side.
 _SAMPLES = 2000
@@ -104,7 +104,7 @@ def _distance(
   rng = np.random.default_rng(0)
   own = np.arange(len(client))
   own, indices = (rng.permutation(rows)[:_SAMPLES] for rows in (own, indices))
-  encoder = job_lib.encoder(config)
+  encoder = stages.encoder(config)
   batch_size = config.encoder.batch_size
   if pool.feature_sources:
     chosen = np.concatenate(

@@ -8,7 +8,6 @@ name, the values of the varied fields, and its own configuration, with which
 from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
-import enum
 import itertools
 import json
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax.config import checks
+from ecos_jax.config import reading
 from ecos_jax.study import metrics
 
 REPEATED = "seed"
@@ -208,13 +208,13 @@ class Study(config_lib.Config):
       for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         config = self.base_config()
-        wrong = assign(config, chosen)
+        wrong = reading.assign(config, chosen)
         fields = config_lib.flatten(config)
         if unknown := [f for f in self.follow.values() if f not in fields]:
           wrong += [f"follow: there is no field {name}" for name in unknown]
         else:
           follow = {k: fields[v] for k, v in self.follow.items()}
-          wrong += assign(config, follow)
+          wrong += reading.assign(config, follow)
         found += wrong
         name = ",".join(f"{short[k]}={v}" for k, v in chosen.items())
         name = name.replace("/", "-")[:_NAME_LIMIT]
@@ -310,36 +310,3 @@ def _short_names(names: Any) -> dict[str, str]:
     name: end if last.count(end) == 1 else name
     for name, end in zip(full, last, strict=True)
   }
-
-
-def assign(config: config_lib.Config, values: Mapping[str, Any]) -> list[str]:
-  """Sets fields by dotted names; returns what is wrong with them."""
-  valid = config_lib.flatten(config)
-  found = []
-  for name, value in values.items():
-    if name not in valid:
-      group, _, _ = name.rpartition(".")
-      near = [f for f in valid if f.rpartition(".")[0] == group] or valid
-      found.append(f"there is no field {name}; valid: {', '.join(near)}")
-      continue
-    owner, _, last = name.rpartition(".")
-    part: Any = config
-    for step in filter(None, owner.split(".")):
-      part = getattr(part, step)
-    old = getattr(part, last)
-    if isinstance(old, enum.Enum):
-      try:
-        value = type(old)(value)
-      except ValueError:
-        members = ", ".join(str(member.value) for member in type(old))
-        found.append(f"{name} cannot be {value!r}; valid: {members}")
-        continue
-    elif isinstance(old, float) and type(value) is int:
-      value = float(value)
-    elif isinstance(old, tuple) and isinstance(value, list):
-      value = tuple(value)
-    elif old is not None and type(value) is not type(old):
-      found.append(f"{name} cannot be {value!r}: it is a {type(old).__name__}")
-      continue
-    setattr(part, last, value)
-  return found

@@ -61,7 +61,7 @@ def row(workdir: Path, trial: plan.Trial) -> dict[str, Any] | None:
   found = _read(path)
   if found is None:
     return None
-  now = json.loads(json.dumps(config_lib.flatten(trial.config)))
+  now = config_lib.flatten(trial.config)
   different = [
     f"--config.{name} was {found['config'][name]}, now is {value}"
     for name, value in now.items()

@@ -23,9 +23,9 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import pipeline
 from ecos_jax import workdir as workdir_lib
+from ecos_jax.config import reading
 from ecos_jax.data import problem
 from ecos_jax.study import measure
-from ecos_jax.study import plan
 
 _SHARED = (
   *("pool", "bank", "first_codebook", "first_query", "codebook", "query"),
@@ -63,9 +63,7 @@ def _run(
   begin = time.monotonic()
   print(f"\n{order['name']}", flush=True)
   path = workdir / "trials" / order["name"]
-  config = config_lib.Config()
-  wrong = plan.assign(config, order["config"])
-  assert not wrong, wrong
+  config = reading.read(order["config"])
   try:
     summary = pipeline.run(
       config,

@@ -186,7 +186,7 @@ def accuracy(
 def _check(task: tasks.Task, config: config_lib.Train, devices: int) -> None:
   if config.batch_size < 1 or config.batch_size % devices:
     raise errors.EcosError(
-      f"--config.train.batch_size={config.batch_size} does not divide over "
+      f"`train.batch_size`={config.batch_size} does not divide over "
       f"{devices} devices: make it a multiple of {devices}"
     )
   for name, stream in task.streams.items():
@@ -255,7 +255,7 @@ def _means(rows: list[tasks.Metrics], last_step: int) -> dict[str, float]:
     if not np.isfinite(row["loss"]):
       raise errors.EcosError(
         f"the loss is {row['loss']} at step {step}: lower "
-        "--config.train.learning_rate and run again"
+        "`train.learning_rate` and run again"
       )
   return {name: float(np.mean([r[name] for r in rows])) for name in rows[0]}
 

@@ -110,7 +110,7 @@ def test_quotas_of_fractional_weights(rows, budget):
 
 
 def test_quotas_refuse_bad_input():
-  with pytest.raises(errors.EcosError, match="budget=0"):
+  with pytest.raises(errors.EcosError, match="`budget` must be > 0, got 0"):
     choose.quotas(np.array([1]), np.array([5]), 0)
   for weight in (-1.0, np.nan, np.inf):
     with pytest.raises(ValueError, match="weights"):
@@ -206,9 +206,7 @@ def test_a_prefix_is_the_choice_for_its_quotas(within):
   for b in (1, 2, 20, 55, 89):
     part = choose.Choice(*(array[:b] for array in whole)).by_cluster()
     counts = np.bincount(part.clusters, minlength=4)
-    expected = sampling.decompress(
-      bank, book.assignment, book.centroids, density, counts, options, KEY
-    )
+    expected = sampling.decompress(bank, book, density, counts, options, KEY)
     np.testing.assert_array_equal(
       part.indices, np.concatenate([np.sort(rows) for rows in expected])
     )
@@ -220,5 +218,5 @@ def test_no_votes_choose_nothing():
   with pytest.raises(errors.EcosError, match="no cluster has votes"):
     choose.samples(bank, book, np.array([-3, 0]), 10.0, options, KEY)
   options = dataclasses.replace(options, budget=0)
-  with pytest.raises(errors.EcosError, match="budget=0"):
+  with pytest.raises(errors.EcosError, match="`budget` must be > 0, got 0"):
     choose.samples(bank, book, np.array([3, 0]), 10.0, options, KEY)

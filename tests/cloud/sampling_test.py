@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ecos_jax import config
+from ecos_jax.cloud import codebook
 from ecos_jax.cloud import sampling
 from tests.cloud import banks
 
@@ -28,10 +29,11 @@ def in_order(
   options = config.Sampling(within=within, likely=1.0, central=1.0)
   if density is None:
     density = np.ones(len(quotas))
+  # Rows of no cluster have the assignment -1.
+  sizes = np.bincount(assignment + 1, minlength=len(quotas) + 1)[1:]
   return sampling.decompress(
     bank,
-    assignment,
-    centroids,
+    codebook.Codebook(centroids, sizes, assignment),
     density,
     quotas,
     dataclasses.replace(options, **shares),

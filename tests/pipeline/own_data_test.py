@@ -125,7 +125,7 @@ def test_files_that_changed_since_are_refused(finished, folders, tmp_path):
   new = folders / "web/dark/new.png"
   _save(new, 10, 1)
   try:
-    with pytest.raises(errors.EcosError, match=r"--config\.data\.sources are"):
+    with pytest.raises(errors.EcosError, match=r"`data\.sources` are"):
       pipeline.run(config, copy)
   finally:
     new.unlink()
