@@ -134,7 +134,7 @@ def _step(
 
 
 def logits(
-  model: nnx.Module, source: loader.Source, mesh: jax.sharding.Mesh
+  model: nnx.Module, source: loader.Samples, mesh: jax.sharding.Mesh
 ) -> np.ndarray:
   """Returns the logits [n, num_classes] float32 of every sample, in order.
 
@@ -204,7 +204,7 @@ def _check_labels(task: tasks.Task) -> None:
       )
 
 
-def _any_label(source: loader.Source) -> bool:
+def _any_label(source: loader.Samples) -> bool:
   """Returns whether a label is known; the first few samples mostly tell."""
   for start in range(0, len(source), _EVALUATION_BATCH):
     stop = min(start + _EVALUATION_BATCH, len(source))
