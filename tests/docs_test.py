@@ -12,6 +12,7 @@ import pytest
 
 from ecos_jax import cli
 from ecos_jax import config
+from ecos_jax.study import plan
 
 _ROOT = Path(__file__).parents[1]
 _PAGES = [
@@ -54,6 +55,17 @@ def test_commands_fields_and_files_exist(text):
 
 
 @_each_page
+def test_python_imports_what_exists(text):
+  blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+  for block in blocks + re.findall(
+    r"python -c \"\n(.*?)^\"$", text, re.S | re.M
+  ):
+    for node in ast.walk(ast.parse(block)):
+      if isinstance(node, ast.ImportFrom):
+        exec(ast.unparse(node), {})
+
+
+@_each_page
 def test_options_of_commands_exist(text):
   """Of any command of the package: modules define some for others."""
   defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", _source()))
@@ -78,6 +90,13 @@ def test_links(page):
       assert re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[\w.~/#%-]*)?", link), link
     else:
       assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_results_introduce_each_study_as_its_configuration_does():
+  text = (_ROOT / "docs/results.md").read_text()
+  for file in sorted((_ROOT / "configs/studies").glob("*.py")):
+    study = plan.read(str(file))
+    assert f"## {study.title}\n\n{study.about.strip()}\n" in text, file
 
 
 def _said() -> list[str]:
