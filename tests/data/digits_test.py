@@ -189,9 +189,7 @@ class TestEmbedded:
       np.testing.assert_array_equal(a, b)
 
   def test_usps_is_not_embedded(self):
-    with pytest.raises(
-      errors.EcosError, match=r"client`=usps.*data\.dir`"
-    ):
+    with pytest.raises(errors.EcosError, match=r"client`=usps.*data\.dir`"):
       load(client="usps")
 
 
