@@ -10,7 +10,7 @@ import pytest
 
 import ecos_jax
 from ecos_jax import messages
-from ecos_jax.client import respond
+from ecos_jax.client import coverage
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import encode
 from ecos_jax.privacy import mechanisms
@@ -20,7 +20,9 @@ TERMS = messages.Terms(2.0, 0.8, 1e-5, "add_remove")
 
 
 def answered(question, private):
-  return respond.respond(question, private, mechanisms.Mechanism(TERMS, 1))
+  query = messages.Query.from_bytes(question)
+  mechanism = mechanisms.Mechanism(TERMS, 1)
+  return coverage.respond(query, [private], mechanism).to_bytes()
 
 
 @pytest.fixture(name="parts", scope="module")

@@ -9,11 +9,11 @@ from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import workdir
-from ecos_jax.client import respond
 from ecos_jax.cloud import baselines
 from ecos_jax.cloud import choose
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.encoders import encode
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
@@ -111,7 +111,7 @@ def _choose(job: Job) -> choose.Choice:
       indices = baselines.kcenter(bank, options.budget, key)
     case Method.MAK:
       private = job.client.data
-      features = respond.features(
+      features = encode.of_rows(
         private,
         np.arange(len(private)),
         job.encoder,

@@ -45,7 +45,11 @@ _CUT_OFF = re.compile(
 
 
 class LedgerError(errors.EcosError):
-  """The file is no ledger, a damaged one, or of a newer version."""
+  """The file is not a ledger, or is damaged, or has a newer version."""
+
+
+class BudgetError(errors.EcosError):
+  """The budget does not allow an answer; nothing was spent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ class Ledger:
       entry = _from_line(line)
       if entry is None:
         raise LedgerError(
-          f"--ledger: line {number} of {path} is damaged, so what was spent is "
+          f"`ledger`: line {number} of {path} is damaged, so what was spent is "
           "not known: restore the file from a copy"
         )
       self.entries.append(entry)
@@ -128,7 +132,7 @@ class Ledger:
       self._write(b"\n")
     elif tail:
       if not _CUT_OFF.fullmatch(tail):
-        raise LedgerError(f"--ledger: {path} is no ledger: name another file")
+        raise LedgerError(f"`ledger`: {path} is no ledger: name another file")
       logging.warning(
         "%s: the last line was cut off before its answer left; removed", path
       )
@@ -140,7 +144,7 @@ class Ledger:
     self._file.flush()
     os.fsync(self._file.fileno())
 
-  def promise(
+  def guarantee(
     self, terms: messages.Terms | messages.LabelTerms
   ) -> tuple[float, str]:
     """Returns the strictest delta and relation of `terms` and all entries."""
@@ -157,12 +161,12 @@ class Ledger:
   ) -> float:
     """Returns the epsilon of all entries, whatever data, and of `cost`.
 
-    It is that of `promise`, so that a smaller delta or another relation later
-    takes nothing back.
+    It holds for the delta and relation of `guarantee`, so a later answer with a
+    larger delta or another relation does not lower it.
 
     Args:
-      terms: Of the answer that is thought of.
-      cost: Of that answer; what was spent before without.
+      terms: Of a planned answer.
+      cost: Of that answer; None for what was spent before.
 
     Raises:
       EcosError: No bound is proven for the relation.
@@ -170,7 +174,28 @@ class Ledger:
     costs = [entry.cost for entry in self.entries]
     if cost is not None:
       costs.append(cost)
-    return accounting.Cost.total(costs, *self.promise(terms))
+    return accounting.Cost.total(costs, *self.guarantee(terms))
+
+  def check_budget(
+    self,
+    terms: messages.Terms | messages.LabelTerms,
+    cost: accounting.Cost,
+    max_epsilon: float | None,
+  ) -> None:
+    """Checks that an answer keeps the budget; None is no budget.
+
+    Raises:
+      BudgetError: It does not.
+      EcosError: No bound is proven for the relation.
+    """
+    total = self.epsilon(terms, cost)
+    # Written so that a budget of NaN refuses.
+    if max_epsilon is not None and not total <= max_epsilon:
+      raise BudgetError(
+        f"refused: {self.epsilon(terms):g} of `max_epsilon`={max_epsilon:g} is "
+        f"spent, and with this answer it would be {total:g}; give a smaller "
+        "`epsilon`"
+      )
 
   def find(self, query_digest: str, data: str, terms: dict) -> Entry | None:
     """Returns the entry of this query on these data at these terms."""
@@ -197,7 +222,7 @@ def locked(path: Path) -> Iterator[Ledger]:
     LedgerError: A line is damaged, or the file is no ledger.
   """
   if path.exists() and not path.is_file():
-    raise LedgerError(f"--ledger: {path} is no file")
+    raise LedgerError(f"`ledger`: {path} is no file")
   descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
   with os.fdopen(descriptor, "a+b") as file:
     # Also if another process made the file: it may not have got so far.

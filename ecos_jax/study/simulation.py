@@ -16,9 +16,9 @@ from scipy.spatial import distance as distances
 from ecos_jax import config as config_lib
 from ecos_jax import messages
 from ecos_jax import workdir
-from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.data import problem as problem_lib
+from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
 from ecos_jax.pipeline import stages
 
@@ -106,14 +106,14 @@ def _distance(
   if pool.feature_sources:
     chosen = np.concatenate(
       [
-        respond.features(source, local, None, batch_size)
+        encode.of_rows(source, local, None, batch_size)
         for source, _, local in pool.by_source(indices)
       ]
     )
   else:
     images = pool.images(indices, encoder.image_size)
     chosen = registry.encode(encoder, images, batch_size)
-  return squared_mmd(respond.features(client, own, encoder, batch_size), chosen)
+  return squared_mmd(encode.of_rows(client, own, encoder, batch_size), chosen)
 
 
 def _file_bytes(images: pools.Source | pools.Pool) -> int:

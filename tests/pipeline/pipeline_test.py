@@ -20,7 +20,7 @@ from ecos_jax import messages
 from ecos_jax import pipeline
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.client import coverage
-from ecos_jax.client import respond
+from ecos_jax.client import encoding
 from ecos_jax.cloud import codebook
 from ecos_jax.config import checks
 from ecos_jax.data import digits
@@ -472,7 +472,10 @@ def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
     mechanism = mechanisms.Mechanism(
       messages.Terms(sigma, 0.8, 1e-5, "add_remove")
     )
-    answer = respond.respond(query.read_bytes(), client, mechanism)
+    asked = messages.Query.from_bytes(query.read_bytes())
+    answer = coverage.respond(
+      asked, encoding.blocks(asked, client), mechanism
+    ).to_bytes()
     costs.append(mechanism.cost)
     brought.write_bytes(answer)
   summary = pipeline.run(config, tmp_path)
