@@ -71,11 +71,11 @@ def test_the_strictest_delta_and_relation_count_ever_after(path):
   _write(path, _entry(), strict)
   costs = [_cost(10.0), _cost(10.0)]
   with ledger.locked(path) as book:
-    assert book.promise(TERMS) == (1e-7, "replace_one")
+    assert book.guarantee(TERMS) == (1e-7, "replace_one")
     expected = accounting.Cost.total(costs, 1e-7, "replace_one")
     assert book.epsilon(TERMS) == expected
     other = messages.Terms(5.0, 0.8, 1e-8, "add_remove")
-    assert book.promise(other) == (1e-8, "replace_one")
+    assert book.guarantee(other) == (1e-8, "replace_one")
     # Nothing is proven for labels there.
     votes = accounting.Cost((accounting.Release(9.0, 0.1, moved=2),))
     with pytest.raises(errors.EcosError, match="ledgers"):
