@@ -7,7 +7,6 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +119,7 @@ def run(
 
 
 def _check_same_everywhere(config: config_lib.Config) -> None:
-  # Through JSON, as it comes from process 0.
-  fields = json.loads(json.dumps(config_lib.flatten(config)))
+  fields = config_lib.flatten(config)
   theirs = distributed.first(lambda: fields)
   different = [
     f"`{name}`={value} here, {theirs[name]} on process 0"

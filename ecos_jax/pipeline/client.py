@@ -13,17 +13,15 @@ from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax import workdir
-from ecos_jax.client import label
+from ecos_jax.client import answering
+from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
-from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 
-# What the simulated client's ledger calls its data.
-SIMULATED = "simulated"
 _WAITING = """
 Waiting for the client{what}. Carry this file to it:
   {message}
@@ -139,33 +137,26 @@ class Client:
     if exchange.first and seed is not None:
       # Noise that is independent of the second round's.
       seed += 2**64
-    return respond.answer(
-      message.to_bytes(),
-      lambda: self.data,
+    answered = answering.answer_query(
+      message,
+      lambda: encoding.blocks(message, self.data, *self._encoding()),
       mechanisms.Mechanism(message.terms, seed),
-      self._ledger(),
-      self._tag(),
-      consent=lambda text: None,
-      encoder=self._encoder(),
-      batch_size=self._config.encoder.batch_size,
+      self._account(),
     )
+    return answered.answer.to_bytes()
 
   def _labels(self, request: messages.LabelRequest) -> bytes:
     budget = self._config.labelling.max_epsilon
     try:
-      return label.answer(
-        request.to_bytes(),
-        lambda: self.data,
+      answered = answering.answer_request(
+        request,
+        lambda: private_knn.encode(request, self.data, *self._encoding()),
         request.terms,
-        self._ledger(),
-        self._tag(),
-        consent=lambda text: None,
+        self._account(),
         epsilon=budget,
-        encoder=self._encoder(),
-        batch_size=self._config.encoder.batch_size,
         insecure_noise_seed=self._config.privacy.insecure_noise_seed,
       )
-    except private_knn.RefusedError as error:
+    except ledger.BudgetError as error:
       raise errors.EcosError(
         f"the client gives no label for `labelling.max_epsilon`={budget}"
         ": raise it and run again, or take another `workdir` with more noise "
@@ -173,19 +164,15 @@ class Client:
         "`sampling.budget`; the proxy is there all the same"
       ) from error
 
-  def _tag(self) -> str:
-    """Returns the name of the simulated data in the ledger.
+    return answered.answer.to_bytes()
 
-    The ledger hands a stored answer out again; one whose noise came from a seed
-    must not stand for one with real noise, nor for that of another seed.
-    """
-    seed = self._config.privacy.insecure_noise_seed
-    return SIMULATED if seed is None else f"{SIMULATED}, noise of seed {seed}"
+  def _encoding(self) -> tuple[registry.Encoder, int]:
+    return self._encoder(), self._config.encoder.batch_size
 
-  def _ledger(self):
+  def _account(self) -> answering.Account:
     folder = self._work.path / "client"
     folder.mkdir(exist_ok=True)
-    return folder / "ledger"
+    return answering.Account(folder / "ledger", "simulated")
 
   def entries(self) -> list[ledger.Entry]:
     """Returns all that the simulated client ever answered in this workdir."""

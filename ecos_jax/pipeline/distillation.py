@@ -28,6 +28,7 @@ from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import Result
 from ecos_jax.pipeline.stages import Stage
+from ecos_jax.training import evaluation
 from ecos_jax.training import loop
 from ecos_jax.training import tasks
 
@@ -79,7 +80,7 @@ def _teacher(job: Job, path: Path) -> NetworkResult:
     model, how = _copied(job, brought, path), "checkpoint of"
   accuracy = None
   if job.test is not None:
-    accuracy = loop.accuracy(model, *job.test, distributed.mesh())
+    accuracy = evaluation.accuracy(model, *job.test, distributed.mesh())
   return NetworkResult(
     digest=_digest(model),
     text=f"{how} {options.teacher}, accuracy {stages.percent(accuracy)}",
@@ -191,7 +192,7 @@ def finished_teacher(job: Job) -> nnx.Module:
 def _logits(job: Job, path: Path) -> Result:
   """Computes the teacher's logits of the images to train on, as they are."""
   source = selection.Unlabelled(selection.images(job))
-  rows = loop.logits(finished_teacher(job), source, distributed.mesh())
+  rows = evaluation.logits(finished_teacher(job), source, distributed.mesh())
   if jax.process_index() == 0:
     np.save(path / _LOGITS, rows)
   sure = float(np.mean(jax.nn.softmax(rows).max(-1)))

@@ -16,7 +16,7 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
-from ecos_jax.client import label as label_lib
+from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
@@ -132,7 +132,7 @@ def _labels(job: Job, path: Path) -> LabelsResult:
   np.save(path / _LABELS, labels)
   accuracy = _write_dataset(job, path, labels, response.epsilon)
   answered = int((labels >= 0).sum())
-  outcome = label_lib.outcome(len(labels), response.considered, answered)
+  outcome = private_knn.outcome(len(labels), response.considered, answered)
   privacy = f"epsilon {response.epsilon:.4g}"
   if not response.private:
     privacy = "NOT PRIVATE"

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ecos_jax import config
-from ecos_jax.client import label
+from ecos_jax.client import private_knn
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
@@ -282,7 +282,7 @@ def text(summary: Summary, workdir: Path) -> str:
     )
   rows["proxy"] = _proxy(summary)
   if (asked := summary.labels_asked) is not None:
-    outcome = label.outcome(
+    outcome = private_knn.outcome(
       asked, summary.labels_considered or 0, summary.labels_answered or 0
     )
     right = percent(summary.labels_accuracy)

@@ -22,7 +22,7 @@ from ecos_jax.clustering import lloyd
 from ecos_jax.data import loader
 from ecos_jax.encoders import registry
 from ecos_jax.models import registry as models
-from ecos_jax.training import loop
+from ecos_jax.training import step as step_lib
 from ecos_jax.training import tasks
 
 pytestmark = [
@@ -183,16 +183,16 @@ def test_encoder(chip, mesh, table):
 
 def test_training_step(chip, mesh, table):
   config = config_lib.Train()
-  optimizer = loop._optimizer(config)
+  optimizer = step_lib.adamw(config)
   graph, state = jax.eval_shape(
-    lambda: loop._start(
+    lambda: step_lib.start(
       models.get("convnet", 10, nnx.Rngs(0)), optimizer, seed=0
     )
   )
-  everywhere, _ = shardings = loop._shardings(mesh)
+  everywhere, _ = step_lib.shardings(mesh)
   state = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), state)
   task = tasks.Supervised(10, loader.Arrays({}))
-  step = loop._step(task, graph, optimizer, shardings)
+  step = step_lib.jitted(task, graph, optimizer, mesh)
   size = 64 * mesh.size
   batches = {
     "labelled": {

@@ -20,7 +20,7 @@ from ecos_jax import messages
 from ecos_jax import pipeline
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.client import coverage
-from ecos_jax.client import respond
+from ecos_jax.client import encoding
 from ecos_jax.cloud import codebook
 from ecos_jax.config import checks
 from ecos_jax.data import digits
@@ -361,7 +361,7 @@ def test_a_response_to_another_query_is_refused(remote, tmp_path):
 def test_terms_out_of_range_are_refused_before_any_work(tmp_path):
   config = _config()
   config.privacy.sigma = 100_000.0
-  with pytest.raises(errors.EcosError, match=r"`privacy\.sigma`"):
+  with pytest.raises(errors.EcosError, match=r"`privacy\.sigma` must lie in"):
     pipeline.run(config, tmp_path)
   assert not (tmp_path / "pool").exists()
 
@@ -472,7 +472,10 @@ def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
     mechanism = mechanisms.Mechanism(
       messages.Terms(sigma, 0.8, 1e-5, "add_remove")
     )
-    answer = respond.respond(query.read_bytes(), client, mechanism)
+    asked = messages.Query.from_bytes(query.read_bytes())
+    answer = coverage.respond(
+      asked, encoding.blocks(asked, client), mechanism
+    ).to_bytes()
     costs.append(mechanism.cost)
     brought.write_bytes(answer)
   summary = pipeline.run(config, tmp_path)
