@@ -9,6 +9,7 @@ product over patches, and a depthwise convolution is a sum of k*k shifted
 products. GPUs and TPUs get XLA's convolutions.
 """
 
+from collections.abc import Iterable
 import functools
 from typing import Any
 
@@ -52,6 +53,10 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
   return total // 2, total - total // 2
 
 
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+  return functools.reduce(jnp.add, terms)
+
+
 def _shifted(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """Returns the depthwise convolution as a sum of shifted products."""
   k = kernel.shape[0]
@@ -62,7 +67,7 @@ def _shifted(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     images = jnp.pad(images, ((0, 0), (above, below), sides, (0, 0)))
     # Fused with the sum, the padding would be tested for at every product.
     images = jax.lax.optimization_barrier(images)
-    return sum(
+    return _sum(
       images[:, _steps(i, rows, stride), _steps(j, columns, stride)]
       * kernel[i, j, 0]
       for i in range(k)
@@ -72,7 +77,7 @@ def _shifted(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   images = jnp.pad(images, ((0, 0), (0, 0), sides, (0, 0)))
   return jnp.stack(
     [
-      sum(
+      _sum(
         images[:, row + i, _steps(j, columns, stride)] * kernel[i, j, 0]
         for i in range(k)
         if 0 <= row + i < height

@@ -1,4 +1,4 @@
-"""How large a network is: what it costs to keep, and to run on one image."""
+"""The size of a network: its weights, and its multiply-adds per image."""
 
 import math
 from typing import Any
@@ -17,8 +17,8 @@ def parameters(model: nnx.Module) -> int:
 def multiply_adds(model: nnx.Module, image_size: int) -> int:
   """Returns the multiply-adds of the forward pass of one image.
 
-  As is usual: those of convolutions, taps on the padding included, and of
-  matrix products.
+  As usual, of convolutions (including taps on the padding) and of matrix
+  products only.
 
   Args:
     model: Maps [b, s, s, 3] float32 to logits; in evaluation mode.
