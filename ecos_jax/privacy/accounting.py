@@ -141,7 +141,7 @@ def _worst(
   if replace and any(release.moved > 1 for release in releases):
     raise errors.EcosError(
       "no bound is proven for replace_one with k-nearest-neighbour votes: "
-      "account for them with --relation=add_remove, and keep answers of the "
+      "account for them with `relation`=add_remove, and keep answers of the "
       "two relations in ledgers (and data) of their own"
     )
   single = sum(release.times for release in releases) == 1
