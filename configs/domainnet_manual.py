@@ -7,14 +7,12 @@ other classes are left out.
   python -m ecos_jax.train --config=configs/domainnet_manual.py:real,1000 \
     --workdir=runs/real --config.data.dir=TFDS_DIR
 
-Arguments, separated by commas: a domain (the client's), the budget `1000` or
-`3000`, and where the images come from, without an argument from TFDS
-(`domainnet/*`, of which the first preparation needs TensorFlow):
-
-* `folder=DIR`: DomainNet as it is downloaded from its site, unpacked to
-  DIR/real/bird/... (and the other domains). It is not split as the official
-  lists say: 40 % of the client's domain are the client's, 40 % the pool's and
-  20 % the test.
+Arguments, separated by commas: the client's domain, the budget (`1000` or
+`3000`), and `folder=DIR` for the files of DomainNet's site, unpacked to
+DIR/real/bird/... (and the other domains). The folder is split without the
+official lists: of the client's domain, 40 % are the client's, 40 % the pool's
+and 20 % the test's. Without `folder` the images come from TFDS
+(`domainnet/*`), which needs TensorFlow to prepare them once.
 
 The tests run this with made-up images, from a folder and in the place of TFDS.
 It was never run on DomainNet itself: no accuracy is claimed. DomainNet's images

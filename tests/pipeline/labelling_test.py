@@ -46,7 +46,7 @@ def _epsilon_of(costs: list[accounting.Cost], delta: float = 1e-5) -> float:
     dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
   )
   for release in (r for cost in costs for r in cost.releases):
-    noise = dp_accounting.GaussianDpEvent(release.sigma / release.moved**0.5)
+    noise = dp_accounting.GaussianDpEvent(release.sigma / release.bins**0.5)
     event = dp_accounting.PoissonSampledDpEvent(release.gamma, noise)
     accountant.compose(event, release.times)
   return accountant.get_epsilon(delta)
