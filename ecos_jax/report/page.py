@@ -211,19 +211,19 @@ def _rival(views: Sequence[View]) -> View | None:
   Only what was trained alike, on the same pool, with as many samples.
   """
   first = views[0].run
-  if first.summary["accuracy"] is None:
+  if first.summary.accuracy is None:
     return None
   known = [
     v
     for v in views[1:]
-    if v.run.summary["accuracy"] is not None
+    if v.run.summary.accuracy is not None
     and v.run.config.sampling.budget == first.config.sampling.budget
     and all(
       getattr(v.run.config, part) == getattr(first.config, part)
       for part in ("data", "train")
     )
   ]
-  random = [v for v in known if v.run.summary["method"] == "random"]
+  random = [v for v in known if v.run.summary.method == "random"]
   return next(iter(random + known), None)
 
 
@@ -247,8 +247,7 @@ def _shares(
         Bar(
           name,
           style or styles[source],
-          run.composition.get(source, 0)
-          / max(run.summary["proxy_size"] or 0, 1),
+          run.composition.get(source, 0) / max(run.summary.proxy_size or 0, 1),
         )
         for run, name, style in proxies
       ],
