@@ -1,7 +1,9 @@
 """Automated client labelling on Digits.
 
-python -m ecos_jax.study --config=configs/studies/acl.py \
+  python -m ecos_jax.study --config=configs/studies/acl.py \
     --workdir=runs/acl --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

@@ -1,7 +1,9 @@
 """Adaptive model compression on Digits.
 
-python -m ecos_jax.study --config=configs/studies/amc.py \
+  python -m ecos_jax.study --config=configs/studies/amc.py \
     --workdir=runs/amc --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

@@ -1,7 +1,9 @@
-"""Digits: the bytes of the client's data, of the pool, and of ECOS.
+"""Bytes of the client's data, of the pool, and of ECOS, on Digits.
 
-python -m ecos_jax.study --config=configs/studies/bytes.py \
+  python -m ecos_jax.study --config=configs/studies/bytes.py \
     --workdir=runs/bytes --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

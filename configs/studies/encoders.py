@@ -1,7 +1,9 @@
-"""Digits: the paper's features and sampler, and what each change is worth.
+"""The paper's features and sampler on Digits, changed one at a time.
 
-python -m ecos_jax.study --config=configs/studies/encoders.py \
+  python -m ecos_jax.study --config=configs/studies/encoders.py \
     --workdir=runs/encoders --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

@@ -1,7 +1,9 @@
-"""Digits: one round of questions and two, at equal epsilon and bytes.
+"""Asking once and asking twice on Digits, at equal epsilon and bytes.
 
-python -m ecos_jax.study --config=configs/studies/rounds.py \
+  python -m ecos_jax.study --config=configs/studies/rounds.py \
     --workdir=runs/rounds --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

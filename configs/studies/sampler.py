@@ -1,7 +1,9 @@
-"""Digits: what each part of the sampler is worth, one changed at a time.
+"""The settings of the sampler on Digits, changed one at a time.
 
-python -m ecos_jax.study --config=configs/studies/sampler.py \
+  python -m ecos_jax.study --config=configs/studies/sampler.py \
     --workdir=runs/sampler --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

@@ -1,7 +1,9 @@
-"""Digits: how much like the client's data the proxy of each method is.
+"""How similar the proxy and the client's data are on Digits, by method.
 
-python -m ecos_jax.study --config=configs/studies/share_distance.py \
+  python -m ecos_jax.study --config=configs/studies/share_distance.py \
     --workdir=runs/share_distance --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

@@ -1,7 +1,9 @@
-"""Selective manual labelling on Digits: accuracy against the number of labels.
+"""Manual labelling on Digits: accuracy against the number of labels.
 
-python -m ecos_jax.study --config=configs/studies/sml_budgets.py \
+  python -m ecos_jax.study --config=configs/studies/sml_budgets.py \
     --workdir=runs/sml_budgets --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

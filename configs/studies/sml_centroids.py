@@ -1,7 +1,9 @@
-"""Manual labelling on Digits: what R buys, and what it costs the client.
+"""Manual labelling on Digits: accuracy and the client's work against R.
 
-python -m ecos_jax.study --config=configs/studies/sml_centroids.py \
+  python -m ecos_jax.study --config=configs/studies/sml_centroids.py \
     --workdir=runs/sml_centroids --config.data.dir=DIR --out=docs/results.md
+
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
 from ecos_jax.study import digits

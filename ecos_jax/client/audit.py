@@ -42,7 +42,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import coverage
-from ecos_jax.privacy import accounting
+from ecos_jax.privacy import composition
 from ecos_jax.privacy import mechanisms
 
 _REPETITIONS = 10_000
@@ -204,7 +204,7 @@ def lower_bound(
 def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
   """Returns whether calls that should differ by their noise do not."""
   query, _, data = neighbours(relation)
-  _, log_mass = accounting.log_noise(mechanism.terms.sigma)
+  _, log_mass = composition.log_noise(mechanism.terms.sigma)
   # So many calls agree in a bin with a probability of at most the risk.
   calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
   votes = coverage.nearest(data, query.centroids)

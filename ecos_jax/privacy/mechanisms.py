@@ -27,6 +27,7 @@ from opendp import mod
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import composition
 
 # Bytes of entropy are drawn for so many samples at once.
 _DRAW = 2**20
@@ -113,7 +114,7 @@ class Mechanism:
     """Returns the counts with noise of its own on each, int64 of any shape."""
     if self.insecure_noise_seed is not None:
       random = np.random.default_rng([self.insecure_noise_seed, 1])
-      x, log_mass = accounting.log_noise(self.terms.sigma)
+      x, log_mass = composition.log_noise(self.terms.sigma)
       return coverage + random.choice(x, coverage.shape, p=np.exp(log_mass))
     noised = _gaussian(self.terms.sigma)(coverage.ravel().tolist())
     return np.array(noised, np.int64).reshape(coverage.shape)

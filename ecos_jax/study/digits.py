@@ -16,10 +16,10 @@ from ecos_jax.study import plan
 # Collaborative Open-Source Sampling" (NeurIPS 2022, arXiv 2210.12575). What was
 # read off a figure is good to about its last digit.
 PAPER_SETTING = (
-  "Its Digits are MNIST, **SVHN**, USPS, SynthDigits and MNIST-M. SVHN is not "
-  "to be had here: UCI's optdigits take its place, and MNIST-M and SynthDigits "
-  "are made anew. Its networks, learning rates and epochs are not known. So "
-  "compare the order and the gaps of the methods, not the level."
+  "Its Digits are MNIST, **SVHN**, USPS, SynthDigits and MNIST-M. SVHN was not "
+  "available here: UCI's optdigits take its place, and MNIST-M and SynthDigits "
+  "are made again. The paper's networks, learning rates and epochs are not "
+  "known. So compare the order and the gaps of the methods, not the level."
 )
 
 

@@ -101,7 +101,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(
     (("--data={}/f.npy", "--ledger={}/link"), "--ledger and --data"),
     (
       ("--data=features:{}/f.npy", "--ledger={}/tail", "--sigma=9", "--yes"),
-      "no ledger",
+      "not a ledger",
     ),
     (
       ("--data=features:{}/f.npy", "--sigma=9", "--gamma=.001", "--delta=.01"),

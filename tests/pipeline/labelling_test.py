@@ -46,7 +46,7 @@ def _epsilon_of(costs: list[accounting.Cost], delta: float = 1e-5) -> float:
     dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
   )
   for release in (r for cost in costs for r in cost.releases):
-    noise = dp_accounting.GaussianDpEvent(release.sigma / release.moved**0.5)
+    noise = dp_accounting.GaussianDpEvent(release.sigma / release.bins**0.5)
     event = dp_accounting.PoissonSampledDpEvent(release.gamma, noise)
     accountant.compose(event, release.times)
   return accountant.get_epsilon(delta)
@@ -120,7 +120,7 @@ def _copy(finished, tmp_path):
 def test_labels_that_were_redone_are_paid_for_twice(finished, tmp_path, capsys):
   config, path = _copy(finished, tmp_path)
   config.labelling.max_epsilon = 8.0
-  with pytest.raises(errors.EcosError, match=r"max_epsilon was 5\.0, now is 8"):
+  with pytest.raises(errors.EcosError, match=r"epsilon` was 5\.0, now is 8"):
     pipeline.run(config, path)
   for stage in ("labels", "model"):
     shutil.rmtree(path / stage)

@@ -85,7 +85,7 @@ def test_a_stage_that_claims_another_identity_is_refused(tmp_path):
   (kept / "manifest.json").write_text(json.dumps(manifest))
   with (
     trial.SharingWorkdir(tmp_path / "b", tmp_path / "stages") as work,
-    pytest.raises(errors.EcosError, match="seed was 2, now is 1"),
+    pytest.raises(errors.EcosError, match="seed` was 2, now is 1"),
   ):
     work.stage("pool", {"seed": 1}, {}, lambda path: {"digest": "x"})
 
