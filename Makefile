@@ -8,7 +8,7 @@ TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
 # Of the tests, those that touch most of other people's interfaces.
 TELLING := tests/cloud/bank_test.py tests/cloud/encode_test.py tests/data/folder_test.py \
-  tests/data/proxy_test.py tests/models/registry_test.py tests/protocol_test.py \
+  tests/data/proxy_test.py tests/models/registry_test.py tests/messages/messages_test.py \
   tests/training/checkpoints_test.py
 
 .PHONY: demo report test slow aot compile lint format docs minimum wheel

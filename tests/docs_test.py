@@ -97,6 +97,8 @@ def test_results_introduce_each_study_as_its_configuration_does():
   for file in sorted((_ROOT / "configs/studies").glob("*.py")):
     study = plan.read(str(file))
     assert f"## {study.title}\n\n{study.about.strip()}\n" in text, file
+    if study.paper is not None:
+      assert f"\nThe paper's figures: {study.paper.text}\n" in text, file
 
 
 def _said() -> list[str]:

@@ -13,6 +13,7 @@ import tempfile
 from typing import Any
 
 import matplotlib
+import pytest
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _PAGE = (_DOCS / "python.md").read_text()
@@ -40,6 +41,7 @@ def _run(folder: Path) -> tuple[dict[str, Any], str]:
   return names, out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_page_prints_and_shows_what_it_says(tmp_path):
   names, out = _run(tmp_path)
   said = "".join(_blocks("text"))

@@ -198,57 +198,45 @@ def _density(
   return weights @ density / weights.sum(axis=1)
 
 
-def _spread(
-  bank: chunks.Features,
+def _ordered(
+  features: chunks.Features,
   candidates: list[np.ndarray],
-  centroids: np.ndarray,
+  book: codebook.Codebook,
   density: np.ndarray,
   quotas: np.ndarray,
   options: config.Sampling,
-) -> dict[int, np.ndarray]:
-  """Returns the chosen rows of each cluster, in order; quota 0: no entry."""
-  chosen = {}
-  progress = tqdm.tqdm(
-    total=int(quotas.sum()), desc="sampling", unit=" samples", disable=None
-  )
-  with progress:
-    for clusters, sets, width in _groups(candidates, quotas):
-      features = np.zeros((sets, width, bank.shape[1]), np.float32)
-      nearest = np.full((sets, width), -np.inf, np.float32)
-      first = np.zeros(sets, np.int32)
-      members = [np.sort(candidates[r]) for r in clusters]
-      taken = chunks.take(bank, np.concatenate(members))
-      ends = np.cumsum([len(rows) for rows in members])
-      parts = np.split(taken, ends[:-1])
-      around = _neighbours(centroids, clusters)
-      for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
-        # The candidates are in random order: their places among sorted rows.
-        ranks = np.argsort(candidates[r])
-        among = _among(
-          part,
-          _density(part, centroids[around[i]], density[around[i]]),
-          np.sum((part - centroids[r]) ** 2, axis=1),
-          ranks,
-          int(quotas[r]),
-          options,
-        )
-        features[i, : len(part)] = part
-        nearest[i, among] = np.inf
-        first[i] = among[0]
-        if options.within is config.Within.RANDOM:
-          among = among[np.argsort(ranks[among])]
-        chosen[r] = members[i][among[: quotas[r]]]
-      if options.within is config.Within.KCENTER:
-        order = np.asarray(
-          farthest_first(
-            features, nearest, first, np.int32(quotas[clusters].max())
-          )
-        )
-        for i, (r, rows) in enumerate(zip(clusters, members, strict=True)):
-          steps = order[i, : len(rows)]
-          chosen[r] = rows[np.argsort(steps, kind="stable")[: quotas[r]]]
-      progress.update(int(quotas[clusters].sum()))
-  return chosen
+) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
+  """Yields (clusters, their sorted candidates, the order of these [g, m])."""
+  for clusters, sets, width in _groups(candidates, quotas):
+    padded = np.zeros((sets, width, features.shape[1]), np.float32)
+    order = np.full((sets, width), width)
+    nearest = np.full((sets, width), -np.inf, np.float32)
+    first = np.zeros(sets, np.int32)
+    members = [np.sort(candidates[r]) for r in clusters]
+    taken = chunks.take(features, np.concatenate(members))
+    parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
+    around = _neighbours(book.centroids, clusters)
+    for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
+      # The candidates are in random order: their places among sorted rows.
+      ranks = np.argsort(candidates[r])
+      among = _among(
+        part,
+        _density(part, book.centroids[around[i]], density[around[i]]),
+        np.sum((part - book.centroids[r]) ** 2, axis=1),
+        ranks,
+        int(quotas[r]),
+        options,
+      )
+      padded[i, : len(part)] = part
+      nearest[i, among] = np.inf
+      first[i] = among[0]
+      if options.within is config.Within.RANDOM:
+        among = among[np.argsort(ranks[among])]
+      order[i, among] = np.arange(len(among))
+    if options.within is config.Within.KCENTER:
+      steps = np.int32(quotas[clusters].max())
+      order = farthest_first(padded, nearest, first, steps)
+    yield clusters, members, order
 
 
 def decompress(
@@ -283,8 +271,18 @@ def decompress(
   if np.any(quotas > book.sizes):
     raise ValueError("a quota is larger than its cluster")
   candidates = _candidates(book.assignment, book.sizes, quotas, key)
+  chosen = list(candidates)
   partial = np.where(quotas < book.sizes, quotas, 0)
-  chosen = _spread(
-    features, candidates, book.centroids, density, partial, options
+  progress = tqdm.tqdm(
+    total=int(partial.sum()), desc="sampling", unit=" samples", disable=None
   )
-  return [chosen.get(r, rows) for r, rows in enumerate(candidates)]
+  with progress:
+    groups = _ordered(features, candidates, book, density, partial, options)
+    # The devices order one group while the next is prepared.
+    for clusters, members, order in chunks.one_ahead(groups):
+      order = np.asarray(order)
+      for r, rows, places in zip(clusters, members, order, strict=False):
+        first = np.argsort(places[: len(rows)], kind="stable")[: quotas[r]]
+        chosen[r] = rows[first]
+      progress.update(int(quotas[clusters].sum()))
+  return chosen

@@ -176,7 +176,7 @@ def _digest(indices: np.ndarray) -> str:
   return files.digest(np.sort(indices).astype("<i8", copy=False).data)
 
 
-def images(job: Job) -> loader.Source:
+def images(job: Job) -> loader.Samples:
   """Returns the samples to train on: the proxy, or the client's own."""
   if job.config.sampling.method is not Method.LOCAL:
     return dataset(job, PROXY)
@@ -190,7 +190,7 @@ def images(job: Job) -> loader.Source:
   )
 
 
-def dataset(job: Job, stage: Stage) -> loader.Source:
+def dataset(job: Job, stage: Stage) -> loader.Samples:
   """Returns the samples of the dataset that a finished stage left.
 
   Raises:
@@ -204,7 +204,7 @@ def dataset(job: Job, stage: Stage) -> loader.Source:
 class Unlabelled:
   """The images of a source without its labels, and other arrays beside them."""
 
-  def __init__(self, source: loader.Source, **arrays: np.ndarray):
+  def __init__(self, source: loader.Samples, **arrays: np.ndarray):
     """Wraps a source.
 
     Args:

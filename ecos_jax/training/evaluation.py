@@ -15,7 +15,7 @@ _BATCH = 512
 
 
 def logits(
-  model: nnx.Module, source: loader.Source, mesh: jax.sharding.Mesh
+  model: nnx.Module, source: loader.Samples, mesh: jax.sharding.Mesh
 ) -> np.ndarray:
   """Returns the logits [n, num_classes] float32 of every sample, in order.
 

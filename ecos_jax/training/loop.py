@@ -281,7 +281,7 @@ def _check_labels(task: tasks.Task) -> None:
       )
 
 
-def _any_label(source: loader.Source) -> bool:
+def _any_label(source: loader.Samples) -> bool:
   """Returns whether a label is known; the first few samples mostly tell."""
   for start in range(0, len(source), _LABEL_ROWS):
     stop = min(start + _LABEL_ROWS, len(source))

@@ -120,7 +120,7 @@ def _copy(finished, tmp_path):
 def test_labels_that_were_redone_are_paid_for_twice(finished, tmp_path, capsys):
   config, path = _copy(finished, tmp_path)
   config.labelling.max_epsilon = 8.0
-  with pytest.raises(errors.EcosError, match=r"max_epsilon was 5\.0, now is 8"):
+  with pytest.raises(errors.EcosError, match=r"epsilon` was 5\.0, now is 8"):
     pipeline.run(config, path)
   for stage in ("labels", "model"):
     shutil.rmtree(path / stage)
