@@ -105,8 +105,8 @@ def run(main: Callable[[list[str]], None]) -> None:
   | 75 | stopped on SIGTERM |
   | 130 | Ctrl-C |
 
-  Any other exception is a defect of the program and keeps its traceback. Several
-  processes end together.
+  Any other exception is a defect of the program and keeps its traceback.
+  Several processes end together.
 
   Args:
     main: The command. It gets argv[:1], since all options are flags.
