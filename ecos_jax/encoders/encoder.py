@@ -41,12 +41,12 @@ class Encoder:
 
 
 class Flags(NamedTuple):
-  """The names of an encoder's settings on a command line, for errors."""
+  """The arguments that errors about an encoder name."""
 
-  name: str = "--config.encoder.name"
-  image_size: str = "--config.encoder.image_size"
-  weights: str = "--config.encoder.weights"
-  dtype: str = "--config.encoder.dtype"
+  name: str = "`encoder.name`"
+  image_size: str = "`encoder.image_size`"
+  weights: str = "`encoder.weights`"
+  dtype: str = "`encoder.dtype`"
 
 
 def digest(name: str, settings: Settings) -> str:
