@@ -121,7 +121,7 @@ def read(path: Path) -> Run:
     errors.ConfigError,
   ) as error:
     raise errors.EcosError(
-      f"--workdir={path} holds artefacts that this version does not know "
+      f"`workdir`={path} holds artefacts that this version does not know "
       f"({error!r}): run python -m ecos_jax.train again"
     ) from error
 

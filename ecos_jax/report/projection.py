@@ -93,15 +93,15 @@ def _umap(features: np.ndarray) -> tuple[np.ndarray, _Onto]:
   rows, dimension = features.shape
   if rows <= _NEIGHBOURS or dimension < 2:
     raise errors.ConfigError(
-      f"--projection=umap is for more than {_NEIGHBOURS} samples of more than "
-      f"one number, got {rows} of {dimension}: take --projection=pca"
+      f"`projection`=umap is for more than {_NEIGHBOURS} samples of more than "
+      f"one number, got {rows} of {dimension}: take `projection`=pca"
     )
   with _quiet():
     try:
       import umap  # pyrefly: ignore[missing-import]
     except ImportError:
       raise errors.ConfigError(
-        "--projection=umap needs umap-learn: pip install 'ecos_jax[umap]'"
+        "`projection`=umap needs umap-learn: pip install 'ecos_jax[umap]'"
       ) from None
     # With a seed it takes one thread, and gives the same each time.
     fitted = umap.UMAP(n_neighbors=_NEIGHBOURS, random_state=_SEED, n_jobs=1)
