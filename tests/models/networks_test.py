@@ -49,7 +49,7 @@ def test_a_pretrained_network_starts_from_its_weights_with_a_new_head(tmp_path):
 
 def test_weights_are_only_for_networks_that_have_them(tmp_path):
   assert networks.digest("convnet", None) is None
-  with pytest.raises(errors.EcosError, match=r"train\.weights=x.*convnet"):
+  with pytest.raises(errors.EcosError, match=r"train\.weights`=x.*convnet"):
     networks.check("convnet", "x")
-  with pytest.raises(errors.EcosError, match=r"train\.weights: x is no file"):
+  with pytest.raises(errors.EcosError, match=r"train\.weights`: x is no file"):
     networks.check("resnet18", "x")
