@@ -45,6 +45,12 @@ _DEVICES = flags.DEFINE_integer(
   lower_bound=1,
 )
 _ENCODER = flags.DEFINE_string("encoder", "hog", "The encoder of encode.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+  "image_size",
+  None,
+  "Height and width of the images of encode; by default the encoder's own.",
+  lower_bound=1,
+)
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Folder with mnist.npz; by default the embedded digits."
 )
@@ -97,6 +103,7 @@ def main(argv: list[str]) -> None:
         encoder=_ENCODER.value,
         data_dir=_DATA_DIR.value,
         devices=_DEVICES.value or machine.cores(),
+        image_size=_IMAGE_SIZE.value,
       ),
       only=_IMPLEMENTATIONS.value,
       scratch=scratch or None,

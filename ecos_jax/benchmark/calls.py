@@ -204,10 +204,10 @@ def start(job: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
   """
   case, options = cases.Case(*job["case"]), cases.Options(*job["options"])
   names, folder = job["names"], Path(job["folder"])
-  ours = names[0] in cases.STAGES[case.stage].ours
-  module = importlib.import_module(
-    f"ecos_jax.benchmark.{'ours' if ours else 'peers'}"
-  )
+  library = "runtimes" if case.stage == "encode" else "peers"
+  if names[0] in cases.STAGES[case.stage].ours:
+    library = "ours"
+  module = importlib.import_module(f"ecos_jax.benchmark.{library}")
   module.load(names[0])
   bare = machine.resident_bytes()
   prepared = {name: module.call(name, case, options, folder) for name in names}

@@ -4,6 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 from ecos_jax import errors
 
 MINIBATCH = "scikit-learn-minibatch"
@@ -36,7 +38,7 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-  "encode": Stage("64"),
+  "encode": Stage("64", peers=("onnxruntime", "torch")),
   "assign": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
   "fit": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
   "converge": Stage(
@@ -111,6 +113,8 @@ class Options(NamedTuple):
     encoder: Name, of `encode`.
     data_dir: Folder with mnist.npz; None for the embedded digits.
     devices: Virtual JAX devices on CPU.
+    image_size: Height and width of the images of `encode`; None for the
+      encoder's own.
   """
 
   rounds: int
@@ -118,6 +122,7 @@ class Options(NamedTuple):
   encoder: str
   data_dir: str | None
   devices: int
+  image_size: int | None = None
 
 
 class Preset(NamedTuple):
@@ -217,6 +222,13 @@ def chosen(preset: Preset, stages: list[str], shapes: list[str]) -> list[Case]:
       texts = preset.shapes.get(stage, "").split(",")
       cases += [parse(stage, text) for text in texts]
   return cases
+
+
+def images(case: Case, size: int) -> np.ndarray:
+  """Returns the random images of `encode`, uint8 [n, size, size, 3]."""
+  return np.random.default_rng(1).integers(
+    256, size=(case.shape[0], size, size, 3), dtype=np.uint8
+  )
 
 
 def target(implementation: str) -> str:

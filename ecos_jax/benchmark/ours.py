@@ -236,11 +236,8 @@ def _encode(
 ) -> calls.Call:
   """Returns the call of `encode`, on random images."""
   del name, folder
-  encoder = registry.get(options.encoder)
-  side = encoder.image_size
-  images = np.random.default_rng(1).integers(
-    256, size=(case.shape[0], side, side, 3), dtype=np.uint8
-  )
+  encoder = registry.get(options.encoder, image_size=options.image_size)
+  images = cases.images(case, encoder.image_size)
   return calls.timed(
     lambda: registry.encode(encoder, images), bytes=images.nbytes
   )

@@ -17,6 +17,7 @@ from ecos_jax.benchmark import peers
 from ecos_jax.benchmark import rows as rows_lib
 from ecos_jax.benchmark import timing
 
+_ENCODER_OF_PEERS = "efficientnet_lite0"
 _PACKAGES = ("ecos_jax", "jax", "jaxlib", "numpy")
 _PEAK_SECONDS = 2.0
 
@@ -89,6 +90,12 @@ class Run:
         continue
       if name in stage.peers and not peers.installed(name):
         self._skip(case, name, "not installed: pip install 'ecos_jax[bench]'")
+      elif (
+        case.stage == "encode"
+        and name in stage.peers
+        and (self._options.encoder != _ENCODER_OF_PEERS)
+      ):
+        self._skip(case, name, f"it is for --encoder={_ENCODER_OF_PEERS}")
       else:
         names.append(name)
     return names
