@@ -1,3 +1,90 @@
-"""Train in the cloud without uploading the data: private proxy sampling."""
+"""Train in the cloud without uploading the data: private proxy sampling.
 
+The whole method as functions on arrays. In the cloud:
+
+    key = jax.random.key(0)
+    pool = ecos_jax.encode(pool_images)  # or your own features, [N, d]
+    codebook = ecos_jax.fit_codebook(pool, 100, key)
+    question = ecos_jax.ask(codebook, "hog_grey")  # bytes, to the client
+
+At the client, with its private images or features:
+
+    answer = ecos_jax.answer(question, private, ...)  # bytes, to the cloud
+
+In the cloud again:
+
+    choice = ecos_jax.choose(pool, codebook, question, answer, 1000, key)
+    proxy = pool_images[choice.indices]
+
+Everything is loaded when it is first used, so `import ecos_jax` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from ecos_jax.cloud.bank import FeatureBank
+  from ecos_jax.cloud.choose import Choice
+  from ecos_jax.cloud.choose import choose
+  from ecos_jax.cloud.codebook import Codebook
+  from ecos_jax.cloud.codebook import fit as fit_codebook
+  from ecos_jax.cloud.encode import build as build_bank
+  from ecos_jax.cloud.question import ask
+  from ecos_jax.data.pools import ArraySource
+  from ecos_jax.data.pools import Pool
+  from ecos_jax.data.pools import open_source
+  from ecos_jax.data.proxy import open_proxy
+  from ecos_jax.data.proxy import write as write_proxy
+  from ecos_jax.encoders.encode import encode
+  from ecos_jax.errors import EcosError
+
+__all__ = [
+  "ArraySource",
+  "Choice",
+  "Codebook",
+  "EcosError",
+  "FeatureBank",
+  "Pool",
+  "ask",
+  "build_bank",
+  "choose",
+  "encode",
+  "fit_codebook",
+  "open_proxy",
+  "open_source",
+  "write_proxy",
+]
 __version__ = "0.1.0"
+
+# The imports above, for the running program: each when it is first used.
+_HOMES = {
+  "ArraySource": "data.pools:ArraySource",
+  "Choice": "cloud.choose:Choice",
+  "Codebook": "cloud.codebook:Codebook",
+  "EcosError": "errors:EcosError",
+  "FeatureBank": "cloud.bank:FeatureBank",
+  "Pool": "data.pools:Pool",
+  "ask": "cloud.question:ask",
+  "build_bank": "cloud.encode:build",
+  "choose": "cloud.choose:choose",
+  "encode": "encoders.encode:encode",
+  "fit_codebook": "cloud.codebook:fit",
+  "open_proxy": "data.proxy:open_proxy",
+  "open_source": "data.pools:open_source",
+  "write_proxy": "data.proxy:write",
+}
+
+
+def __getattr__(name: str) -> Any:
+  """Returns what `__all__` names, after loading it (PEP 562)."""
+  if name not in _HOMES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module, _, attribute = _HOMES[name].partition(":")
+  value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  """Returns all names, loaded or not."""
+  return sorted({*globals(), *__all__})

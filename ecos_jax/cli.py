@@ -4,6 +4,7 @@ from collections.abc import Callable
 import logging as standard_logging
 import math
 import os
+import re
 import signal
 import sys
 from typing import NoReturn
@@ -19,8 +20,28 @@ from ecos_jax import errors
 EXIT_INTERRUPTED = 130
 
 
+def with_flags(text: str) -> str:
+  """Returns the text of an error, with flags in place of argument names.
+
+  A name in backticks stands for the flag of that name, or else for the field of
+  the configuration that has it as its full or its last name. A name that stands
+  for none, or for several, only loses its backticks.
+  """
+
+  def flag(name: re.Match[str]) -> str:
+    if name[1] in flags.FLAGS:
+      return f"--{name[1]}"
+    fields = config.flatten(config.Config()) if "config" in flags.FLAGS else {}
+    if name[1] in fields:
+      return f"--config.{name[1]}"
+    found = [field for field in fields if field.endswith(f".{name[1]}")]
+    return f"--config.{found[0]}" if len(found) == 1 else name[1]
+
+  return re.sub(r"`([a-z_]+(?:\.[a-z_]+)*)`", flag, text)
+
+
 def _fail(error: Exception) -> NoReturn:
-  text = " ".join(str(error).split())
+  text = with_flags(" ".join(str(error).split()))
   distributed.leave(distributed.EXIT_ERROR, f"error: {text}")
 
 

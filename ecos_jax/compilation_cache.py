@@ -8,12 +8,13 @@ appear whole, and what is damaged all the same is compiled and written anew.
 import contextlib
 import os
 from pathlib import Path
-import tempfile
 
 from absl import flags
 import jax
 from jax._src import compilation_cache as jax_cache  # has no public interface
 from jax._src import compilation_cache_interface
+
+from ecos_jax import files
 
 _DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
 _MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -38,11 +39,9 @@ class _Cache(compilation_cache_interface.CacheInterface):
     """Keeps an executable, if the disk takes it."""
     with (
       contextlib.suppress(OSError),
-      tempfile.TemporaryDirectory(dir=self._path) as folder,
+      files.replacing(self._path / f"{key}-cache") as temporary,
     ):
-      file = Path(folder, key)
-      file.write_bytes(value)
-      file.replace(self._path / f"{key}-cache")
+      temporary.write_bytes(value)
 
 
 def define_flags() -> None:

@@ -14,8 +14,6 @@ see. Process 0 alone locks it, decides and writes manifests; the others follow.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import datetime
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -29,6 +27,7 @@ import numpy as np
 
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax import files
 
 MANIFEST = "manifest.json"
 _STARTED = "started.json"
@@ -50,40 +49,6 @@ class Stage(NamedTuple):
   skipped: bool
 
 
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-  """Writes a file: after a crash, the old or the new, never a part of it.
-
-  Args:
-    path: The file.
-    parts: Its whole content, in order.
-  """
-  temporary = path.with_name(f".{path.name}.tmp")
-  with temporary.open("wb") as file:
-    for part in parts:
-      file.write(part)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
-  folder = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-  """Writes JSON atomically."""
-  write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")
-
-
-def digest(*parts: bytes | memoryview) -> str:
-  """Returns the sha256 of the parts in order, as hex."""
-  sha = hashlib.sha256()
-  for part in parts:
-    sha.update(part)
-  return sha.hexdigest()
-
-
 def damaged(path: Path, why: str = "") -> WorkdirError:
   """Returns the error about an artefact in the folder of a stage."""
   reason = f" ({why})" if why else ""
@@ -103,7 +68,7 @@ def read_bytes(path: Path, sha256: str) -> bytes:
     WorkdirError: It has another one.
   """
   data = path.read_bytes()
-  if digest(data) != sha256:
+  if files.digest(data) != sha256:
     raise damaged(path)
   return data
 
@@ -218,16 +183,14 @@ class Workdir:
       raise WorkdirError(
         f"--workdir={self.path} cannot be written to: {error.strerror}"
       ) from None
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not files.lock(self._lock, wait=False):
       with self._lock:
         self._lock.seek(0)
         holder = self._lock.read().strip()
       raise WorkdirError(
         f"--workdir={self.path} is in use by {holder}: wait for it, or take "
         "another --workdir"
-      ) from None
+      )
     now = datetime.datetime.now(datetime.UTC)
     holder = (
       f"process {os.getpid()} on {socket.gethostname()} since "
@@ -313,7 +276,7 @@ class Workdir:
       self._compare(path, _read_json(started, **_IDENTITY), identity)
     else:
       self._clear(path)
-      write_json(path / _STARTED, identity)
+      files.write_json(path / _STARTED, identity)
     return None
 
   def _finish(
@@ -331,15 +294,19 @@ class Workdir:
       "versions": _versions(),
     }
     # What the manifest vouches for reaches the disk before it.
-    os.sync()
-    write_json(path / MANIFEST, manifest)
+    files.sync_tree(path)
+    files.sync(self.path)
+    files.write_json(path / MANIFEST, manifest)
     return manifest
 
   def _clear(self, path: Path) -> None:
     """Makes an empty folder, of what an interrupted stage left if need be."""
     if path.exists():
-      left = {entry.name for entry in path.iterdir()}
-      if left - {f".{_STARTED}.tmp"} and _STARTED not in left:
+      left = [entry.name for entry in path.iterdir()]
+      half_written = f".{_STARTED}."
+      if _STARTED not in left and not all(
+        name.startswith(half_written) for name in left
+      ):
         raise WorkdirError(
           f"{path} holds files that are not of a run: take another --workdir"
         )

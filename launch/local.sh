@@ -3,12 +3,12 @@
 #
 #   launch/local.sh --config=configs/digits_manual.py:demo --workdir=runs/demo
 #
-# PROCESSES=4   so many processes, each with one GPU where there are GPUs.
-#               One process (the default) uses all devices by itself.
-# RESTARTS=3    how often all are started again after one was told to stop or
-#               was killed. Ctrl-C and SIGTERM to this script end it for good.
+# PROCESSES=4   number of processes, each with one GPU where there are GPUs.
+#               One process (the default) uses all devices.
+# RESTARTS=3    how often all processes are started again after one of them was
+#               stopped or killed. Ctrl-C and SIGTERM to this script end it.
 #
-# Exit code: 0 if all ended well, otherwise the largest of the processes'.
+# Exit code: 0 if all processes succeed, otherwise their largest exit code.
 set -euo pipefail
 
 processes=${PROCESSES:-1}
@@ -16,11 +16,12 @@ restarts=${RESTARTS:-0}
 PATH=$PWD/.venv/bin:$PATH
 stopped=0 interrupted=0
 if [[ ! $processes =~ ^[1-9][0-9]*$ || ! $restarts =~ ^[0-9]+$ ]]; then
-  echo "error: PROCESSES=$processes RESTARTS=$restarts: they must be numbers, of" \
-    "processes at least 1" >&2
+  echo "error: PROCESSES=$processes RESTARTS=$restarts: both must be numbers," \
+    "PROCESSES at least 1" >&2
   exit 1
 fi
-# Own process groups: a terminal's Ctrl-C comes here alone, and is passed on.
+# Each process gets a process group: a Ctrl-C reaches this script alone, which
+# passes it on.
 set -m
 
 # shellcheck disable=SC2329  # The traps call it.
@@ -77,10 +78,10 @@ with socket.socket() as free:
 }
 
 run "$@"
-# 1 is an error that would come back, or the others of one that was killed,
-# whose own code is larger; 130 is Ctrl-C.
+# 1 is an error that would recur, or a process that ended because another was
+# killed; that one's code is larger. 130 is Ctrl-C.
 while ((!stopped && code > 1 && code != 130 && restarts-- > 0)); do
-  echo "local.sh: exit code $code; all are started again" >&2
+  echo "local.sh: exit code $code; all processes are started again" >&2
   run "$@"
 done
 exit "$code"

@@ -4,14 +4,14 @@
 #   ZONE=us-west4-a NFS=10.0.0.2:/share launch/tpu_vm.sh \
 #     --config=configs/digits_manual.py --workdir=/mnt/ecos/runs/usps
 #
-# NFS       what is mounted at /mnt/ecos on every worker: the workdir lies there
-# NAME      of the queued resource and its TPU VM (ecos)
-# TYPE      accelerator type (v5litepod-16)
-# RUNTIME   runtime version (v2-alpha-tpuv5-lite)
-# SPOT      1: a spot TPU, which is asked for again whenever it is taken away
+# NFS       file share to mount at /mnt/ecos on every worker, for the workdir
+# NAME      name of the queued resource and its TPU VM (default: ecos)
+# TYPE      accelerator type (default: v5litepod-16)
+# RUNTIME   runtime version (default: v2-alpha-tpuv5-lite)
+# SPOT      1: a spot TPU, requested again whenever it is taken away
 #
-# Asks for the queued resource if there is none, waits for it, installs HEAD and
-# runs. It stays afterwards: delete it with the command that is printed.
+# Requests the queued resource if there is none, waits for it, installs HEAD and
+# runs. The resource stays afterwards: delete it with the printed command.
 set -euo pipefail
 
 : "${ZONE:?set ZONE, for instance us-west4-a}"
@@ -22,21 +22,21 @@ runtime=${RUNTIME:-v2-alpha-tpuv5-lite}
 poll=${POLL_SECONDS:-30}
 set -- --coordinator=auto "$@"
 
-queued() { # queued COMMAND OPTION...: of the queued resource.
+queued() { # queued COMMAND OPTION...: runs gcloud on the queued resource.
   gcloud compute tpus queued-resources "$1" "$name" --zone="$ZONE" "${@:2}"
 }
 
-state() { # Nothing if there is no such resource.
+state() { # Prints nothing if there is no such resource.
   queued describe --format='value(state.state)' 2>/dev/null || true
 }
 
-acquire() { # Returns once the TPU VM is there.
+acquire() { # Returns once the TPU VM is ready.
   while true; do
     case $(state) in
       ACTIVE) return ;;
       '') queued create --node-id="$name" --accelerator-type="$type" \
         --runtime-version="$runtime" ${SPOT:+--spot} ;;
-      # What was taken away stays in the queue until it is deleted.
+      # A TPU that was taken away stays in the queue until it is deleted.
       SUSPENDED) queued delete --force --quiet ;;
       FAILED)
         echo "tpu_vm.sh: the request failed; queued-resources describe $name" \
@@ -75,13 +75,13 @@ echo "tpu_vm.sh: to give the TPU back: gcloud compute tpus queued-resources" \
 while true; do
   acquire
   code=0
-  # In one condition, so that a TPU lost while installing is asked for again.
+  # One condition, so that a TPU lost while installing is requested again.
   { install && everywhere "cd ecos_jax && PATH=\$PWD/.venv/bin:\$PATH &&
     exec python -m ecos_jax.train ${*@Q}"; } || code=$?
-  # 75: a worker was told to stop. Otherwise the TPU was lost, or it is an error.
+  # 75: a worker was stopped. Any other code: the TPU was lost, or an error.
   if ((code == 0)) || { ((code != 75)) && [[ $(state) == ACTIVE ]]; }; then
     exit "$code"
   fi
-  echo "tpu_vm.sh: exit code $code, $name is $(state); once more" >&2
+  echo "tpu_vm.sh: exit code $code, $name is $(state); trying again" >&2
   sleep "$poll"
 done

@@ -1,4 +1,4 @@
-"""What all tests share: compiled programs, and the main job without imports."""
+"""What all tests share: compiled programs, and commands without imports."""
 
 import contextlib
 import functools
@@ -20,15 +20,23 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 class _Job:
-  """The main job in a process of its own; one at a time."""
+  """A command in a process of its own; one at a time."""
 
-  def __init__(self, server, folder, flags, patched=None, devices=1):
+  def __init__(
+    self,
+    server,
+    folder,
+    flags,
+    module="ecos_jax.train",
+    patched=None,
+    devices=1,
+  ):
     self._server = server
     self._files = folder / "out", folder / "err"
     for file in self._files:
       file.write_text("")
     out, err = map(str, self._files)
-    job = {"flags": flags, "out": out, "err": err}
+    job = {"module": module, "flags": flags, "out": out, "err": err}
     job |= {"patched": patched, "devices": devices}
     server.stdin.write(json.dumps(job) + "\n")
     server.stdin.flush()
@@ -61,7 +69,7 @@ class _Job:
 
 @pytest.fixture(scope="session")
 def start_job(tmp_path_factory):
-  """Starts the main job with some flags, at a fraction of the usual cost."""
+  """Starts a command with some flags, at a fraction of the usual cost."""
   folder = tmp_path_factory.mktemp("jobs")
   root = Path(__file__).parents[1]
   with subprocess.Popen(

@@ -93,7 +93,13 @@ def _said() -> list[str]:
         )
       elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         found.append(node.value)
-  return found
+  # A command shows a flag for each argument that a library names.
+  return [re.sub(r"`([a-z_.]+)`", _flag, text) for text in found]
+
+
+def _flag(name: re.Match) -> str:
+  field = name[1] in config.flatten(config.Config())
+  return f"--config.{name[1]}" if field else f"--{name[1]}"
 
 
 def test_errors_in_troubleshooting_occur_in_the_source():

@@ -1,9 +1,9 @@
-"""Runs the main job in forks of this process, which has the imports behind it.
+"""Runs commands in forks of this process, which has the imports behind it.
 
-Reads a JSON line a job: its `flags`, the files that get what it says, how many
-`devices` it has, and what is `patched`: a function MODULE:NAME, at whose first
-call the process gets SIGTERM and then spends seconds in native code, as in a
-compiler.
+Reads a JSON line a job: the command's `module`, its `flags`, the files that get
+what it says, how many `devices` it has, and what is `patched`: a function
+MODULE:NAME, at whose first call the process gets SIGTERM and then spends
+seconds in native code, as in a compiler.
 Answers with its process id, and with its exit code once it has ended.
 """
 
@@ -11,10 +11,12 @@ import ctypes
 import importlib
 import json
 import os
+import runpy
 import signal
 import sys
 import traceback
 
+from absl import flags
 import mlxtend.data
 import skimage.data
 import sklearn.datasets
@@ -47,8 +49,12 @@ def _run(job: dict) -> None:
   )
   if job["patched"]:
     _patch(*job["patched"])
-  sys.argv = ["train", *job["flags"]]
-  cli.run(train.main)
+  sys.argv = ["command", *job["flags"]]
+  if job["module"] == "ecos_jax.train":
+    cli.run(train.main)
+  for name in ("config", "workdir"):  # Each command defines its own.
+    delattr(flags.FLAGS, name)
+  runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
 
 
 for line in sys.stdin:

@@ -13,7 +13,7 @@ _MANUAL = (
   ("bank", "encoders.registry:encode"),
   ("codebook", "clustering.kmeans:fit"),
   ("codebook", "clustering.assign:stream"),
-  ("query", "cloud.query:make"),
+  ("query", "cloud.question:make"),
   ("response", "client.coverage:nearest"),
   ("proxy", "cloud.sampling:decompress"),
   ("proxy", "data.proxy:write"),

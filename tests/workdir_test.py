@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -122,18 +123,24 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     workdir_lib.Workdir(tmp_path / "file")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-  path = tmp_path / "value.json"
-  workdir_lib.write_json(path, {"a": 1})
-  with pytest.raises(TypeError):
-    workdir_lib.write_json(path, {"a": object()})
-  assert json.loads(path.read_text()) == {"a": 1}
+def test_the_artefacts_reach_the_disk_before_the_manifest(work, monkeypatch):
+  synced = []
 
+  def fsync(descriptor):
+    synced.append(os.fstat(descriptor).st_ino)
 
-def test_digest_is_of_the_parts_in_order():
-  # sha256 of b"abc", from FIPS 180-2.
-  expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-  assert workdir_lib.digest(b"a", b"bc") == expected
+  def fill(path):
+    (path / "folder").mkdir()
+    (path / "folder/artefact").write_text("whole")
+    monkeypatch.setattr(os, "fsync", fsync)
+    return {}
+
+  path = work.stage("bank", {}, {}, fill).path
+  *before, manifest, folder = synced
+  wanted = [path / "folder/artefact", path / "folder", path, work.path]
+  assert {p.stat().st_ino for p in wanted} <= set(before)
+  assert manifest == (path / workdir_lib.MANIFEST).stat().st_ino
+  assert folder == path.stat().st_ino
 
 
 @pytest.mark.parametrize("free", [0, 1 << 30])

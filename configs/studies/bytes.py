@@ -56,8 +56,8 @@ _FIGURES = (
   "bytes_up",
 )
 _ABOUT = """
-What would travel if the client sent its images up, or fetched the pool, as
-pixels (28 x 28 x 3 bytes) and as PNG files; and the two messages of ECOS,
-headers included, with R = 100 centroids of 121 numbers. Split `id_ood`, seed 1,
-no training.
+The first columns are what would travel if the client uploaded its images, or
+downloaded the pool, as pixels (28 x 28 x 3 bytes) or as PNG files. The last are
+the two messages of ECOS, headers included, with R = 100 centroids of 121
+numbers. Split `id_ood`, seed 1, no training.
 """

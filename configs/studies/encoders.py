@@ -84,8 +84,9 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-`hog` and `ecos_paper` together are the paper's; `hog_grey` and `ecos` the
-defaults. The same steps and epsilon as in "Manual labelling: accuracy against
-the number of labels", split `id_ood`. *Share* is how much of the proxy comes
-from the client's own domain. *Bytes down* are the client's whole download.
+`hog` with `ecos_paper` is the paper's method; `hog_grey` with `ecos` is the
+default. Steps and epsilon are as in "Manual labelling: accuracy against the
+number of labels", split `id_ood`. *Share* is the share of the proxy that comes
+from the client's own domain. *ECOS down* is the client's whole download in
+bytes.
 """

@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> plan.Study:
   study = plan.of(
     f"{_BASE}:{argument}",
     name="rounds",
-    title="One round of questions, and two",
+    title="Asking once and asking twice",
     about=_ABOUT,
     grids=tuple(
       {
@@ -60,11 +60,10 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-Budget 1,000, no training. `codebook.first_round` = 10: the client is first
+Budget 1,000, no training. With `codebook.first_round` = 10 the client is first
 asked about 10 centroids, with a fifth of 1 / sigma², and then about 86 in the
-clusters where it has votes. Both answers together cost no more than the one
-with the noise `privacy.sigma` (delta 1e-5, terms fixed beforehand). The four
+clusters where it has votes. Both answers together cost no more than one
+answer with the noise `privacy.sigma` (delta 1e-5, terms fixed beforehand). Four
 centroids fewer pay for the headers of the second query and answer. *Share* and
-the distance are those of "How much like the client's data the proxy is". The
-noise comes from the seed.
+*MMD²* are as in "How similar the proxy and the client's data are".
 """

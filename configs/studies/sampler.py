@@ -79,9 +79,10 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-What a row does not say is the default; the row `ecos` that says nothing is all
-of it, and `ecos_paper` changes all settings but `within` at once. The formulas
-are in [Sampling](sampling.md). Budget 1,000, 1,000 steps of 32 images, split
-`id_ood`, features `hog_grey`, epsilon 0.276 at delta 1e-5. *Share* and the
-distance are as in "How much like the client's data the proxy is".
+Each row changes one setting; empty fields are the defaults, so the row `ecos`
+with empty fields is the default method. `ecos_paper` changes all settings but
+`within` at once. [Sampling](sampling.md) has the formulas. Budget 1,000, 1,000
+steps of 32 images, split `id_ood`, features `hog_grey`, epsilon 0.276 at delta
+1e-5. *Share* and *MMD²* are as in "How similar the proxy and the client's data
+are".
 """

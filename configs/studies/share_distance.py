@@ -31,7 +31,7 @@ def get_config(argument: str = "") -> plan.Study:
   study = plan.of(
     f"{_BASE}:{argument}",
     name="share_distance",
-    title="How much like the client's data the proxy is",
+    title="How similar the proxy and the client's data are",
     about=_ABOUT,
     grids=(
       {
@@ -83,12 +83,12 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-Budget 1,000, no training. *Share* is how much of the proxy comes from the
-client's own domain. The distance is the squared maximum mean discrepancy
-(unbiased, so it can fall below 0) between the features of the proxy and those
-of the client, at most 2,000 of each, times 1,000; the kernel is exp(-|x - y|² /
-2h²), and h the median distance between two of the client's samples. It is of a
-simulation only: it reads the client's data. `ideal` takes samples at random
-from the client's domain in the pool, `mak` sees the client's features. Epsilon
-of `ecos` is 0.276 at delta 1e-5, its noise comes from the seed.
+Budget 1,000, no training. *Share* is the share of the proxy that comes from the
+client's own domain. *MMD²* is the squared maximum mean discrepancy between the
+features of the proxy and of the client, at most 2,000 of each, times 1,000. The
+estimate is unbiased, so it can be negative. The kernel is exp(-|x - y|² / 2h²),
+where h is the median distance between two of the client's samples. Only a
+simulation can compute it, because it reads the client's data. `ideal` takes
+random samples of the client's domain in the pool; `mak` sees the client's
+features. Epsilon of `ecos` and `ecos_paper` is 0.276 at delta 1e-5.
 """

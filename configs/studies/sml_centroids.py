@@ -79,11 +79,10 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-Budget 1,000, 1,000 steps of 32 images, split `id_ood`. The client's
-multiply-adds with `ecos` are those of its votes: every sample against R
-centroids of 121 numbers. Its features are made once, whatever R is, and are not
-counted: they take some 12,000 multiplications an image. `local` is the client
-training the same network on its own labelled data with few or many steps of 32
-images, each three times a forward pass. The noise comes from the seed, so that
-the table can be made again.
+Budget 1,000, 1,000 steps of 32 images, split `id_ood`. With `ecos` the client's
+multiply-adds are those of its votes: every sample against R centroids of 121
+numbers. Its features are computed once, whatever R is, and are not counted;
+they take some 12,000 multiplications per image. With `local` the client trains
+the same network on its own labelled data, for few or many steps of 32 images,
+each counted as three forward passes.
 """

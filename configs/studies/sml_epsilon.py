@@ -83,8 +83,7 @@ def get_config(argument: str = "") -> plan.Study:
 
 
 _ABOUT = """
-Budget 1,000, 1,000 steps of 32 images, split `id_ood`; epsilon is exact, at
+Budget 1,000, 1,000 steps of 32 images, split `id_ood`. Epsilon is exact, at
 delta 1e-5, for one sample that is added or removed. "none" is sigma 0.25, the
-smallest that the accounting takes: on average one count of 1,500 is then
-changed. The noise comes from the seed, so that the table can be made again.
+smallest that the accounting takes: on average it changes one count of 1,500.
 """

@@ -9,44 +9,47 @@ import tqdm
 
 from ecos_jax import cli
 from ecos_jax import errors
-from ecos_jax.benchmark import cells
+from ecos_jax.benchmark import cases
 from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import run as run_lib
 from ecos_jax.encoders import registry
 
 _PRESET = flags.DEFINE_enum(
-  "preset", "quick", tuple(cells.PRESETS), "Shapes and rounds."
+  "preset", "quick", tuple(cases.PRESETS), "Which shapes, and how many rounds."
 )
 _STAGES = flags.DEFINE_list(
-  "stages", [], f"Of {', '.join(cells.STAGES)}; all without."
+  "stages", [], f"Some of {', '.join(cases.STAGES)}; all by default."
 )
 _SHAPES = flags.DEFINE_list(
   "shapes",
   [],
-  "STAGE:SHAPE instead of the preset's, as in assign:1e6x128x1000; only these "
-  "stages run unless --stages names others.",
+  "STAGE:SHAPE instead of the preset's, as in assign:1e6x128x1000; without "
+  "--stages only these stages run.",
 )
 _IMPLEMENTATIONS = flags.DEFINE_list(
-  "implementations", [], "Run only these; all that are installed without."
+  "implementations", [], "Run only these; by default all that are installed."
 )
 _ROUNDS = flags.DEFINE_integer(
-  "rounds", None, "Instead of the preset's.", lower_bound=1
+  "rounds", None, "Rounds that count, instead of the preset's.", lower_bound=1
 )
 _MEMORY_BUDGET = flags.DEFINE_integer(
-  "memory_budget", None, "Bytes, of stream.", lower_bound=1 << 16
+  "memory_budget",
+  None,
+  "Bytes of a block, in stream.",
+  lower_bound=1 << 16,
 )
 _DEVICES = flags.DEFINE_integer(
   "devices",
   None,
-  "Virtual JAX devices on CPU: one a core without.",
+  "Virtual JAX devices on CPU; by default one a core.",
   lower_bound=1,
 )
-_ENCODER = flags.DEFINE_string("encoder", "hog", "Of encode.")
+_ENCODER = flags.DEFINE_string("encoder", "hog", "The encoder of encode.")
 _DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Folder with mnist.npz; embedded digits without."
+  "data_dir", None, "Folder with mnist.npz; by default the embedded digits."
 )
 _SCRATCH = flags.DEFINE_string(
-  "scratch", None, "Folder for data meanwhile; stream wants a disk."
+  "scratch", None, "Folder for data during the run, on a disk (for stream)."
 )
 _OUTPUT = flags.DEFINE_string("output", "benchmark.json", "The JSON file.")
 
@@ -63,12 +66,12 @@ def _existing(flag: flags.FlagHolder, path: Path) -> Path:
 
 
 def main(argv: list[str]) -> None:
-  """Runs the cells that the flags choose."""
+  """Runs the cases that the flags choose."""
   del argv
-  preset = cells.PRESETS[_PRESET.value]
-  chosen = cells.chosen(preset, _STAGES.value, _SHAPES.value)
+  preset = cases.PRESETS[_PRESET.value]
+  chosen = cases.chosen(preset, _STAGES.value, _SHAPES.value)
   unknown = set(_IMPLEMENTATIONS.value) - {
-    name for stage in cells.STAGES for name in run_lib.implementations(stage)
+    name for stage in cases.STAGES.values() for name in stage.implementations
   }
   if unknown:
     raise errors.ConfigError(f"--implementations: no {', '.join(unknown)}")
@@ -82,13 +85,13 @@ def main(argv: list[str]) -> None:
       f"--encoder={_ENCODER.value}: it must be one of "
       f"{', '.join(registry.names())}"
     )
-  # Children and data have to be cleared away: no leaving at once.
+  # Unlike other commands, this one has children and data to clear away.
   signal.signal(signal.SIGINT, _interrupt)
   signal.signal(signal.SIGTERM, _interrupt)
   try:
     run = run_lib.Run(
       chosen,
-      cells.Options(
+      cases.Options(
         rounds=_ROUNDS.value or preset.rounds,
         memory_budget=_MEMORY_BUDGET.value or preset.memory_budget,
         encoder=_ENCODER.value,

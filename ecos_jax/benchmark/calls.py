@@ -1,51 +1,100 @@
-"""What is timed: one call of an implementation on a cell.
+"""What is timed: one call of an implementation on a case.
 
 A call returns its seconds and whatever else is known of it, as JSON. Its first
-run is not counted: it compiles, and searches where there is something to find.
+run does not count: it compiles, and finds how much work `converge` takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import importlib
 import json
 from pathlib import Path
-import time
-from typing import Any
+import sys
+from typing import Any, Protocol
 
 import numpy as np
 
-from ecos_jax.benchmark import cells
-from ecos_jax.benchmark import peers
+from ecos_jax.benchmark import cases
+from ecos_jax.benchmark import machine
+from ecos_jax.benchmark import timing
 
 Call = Callable[[], dict[str, Any]]
 
 _CHECKED_ROWS = 1000
 _INERTIA_ROWS = 20_000
-# A search ends when one fit takes so many times as long as scikit-learn's.
-PATIENCE = 2.0
+# `converge` gives up after a fit this many times as long as scikit-learn's.
+_PATIENCE = 2.0
+# The order of the sums changes an inertia by less.
+_ROUNDING = 1 + 1e-6
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-  """Returns the seconds that a function took, and its result."""
-  begin = time.perf_counter()
-  result = function()
-  return time.perf_counter() - begin, result
+class KMeans(Protocol):
+  """An implementation of k-means.
+
+  Attributes:
+    efforts: What to try in `converge`, in order: numbers of iterations, or
+      tolerances.
+  """
+
+  efforts: Sequence[Any]
+
+  def assign(
+    self, features: np.ndarray, centroids: np.ndarray
+  ) -> Callable[[], np.ndarray]:
+    """Returns a function that returns the labels [n]."""
+
+  def fit(
+    self, features: np.ndarray, init: np.ndarray, iterations: int
+  ) -> np.ndarray:
+    """Returns the centroids after Lloyd iterations from `init`, [k, d].
+
+    A library that takes no start uses its own.
+    """
+
+  def cluster(self, features: np.ndarray, k: int, effort: Any) -> np.ndarray:
+    """Returns the centroids of a whole fit from its best start, [k, d]."""
 
 
-def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the features [n, d] and the centroids [k, d] of a cell."""
-  return np.load(folder / "features.npy"), np.load(folder / "centroids.npy")
+def timed(function: Callable[[], Any], **known: Any) -> Call:
+  """Returns the call of a function whose result does not matter.
+
+  Args:
+    function: What is timed.
+    known: What else is known of the call.
+  """
+  return lambda: {"seconds": timing.timed(function)[0], **known}
+
+
+def inertia(features: np.ndarray, centroids: np.ndarray) -> float:
+  """Returns the sum of squared distances to the nearest centroid.
+
+  Args:
+    features: float32 [n, d].
+    centroids: float32 [k, d].
+  """
+  half_norms = np.sum(centroids**2, axis=1) / 2
+  total = 0.0
+  for start in range(0, len(features), 8192):
+    rows = features[start : start + 8192]
+    scores = np.max(rows @ centroids.T - half_norms, axis=1)
+    norms = np.einsum("nd,nd->n", rows, rows)
+    total += float(np.sum(norms - 2 * scores, dtype=np.float64))
+  return total
 
 
 def assigning(
   assign: Callable[[], np.ndarray], features: np.ndarray, centroids: np.ndarray
 ) -> Call:
-  """Returns the call of `assign`; `correct` is checked in double precision."""
+  """Returns the call of `assign`; `correct` is its share of right labels.
+
+  The labels of the first rows are checked in double precision.
+  """
   rows = features[:_CHECKED_ROWS].astype(np.float64)
   points = centroids.astype(np.float64)
   scores = rows @ points.T - np.sum(points**2, axis=1) / 2
   truth = np.argmax(scores, axis=1)
 
   def call():
-    seconds, labels = timed(assign)
+    seconds, labels = timing.timed(assign)
     correct = float(np.mean(np.asarray(labels[: len(truth)]) == truth))
     return {"seconds": seconds, "correct": correct}
 
@@ -55,25 +104,25 @@ def assigning(
 def fitting(
   fit: Callable[[int], np.ndarray],
   features: np.ndarray,
-  lengths: tuple[int, int],
+  iterations: tuple[int, int],
 ) -> Call:
-  """Returns the call that tells the seconds of one iteration of `fit`.
+  """Returns the call that measures one iteration of `fit`.
 
   Args:
     fit: Number of iterations -> centroids.
     features: [n, d].
-    lengths: Iterations of the short and of the long fit.
+    iterations: Of the short and of the long fit.
   """
-  short, long = lengths
+  short, long = iterations
   checked = features[:_INERTIA_ROWS]
 
   def call():
-    first, _ = timed(lambda: fit(short))
-    second, centroids = timed(lambda: fit(long))
+    first, _ = timing.timed(lambda: fit(short))
+    second, centroids = timing.timed(lambda: fit(long))
     return {
       "seconds": (second - first) / (long - short),
       "fit_seconds": second,
-      "inertia_per_row": cells.inertia(checked, centroids) / len(checked),
+      "inertia_per_row": inertia(checked, centroids) / len(checked),
     }
 
   return call
@@ -81,7 +130,7 @@ def fitting(
 
 def converging(
   cluster: Callable[[Any], np.ndarray],
-  efforts: tuple,
+  efforts: Sequence[Any],
   features: np.ndarray,
   target: float,
   patience: float,
@@ -90,7 +139,7 @@ def converging(
 
   Args:
     cluster: Effort -> centroids.
-    efforts: What to try, in order; the first call finds the one.
+    efforts: What to try, in order; the first call finds the one that is timed.
     features: [n, d].
     target: The inertia to reach.
     patience: Seconds of a fit after which the search ends.
@@ -98,62 +147,77 @@ def converging(
   found: dict[str, Any] = {}
 
   def call():
-    if not found:
-      for effort in efforts:
-        seconds, centroids = timed(lambda effort=effort: cluster(effort))
-        reached = cells.inertia(features, centroids)
-        found.update(
-          effort=effort,
-          inertia=reached,
-          target=target,
-          reached=reached <= target,
-        )
-        if found["reached"] or seconds > patience:
-          break
+    if found:
+      seconds, _ = timing.timed(lambda: cluster(found["effort"]))
       return {"seconds": seconds, **found}
-    seconds, _ = timed(lambda: cluster(found["effort"]))
+    for effort in efforts:
+      seconds, centroids = timing.timed(lambda effort=effort: cluster(effort))
+      reached = inertia(features, centroids)
+      found.update(effort=effort, inertia=reached, target=target)
+      found["reached"] = reached <= target
+      if found["reached"] or seconds > patience:
+        break
     return {"seconds": seconds, **found}
 
   return call
 
 
-def reference(folder: Path) -> dict[str, Any]:
-  """Returns what `cells.prepare` measured of scikit-learn."""
-  return json.loads((folder / "reference.json").read_text())
-
-
-def peer_call(
-  name: str, cell: cells.Cell, options: cells.Options, folder: Path
+def kmeans(
+  library: KMeans, name: str, case: cases.Case, arrays: Sequence, folder: Path
 ) -> Call:
-  """Returns the call of a peer.
+  """Returns the call of `assign`, `fit` or `converge`.
 
   Args:
-    name: On PyPI.
-    cell: What to run.
-    options: Of the run.
+    library: What is called.
+    name: Of the implementation.
+    case: What to run.
+    arrays: Features [n, d] and centroids [k, d].
     folder: With the data.
   """
-  peer = peers.get(name)
-  features, centroids = load(folder)
-  k = len(centroids)
-  if cell.stage == "assign":
-    return assigning(peer.assign(features, centroids), features, centroids)
-  if cell.stage == "fit":
+  features, centroids = arrays
+  if case.stage == "assign":
+    assign = library.assign(features, centroids)
+    return assigning(assign, features, centroids)
+  if case.stage == "fit":
     return fitting(
-      lambda iterations: peer.fit(features, centroids, iterations),
+      lambda iterations: library.fit(features, centroids, iterations),
       features,
-      cell.lengths,
+      case.iterations,
     )
-  known = reference(folder)
-  efforts = peer.efforts
-  if name == "scikit-learn":
-    efforts = (known["iterations"],)
-  mini = name == peers.MINIBATCH
+  known = json.loads((folder / "reference.json").read_text())
+  mini = cases.target(name) == "minibatch"
   return converging(
-    lambda iterations: peer.cluster(features, k, iterations),
-    efforts,
+    lambda effort: library.cluster(features, len(centroids), effort),
+    (known["iterations"],) if name == "scikit-learn" else library.efforts,
     features,
-    # Rounding of another order of sums is no miss.
-    known["minibatch"] * (1 + 1e-6) if mini else known["lloyd"],
-    PATIENCE * known["seconds"],
+    known["minibatch"] * _ROUNDING if mini else known["lloyd"],
+    _PATIENCE * known["seconds"],
   )
+
+
+def start(job: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+  """Returns, in a child process, what runs one call of an implementation.
+
+  Args:
+    job: `case` and `options` as tuples; `folder` with the data; `names` of the
+      implementations, all of one library.
+  """
+  case, options = cases.Case(*job["case"]), cases.Options(*job["options"])
+  names, folder = job["names"], Path(job["folder"])
+  ours = names[0] in cases.STAGES[case.stage].ours
+  module = importlib.import_module(
+    f"ecos_jax.benchmark.{'ours' if ours else 'peers'}"
+  )
+  module.load(names[0])
+  bare = machine.resident_bytes()
+  prepared = {name: module.call(name, case, options, folder) for name in names}
+
+  def answer(name: str) -> dict[str, Any]:
+    machine.resident_bytes()
+    result = prepared[name]()
+    result["peak_bytes"] = machine.peak_resident_bytes() - bare
+    if "jax" in sys.modules:
+      result["device_peak_bytes"] = machine.device_peak_bytes()
+    return result
+
+  return answer

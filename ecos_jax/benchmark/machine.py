@@ -1,4 +1,4 @@
-"""The machine: what it is, its peak, its memory, and what children inherit."""
+"""The machine: what it is, its peak, and how much memory a process takes."""
 
 from collections.abc import Iterable, Mapping
 import contextlib
@@ -23,7 +23,7 @@ _PEAKS = {
   "TPU v6 lite": 918e12,
 }
 _THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
-# A choice of BLAS kernels made for other programs of this machine.
+# Variables that choose the kernels of a BLAS: they may slow numpy down.
 _BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 _PEAK_SIZE = 2048
 
@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
-  """Returns the environment of a child: all cores, no overrides.
+  """Returns the environment of a child: all cores, the BLAS's own kernels.
 
   Args:
     base: The environment of this process.
@@ -80,10 +80,13 @@ def processor() -> str:
   return platform.processor() or platform.machine()
 
 
-def describe() -> dict:
-  """Returns what is measured on; for a child, since it starts JAX.
+def describe(peak_seconds: float) -> dict:
+  """Returns a description of the machine; starts JAX.
 
-  `gemm_gflops` is the rate of a square float32 product, the best of many.
+  `gemm_gflops` is the best rate of a square float32 product.
+
+  Args:
+    peak_seconds: How long to measure that.
   """
   import jax
   import jax.numpy as jnp
@@ -95,12 +98,13 @@ def describe() -> dict:
   square = jnp.ones((_PEAK_SIZE, _PEAK_SIZE), jnp.float32)
   product(square, square).block_until_ready()
   best = float("inf")
-  deadline = time.perf_counter() + 2
+  deadline = time.perf_counter() + peak_seconds
   while time.perf_counter() < deadline:
     begin = time.perf_counter()
     product(square, square).block_until_ready()
     best = min(best, time.perf_counter() - begin)
   on_cpu = devices[0].platform == "cpu"
+  chips = 1 if on_cpu else len(devices)  # Virtual devices share the cores.
   return {
     "platform": devices[0].platform,
     "kind": processor() if on_cpu else devices[0].device_kind,
@@ -108,11 +112,7 @@ def describe() -> dict:
     "cores": cores(),
     "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     "system": platform.platform(),
-    # Virtual devices share the cores; chips do not.
-    "gemm_gflops": 2e-9
-    * _PEAK_SIZE**3
-    / best
-    * (1 if on_cpu else len(devices)),
+    "gemm_gflops": 2e-9 * _PEAK_SIZE**3 / best * chips,
     "peak_bf16_flops": peak_flops(devices[0].device_kind),
   }
 
@@ -125,21 +125,29 @@ def _status(field: str) -> int:
 
 
 def resident_bytes() -> int:
-  """Returns the resident memory of this process, and forgets its peak."""
+  """Returns the resident memory of this process, and resets its peak."""
   if sys.platform != "linux":
     return peak_resident_bytes()
-  # Sandboxes may lack it; the peak is then that since the start.
+  # Sandboxes may not allow it; the peak is then that since the start.
   with contextlib.suppress(OSError):
     Path("/proc/self/clear_refs").write_text("5")
   return _status("VmRSS")
 
 
 def peak_resident_bytes() -> int:
-  """Returns the highest resident memory since `resident_bytes`.
+  """Returns the highest resident memory since the last `resident_bytes`.
 
-  Since the start of the process where the system is not Linux.
+  Elsewhere than on Linux: since the start of the process.
   """
   if sys.platform == "linux":
     return _status("VmHWM")
   unit = 1 if sys.platform == "darwin" else 1 << 10
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_peak_bytes() -> int | None:
+  """Returns the highest memory use of the first JAX device, if it tells."""
+  import jax
+
+  stats = jax.local_devices()[0].memory_stats()
+  return (stats or {}).get("peak_bytes_in_use")

@@ -1,74 +1,34 @@
 """Other k-means libraries, with the settings that make them do the same work.
 
-Whole rows, float32, all cores, no early stop, no subsample. All are optional;
-each is imported in its own child process only.
+All rows, float32, all cores, no early stop, no subsample. Each is optional, and
+imported in its own child process only.
 """
 
 import contextlib
 import importlib
 import importlib.metadata
 import io
+from pathlib import Path
 import re
-from typing import Any, Protocol
+from typing import Any
 import warnings
 
 import numpy as np
 
+from ecos_jax.benchmark import calls
+from ecos_jax.benchmark import cases
 from ecos_jax.benchmark import machine
 
 # Iterations to try until an inertia is reached: at most half too many.
-_LADDER: tuple[int, ...] = (
-  1,
-  2,
-  3,
-  5,
-  8,
-  12,
-  18,
-  27,
-  40,
-  60,
-  90,
-  135,
-  200,
-  300,
-)
+_LADDER = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200, 300)
 _MAX_ITERATIONS = 300
-
-
-class Peer(Protocol):
-  """An implementation of k-means.
-
-  Attributes:
-    module: What it is imported as.
-    efforts: Iterations to try until an inertia is reached.
-  """
-
-  module: str
-  efforts: tuple[int, ...]
-
-  def assign(self, features: np.ndarray, centroids: np.ndarray) -> Any:
-    """Returns a function that returns the labels [n]."""
-
-  def fit(
-    self, features: np.ndarray, init: np.ndarray, iterations: int
-  ) -> np.ndarray:
-    """Returns the centroids after Lloyd iterations from `init`, [k, d].
-
-    From a start of its own where it cannot be given one.
-    """
-
-  def cluster(
-    self, features: np.ndarray, k: int, iterations: int
-  ) -> np.ndarray:
-    """Returns the centroids after iterations from its best start, [k, d]."""
 
 
 class ScikitLearn:
   """scikit-learn's Lloyd, from its greedy k-means++."""
 
   module = "sklearn.cluster"
-  efforts = _LADDER
+  efforts: tuple[int, ...] = _LADDER
 
   def _fitted(self, features, init, k, iterations, **options):
     kmeans = importlib.import_module(self.module).KMeans
@@ -85,18 +45,18 @@ class ScikitLearn:
       ).fit(features)
 
   def assign(self, features, centroids):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     # Each centroid is a cluster of its own; oneDAL wants more rows than k.
     rows = np.concatenate([centroids, centroids])
     model = self._fitted(rows, centroids, len(centroids), 1)
     return lambda: model.predict(features)
 
   def fit(self, features, init, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     return self._fitted(features, init, len(init), iterations).cluster_centers_
 
   def cluster(self, features, k, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     return self._fitted(features, "k-means++", k, iterations).cluster_centers_
 
   def traced(self, features, k) -> tuple[np.ndarray, list[float]]:
@@ -106,19 +66,19 @@ class ScikitLearn:
       model = self._fitted(
         features, "k-means++", k, _MAX_ITERATIONS, tol=1e-4, verbose=1
       )
-    lines = re.findall(
+    inertias = re.findall(
       r"Iteration \d+, inertia ([\d.e+]+\d)", output.getvalue()
     )
-    return model.cluster_centers_, [float(line) for line in lines]
+    return model.cluster_centers_, [float(inertia) for inertia in inertias]
 
 
 class MiniBatch(ScikitLearn):
   """scikit-learn's MiniBatchKMeans with its defaults, one start."""
 
-  efforts: tuple[int, ...] = (100,)
+  efforts = (100,)
 
   def cluster(self, features, k, iterations):
-    """See `Peer`; it also stops by itself."""
+    """See `calls.KMeans`; it may stop earlier."""
     mini = importlib.import_module(self.module).MiniBatchKMeans
     fitted = mini(
       n_clusters=k, n_init=1, max_iter=iterations, random_state=1
@@ -139,7 +99,7 @@ class Faiss:
   efforts = _LADDER
 
   def assign(self, features, centroids):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     faiss = importlib.import_module(self.module)
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)
@@ -159,11 +119,11 @@ class Faiss:
     return kmeans.centroids
 
   def fit(self, features, init, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     return self._train(features, len(init), iterations, init)
 
   def cluster(self, features, k, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     faiss = importlib.import_module(self.module)
     start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     return self._train(features, k, iterations, init_method=start)
@@ -180,17 +140,17 @@ class FastKMeans:
     return fastkmeans.FastKMeans(d, k, niter=iterations, tol=-1.0, seed=1)
 
   def assign(self, features, centroids):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     model = self._model(features.shape[1], len(centroids), 1)
     model.centroids = centroids
     return lambda: model.predict(features)
 
   def fit(self, features, init, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     return self.cluster(features, len(init), iterations)
 
   def cluster(self, features, k, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     model = self._model(features.shape[1], k, iterations)
     model.train(features)
     return model.centroids
@@ -216,42 +176,60 @@ class SuperKMeans:
     )
 
   def assign(self, features, centroids):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     n, d = features.shape
     model = self._model(d, len(centroids), 1, n)
     return lambda: model.assign(features, centroids)
 
   def fit(self, features, init, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     return self.cluster(features, len(init), iterations)
 
   def cluster(self, features, k, iterations):
-    """See `Peer`."""
+    """See `calls.KMeans`."""
     n, d = features.shape
     return self._model(d, k, iterations, n).train(features)
 
 
-MINIBATCH = "scikit-learn-minibatch"
 _PEERS = {
   "scikit-learn": ScikitLearn,
   "scikit-learn-intelex": ScikitLearnIntelex,
   "faiss-cpu": Faiss,
   "fastkmeans": FastKMeans,
   "superkmeans": SuperKMeans,
-  MINIBATCH: MiniBatch,
+  cases.MINIBATCH: MiniBatch,
 }
-NAMES = tuple(_PEERS)
 
 
 def installed(name: str) -> bool:
-  """Returns whether a peer can be run."""
+  """Returns whether a library can be run, by its name on PyPI."""
+  if name == cases.MINIBATCH:
+    name = "scikit-learn"
   try:
-    importlib.metadata.version("scikit-learn" if name == MINIBATCH else name)
+    importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
     return False
   return True
 
 
-def get(name: str) -> Peer:
-  """Returns a peer by its name on PyPI."""
-  return _PEERS[name]()
+def load(name: str) -> None:
+  """Imports a library, whose memory is not counted."""
+  importlib.import_module(_PEERS[name].module)
+
+
+def call(
+  name: str, case: cases.Case, options: cases.Options, folder: Path
+) -> calls.Call:
+  """Returns the call of a library.
+
+  Args:
+    name: On PyPI.
+    case: What to run.
+    options: Of the run.
+    folder: With the data.
+  """
+  del options
+  library: Any = _PEERS[name]()
+  features = np.load(folder / "features.npy")
+  centroids = np.load(folder / "centroids.npy")
+  return calls.kmeans(library, name, case, (features, centroids), folder)

@@ -1,130 +1,69 @@
-"""Rounds over implementations in child processes, one awake at a time."""
+"""Timing: of one call, and of several implementations in turn."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
+import time
 from typing import Any
 
-from ecos_jax import errors
+from ecos_jax import children
 
 
-class WorkerError(errors.EcosError):
-  """A child process that failed; the message is the end of what it said."""
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+  """Returns the seconds that a function took, and its result."""
+  begin = time.perf_counter()
+  result = function()
+  return time.perf_counter() - begin, result
 
 
-class Worker:
-  """A child process (`worker`), stopped but for the calls it is given."""
-
-  def __init__(self, job: Mapping[str, Any], environment: Mapping[str, str]):
-    """Starts the process; `first` is its first answer."""
-    # A file, not a pipe: nobody reads while the child writes. `close` closes.
-    self._said = tempfile.TemporaryFile()  # noqa: SIM115
-    reading, writing = os.pipe()
-    self._process = subprocess.Popen(
-      [
-        sys.executable,
-        "-m",
-        "ecos_jax.benchmark.worker",
-        str(writing),
-        json.dumps(job),
-      ],
-      stdin=subprocess.PIPE,
-      stdout=self._said,
-      stderr=self._said,
-      pass_fds=[writing],
-      env=dict(environment),
-    )
-    os.close(writing)
-    self._replies = os.fdopen(reading)
-    try:
-      self.first = self._answer()
-    except BaseException:
-      self.close()
-      raise
-
-  def _answer(self) -> dict[str, Any]:
-    line = self._replies.readline()
-    if not line:
-      code = self._process.wait()
-      self._said.seek(0)
-      said = self._said.read().decode(errors="replace").strip().splitlines()
-      reason = said[-1] if code == 1 and said else f"exit code {code}"
-      raise WorkerError(reason)
-    with contextlib.suppress(ProcessLookupError):
-      self._process.send_signal(signal.SIGSTOP)
-    return json.loads(line)
-
-  def call(self, implementation: str) -> dict[str, Any]:
-    """Returns what one call of an implementation gave.
-
-    Raises:
-      WorkerError: The process ended.
-    """
-    assert self._process.stdin is not None
-    self._process.send_signal(signal.SIGCONT)
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(f"{implementation}\n".encode())
-      self._process.stdin.flush()
-    return self._answer()
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.kill()
-    self._process.wait()
-    assert self._process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._replies.close()
-    self._said.close()
-
-
-def once(job: Mapping[str, Any], environment: Mapping[str, str]) -> dict:
-  """Returns the only answer of a child process.
-
-  Raises:
-    WorkerError: It failed.
-  """
-  worker = Worker(job, environment)
-  worker.close()
-  return worker.first
+def rotated(entries: Sequence[Any], i: int) -> list[Any]:
+  """Returns the entries in the order of round i: each round begins one on."""
+  turn = i % len(entries) if entries else 0
+  return [*entries[turn:], *entries[:turn]]
 
 
 def rounds(
   jobs: Sequence[Mapping[str, Any]],
   environment: Mapping[str, str],
   count: int,
-) -> Iterator[tuple[str, int, dict[str, Any] | WorkerError]]:
-  """Yields (implementation, round, result), interleaved, in rotated order.
+) -> Iterator[tuple[str, int, dict[str, Any] | children.ChildError]]:
+  """Yields (implementation, round, result); every round calls all of them.
 
-  Round 0 is not to be counted. One that fails yields its error, and no more.
+  Each job has a child process (`calls.start`), which is paused between its
+  calls. Round 0 does not count. An implementation that fails yields its error,
+  and is not called again.
 
   Args:
-    jobs: One process each; `names` of each: its implementations.
+    jobs: One child process each; `names` are its implementations.
     environment: Of the processes.
     count: Rounds that count.
   """
   with contextlib.ExitStack() as stack:
-    todo: list[tuple[str, Worker]] = []
+    todo: list[tuple[str, children.Child]] = []
     for job in jobs:
       try:
-        worker = Worker(job, environment)
-      except WorkerError as error:
+        child = children.Child(
+          "ecos_jax.benchmark.calls:start",
+          job,
+          environment=environment,
+          log=tempfile.TemporaryFile(),  # noqa: SIM115 (closed with the child)
+        )
+      except children.ChildError as error:
         for name in job["names"]:
           yield name, 0, error
         continue
-      stack.callback(worker.close)
-      todo += [(name, worker) for name in job["names"]]
+      stack.callback(child.close)
+      child.pause()
+      todo += [(name, child) for name in job["names"]]
     for i in range(count + 1):
-      turn = i % len(todo) if todo else 0
-      for entry in todo[turn:] + todo[:turn]:
-        name, worker = entry
+      for entry in rotated(todo, i):
+        name, child = entry
+        child.resume()
         try:
-          yield name, i, worker.call(name)
-        except WorkerError as error:
+          result = child.call(name)
+        except children.ChildError as error:
           todo.remove(entry)
-          yield name, i, error
+          result = error
+        else:
+          child.pause()
+        yield name, i, result

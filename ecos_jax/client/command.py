@@ -4,37 +4,32 @@ A command must destroy nothing by a slip of the hand: a ledger that is replaced
 by a response is a spend forgotten.
 """
 
-import contextlib
 from pathlib import Path
-import re
 import sys
 
 from absl import flags
 
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.config import limits
+from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import pools
 from ecos_jax.messages import wire
 
-FEATURES = "features:"
 
+def tag_of(text: str, data_dir: str | None) -> str:
+  """Returns one name for the data that a source string names.
 
-def path_of(spec: str) -> Path | None:
-  """Returns the file or folder that a --data flag names, None for TFDS."""
-  if spec.startswith("tfds:"):
-    return None
-  return Path(re.sub("^(folder|images|features):", "", spec)).expanduser()
-
-
-def tag_of(spec: str, data_dir: str | None) -> str:
-  """Returns a name of the data: one, however they are spelt, from anywhere."""
-  path = path_of(spec)
-  if path is None:
-    folder = Path(data_dir).expanduser().resolve() if data_dir else "default"
-    return f"{spec} in {folder}"
-  kind = "folder" if path.is_dir() else "images"
-  if spec.startswith(FEATURES):
-    kind = "features"
-  return f"{kind}:{path.resolve()}"
+  It is the same however the string spells the path, and in any folder.
+  """
+  match spec_lib.parse(text):
+    case spec_lib.Tfds():
+      folder = Path(data_dir).expanduser().resolve() if data_dir else "default"
+      return f"{text} in {folder}"
+    case spec_lib.Folder(path, (first, last)) if (first, last) != (0, 100):
+      return f"folder:{path.resolve()}[{first}%:{last}%]"
+    case source:
+      return f"{type(source).__name__.lower()}:{source.path.resolve()}"
 
 
 def define_shared_flags(data: str) -> None:
@@ -56,8 +51,8 @@ def define_shared_flags(data: str) -> None:
     "delta",
     1e-5,
     "Of (epsilon, delta).",
-    lower_bound=messages.MIN_DELTA,
-    upper_bound=messages.MAX_DELTA,
+    lower_bound=limits.MIN_DELTA,
+    upper_bound=limits.MAX_DELTA,
   )
   flags.DEFINE_float(
     "max_epsilon",
@@ -112,18 +107,28 @@ def classes(count: int) -> list[str] | None:
   return names
 
 
+def open_data(classes: list[str] | None = None) -> pools.Source:
+  """Returns the private data that --data names.
+
+  Args:
+    classes: As in `pools.open_source`.
+  """
+  f = flags.FLAGS
+  with errors.about("data", f.data):
+    return pools.open_source(f.data, f.data_dir, classes)
+
+
 def _same_file(a: Path, b: Path) -> bool:
   both = a.exists() and b.exists()
   return a.samefile(b) if both else a.resolve() == b.resolve()
 
 
 def _is_response(path: Path) -> bool:
-  data = wire.read_file(path)
-  for message in (messages.Response, messages.LabelResponse):
-    with contextlib.suppress(messages.ProtocolError):
-      message.from_bytes(data)
-      return True
-  return False
+  try:
+    messages.answer_from_bytes(wire.read_file(path))
+  except messages.ProtocolError:
+    return False
+  return True
 
 
 def checked_paths(message: str) -> tuple[Path, Path]:
@@ -138,9 +143,10 @@ def checked_paths(message: str) -> tuple[Path, Path]:
   f = flags.FLAGS
   names = ("out", "ledger", message)
   used = {name: Path(str(f[name].value)) for name in names}
-  data = path_of(f.data)
-  if data is not None:
-    used["data"] = data
+  with errors.about("data", f.data):
+    data = spec_lib.parse(f.data)
+  if not isinstance(data, spec_lib.Tfds):
+    used["data"] = data.path
   for name in ("out", "ledger"):
     path = used.pop(name)
     if not path.parent.is_dir() or (path.exists() and not path.is_file()):

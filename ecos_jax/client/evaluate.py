@@ -23,7 +23,7 @@ import numpy as np
 
 from ecos_jax import cli
 from ecos_jax import errors
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.client import command
 from ecos_jax.data import pools
 
@@ -72,7 +72,7 @@ def load(path: Path) -> export.Exported:
     if len(data) > _MAX_BYTES:
       raise ValueError(f"it exceeds {_MAX_BYTES} bytes")
     program, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if workdir.digest(program).encode() != checksum:
+    if files.digest(program).encode() != checksum:
       raise ValueError("its checksum is wrong")
     model = export.deserialize(bytearray(program))
     _check_signature(model)
@@ -136,7 +136,7 @@ def main(argv: list[str]) -> None:
   f = flags.FLAGS
   model = load(Path(f.model))
   classes = command.classes(model.out_avals[0].shape[1])
-  data = pools.open_source(f.data, f.data_dir, classes)
+  data = command.open_data(classes)
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")
   print(
     "         It is about your private data, and no epsilon covers it: it is "

@@ -19,12 +19,13 @@ from absl import flags
 
 from ecos_jax import cli
 from ecos_jax import config
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.client import respond
-from ecos_jax.data import pools
+from ecos_jax.config import limits
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
@@ -176,7 +177,7 @@ def _define_flags() -> None:
     "gamma",
     None,
     f"Share of the samples in a subsample; {proposal}.",
-    lower_bound=messages.MIN_GAMMA,
+    lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
   flags.DEFINE_integer(
@@ -190,8 +191,8 @@ def _define_flags() -> None:
       name,
       None,
       f"{what}, in votes; {proposal}.",
-      lower_bound=messages.MIN_SIGMA,
-      upper_bound=messages.MAX_SIGMA,
+      lower_bound=limits.MIN_SIGMA,
+      upper_bound=limits.MAX_SIGMA,
     )
   flags.DEFINE_float(
     "threshold", None, f"Votes from which an answer is given; {proposal}."
@@ -223,7 +224,7 @@ def main(argv: list[str]) -> None:
     tag += f" with classes {','.join(classes)}"
   data = answer(
     request_bytes,
-    lambda: pools.open_source(f.data, f.data_dir, classes),
+    lambda: command.open_data(classes),
     _terms(request.terms),
     ledger_path,
     tag,
@@ -233,7 +234,7 @@ def main(argv: list[str]) -> None:
     encoder=encoder,
     batch_size=f.batch_size,
   )
-  wire.write_file(out, data)
+  files.write(out, data)
   response = messages.LabelResponse.from_bytes(data)
   m, given = len(response.labels), int((response.labels >= 0).sum())
   print(f"labels   {outcome(m, response.considered, given)}")

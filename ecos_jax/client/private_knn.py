@@ -279,7 +279,6 @@ def label(
     labels=labels,
     request_digest=request.digest,
     terms=terms,
-    mechanism=messages.LABEL_MECHANISM,
     answers=labeller.answers,
     considered=considered,
     epsilon=labeller.cost.epsilon(terms.delta, terms.relation),

@@ -25,10 +25,13 @@ import numpy as np
 from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
+from ecos_jax.config import limits
+from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -280,14 +283,14 @@ def _define_flags() -> None:
     "sigma",
     None,
     "Instead of --epsilon: the noise, in votes.",
-    lower_bound=messages.MIN_SIGMA,
-    upper_bound=messages.MAX_SIGMA,
+    lower_bound=limits.MIN_SIGMA,
+    upper_bound=limits.MAX_SIGMA,
   )
   flags.DEFINE_float(
     "gamma",
     _GAMMA,
     "Share of the samples that vote, drawn at random.",
-    lower_bound=messages.MIN_GAMMA,
+    lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
   flags.DEFINE_enum_class(
@@ -317,11 +320,11 @@ def main(argv: list[str]) -> None:
   query_bytes = wire.read_file(Path(f.query))
   query = messages.Query.from_bytes(query_bytes)
   encoder = None
-  if not f.data.startswith(command.FEATURES):
+  if not isinstance(spec_lib.parse(f.data), spec_lib.Features):
     encoder = encoding.encoder_of(query, encoding.own_encoder(), f.weights)
 
   def open_data() -> Data:
-    data = pools.open_source(f.data, f.data_dir)
+    data = command.open_data()
     d = query.centroids.shape[1]
     if isinstance(data, feature_files.FeatureSource) and data.dimension != d:
       raise errors.EcosError(
@@ -340,7 +343,7 @@ def main(argv: list[str]) -> None:
     encoder=encoder,
     batch_size=f.batch_size,
   )
-  wire.write_file(out, response)
+  files.write(out, response)
   print(f"wrote    {out} ({len(response)} bytes): carry it to the cloud")
 
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import tqdm
 
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.cloud import storage
 
 MANIFEST = "bank.json"
@@ -78,7 +78,7 @@ class FeatureBank:
     self.encoder: str = manifest["encoder"]
     self.pool: str = manifest["pool"]
     content = json.dumps(manifest, sort_keys=True).encode()
-    self.digest: str = workdir.digest(content)
+    self.digest: str = files.digest(content)
 
   @classmethod
   def open(cls, path: Path | str, digest: str | None = None) -> "FeatureBank":

@@ -1,13 +1,13 @@
-"""The codebook: a bank compressed to R centroids, and where each row belongs.
+"""The codebook: R centroids that stand for the pool, and each sample's cluster.
 
-k-means is fitted on a sample of the bank or on all of it; one pass over all
-rows then gives the assignment, which is written as it comes, so that memory
-does not grow with the pool.
+k-means is fitted on a sample of the features or on all of them; one pass over
+all rows then gives the assignment.
 """
 
+from collections.abc import Iterator
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,9 +15,12 @@ import tqdm
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import mini_batch
 from ecos_jax.clustering import start as start_lib
@@ -33,11 +36,9 @@ class Codebook(NamedTuple):
   """R centroids and the clusters they make of the pool.
 
   Attributes:
-    centroids: float32 [R, d], of numbers that the bank's type can hold: so a
-      query takes no more bytes than that.
+    centroids: float32 [R, d], rounded to the type of the features.
     sizes: int64 [R], samples of the pool in each cluster.
-    assignment: int32 [N], the cluster of each sample, mapped from disk; -1 for
-      one that is in none.
+    assignment: int32 [N], the cluster of each sample, -1 if it is in none.
   """
 
   centroids: np.ndarray
@@ -47,15 +48,15 @@ class Codebook(NamedTuple):
   @property
   def digest(self) -> str:
     """The sha256 of the centroids and the assignment."""
-    return workdir.digest(self.centroids.data, self.assignment.data)
+    return files.digest(self.centroids.data, self.assignment.data)
 
 
 class Part(NamedTuple):
-  """Some clusters of a codebook.
+  """Some of the clusters of a codebook.
 
   Attributes:
     book: The codebook.
-    covered: bool [R], which clusters.
+    covered: bool [R], which of its clusters.
   """
 
   book: Codebook
@@ -63,11 +64,11 @@ class Part(NamedTuple):
 
   @property
   def size(self) -> int:
-    """How many samples of the pool they hold."""
+    """Number of samples in these clusters."""
     return int(self.book.sizes[self.covered].sum())
 
   def holds(self, start: int, rows: int) -> np.ndarray:
-    """Returns which of `rows` rows from `start` on are in them, [rows] bool."""
+    """Returns which rows in start..start + rows are in them, bool [rows]."""
     return self.covered[self.book.assignment[start : start + rows]]
 
   def subsample(self, size: int, key: jax.Array) -> np.ndarray:
@@ -82,6 +83,47 @@ class Part(NamedTuple):
     return np.concatenate(found)
 
 
+def fit(
+  features: chunks.Features | jax.Array,
+  size: int,
+  key: jax.Array,
+  *,
+  sample_per_centroid: int = config_lib.Codebook.sample_per_centroid,
+  iterations: int = config_lib.Codebook.iterations,
+  tolerance: float = config_lib.Codebook.tolerance,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Codebook:
+  """Returns the codebook of features: k-means, and the cluster of every row.
+
+  Deterministic given the key; device counts differ by rounding.
+
+  Args:
+    features: float16 or float32 [N, d], finite: a numpy or JAX array, one that
+      is mapped from disk, or a feature bank.
+    size: R, the number of centroids.
+    key: Random key.
+    sample_per_centroid: k-means is fitted on `size` times as many random rows;
+      0: on all of them.
+    iterations: As in `kmeans.fit`.
+    tolerance: As in `kmeans.fit`.
+    mesh: Devices to share the rows; None for one.
+
+  Raises:
+    EcosError: `features` or `size` are refused.
+  """
+  features = chunks.checked(features)
+  options = config_lib.Codebook(
+    size=size,
+    sample_per_centroid=sample_per_centroid,
+    iterations=iterations,
+    tolerance=tolerance,
+  )
+  mesh = mesh or chunks.single_device_mesh()
+  centroids = _fit(features, features, options, key, mesh).centroids
+  assignment = np.concatenate(list(_assigned(features, centroids, mesh)))
+  return Codebook(centroids, counts(assignment, size), assignment)
+
+
 def build(
   path: Path,
   bank: bank_lib.FeatureBank,
@@ -90,9 +132,10 @@ def build(
   mesh: jax.sharding.Mesh,
   within: Part | None = None,
 ) -> kmeans.KMeans:
-  """Fits k-means, assigns every row, writes three .npy files.
+  """Writes the codebook of a bank as three .npy files.
 
-  All processes must call this alike; the files are there when it returns.
+  Memory does not grow with N. All processes must call this alike; the files are
+  there when it returns.
 
   Args:
     path: An empty folder, the same for all processes.
@@ -109,49 +152,82 @@ def build(
   Raises:
     EcosError: R does not lie in 1..N, or the features are not finite.
   """
-  options: dict[str, Any] = {
-    "iterations": config.iterations,
-    "tolerance": config.tolerance,
-    "sample": config.sample_per_centroid * config.size or None,
-    "mesh": mesh,
-  }
-  fitted_on: bank_lib.FeatureBank | np.ndarray = bank
+  sample: chunks.Features = bank
   if within is not None:
-    sample = min(options.pop("sample"), within.size)
     sample_key, key = jax.random.split(key)
-    fitted_on = bank.take(within.subsample(sample, sample_key))
-  if config.algorithm is config_lib.Algorithm.MINI_BATCH:
-    fitted = mini_batch.fit(bank, config.size, key, mesh=mesh)
-  else:
-    fitted = kmeans.fit(fitted_on, config.size, key, **options)
-  # As the bank's type holds them: so a query takes no more bytes than that.
-  centroids = fitted.centroids.astype(bank.dtype).astype(np.float32)
-  parts = assign.stream(bank, centroids, mesh=mesh)
-  rows = bank.shape[0]
+    rows = min(config.sample_per_centroid * config.size, within.size)
+    sample = bank.take(within.subsample(rows, sample_key))
+  fitted = _fit(sample, bank, config, key, mesh)
   sizes = np.zeros(config.size, np.int64)
-  progress = tqdm.tqdm(
-    total=rows, desc="assignment", unit=" rows", disable=None
-  )
   # All processes know all labels, and process 0 writes them: in order rather
   # than mapped, since a full disk would kill a mapping.
   writes = jax.process_index() == 0
   target = path / _ASSIGNMENT if writes else Path(os.devnull)
-  with target.open("wb") as file, progress:
+  with target.open("wb") as file:
     np.lib.format.write_array_header_1_0(
-      file, {"descr": "<i4", "fortran_order": False, "shape": (rows,)}
+      file, {"descr": "<i4", "fortran_order": False, "shape": bank.shape[:1]}
     )
-    for start, part in parts:
-      labels = np.asarray(part.labels, "<i4")
+    start = 0
+    for labels in _assigned(bank, fitted.centroids, mesh):
       if within is not None:
         labels = np.where(within.holds(start, len(labels)), labels, -1)
-      file.write(labels.tobytes())
+      file.write(labels.astype("<i4", copy=False).tobytes())
       sizes += counts(labels, config.size)
-      progress.update(len(labels))
+      start += len(labels)
   if writes:
-    np.save(path / _CENTROIDS, centroids)
+    np.save(path / _CENTROIDS, fitted.centroids)
     np.save(path / _SIZES, sizes)
   distributed.barrier()
   return fitted
+
+
+def _fit(
+  sample: chunks.Features,
+  features: chunks.Features,
+  config: config_lib.Codebook,
+  key: jax.Array,
+  mesh: jax.sharding.Mesh,
+) -> kmeans.KMeans:
+  """Returns k-means on `sample`, with centroids of the type of `features`."""
+  if not 1 <= config.size <= features.shape[0]:
+    raise errors.EcosError(
+      f"--config.codebook.size={config.size}: it must lie between 1 and the "
+      f"number of samples, {features.shape[0]}"
+    )
+  if config.algorithm is config_lib.Algorithm.MINI_BATCH:
+    fitted = mini_batch.fit(sample, config.size, key, mesh=mesh)
+  else:
+    fitted = kmeans.fit(
+      sample,
+      config.size,
+      key,
+      iterations=config.iterations,
+      tolerance=config.tolerance,
+      sample=config.sample_per_centroid * config.size or None,
+      mesh=mesh,
+    )
+  # So a query takes no more bytes a number than the features do.
+  narrow = fitted.centroids.astype(features.dtype)
+  return fitted._replace(centroids=narrow.astype(np.float32))
+
+
+def _assigned(
+  features: chunks.Features, centroids: np.ndarray, mesh: jax.sharding.Mesh
+) -> Iterator[np.ndarray]:
+  """Yields the clusters of successive rows, int32."""
+  progress = tqdm.tqdm(
+    total=features.shape[0], desc="assignment", unit=" rows", disable=None
+  )
+  with progress:
+    for start, part in assign.stream(features, centroids, mesh=mesh):
+      bad = np.flatnonzero(~np.isfinite(part.distances))[:5]
+      if len(bad):
+        raise errors.EcosError(
+          f"`features`: rows {', '.join(map(str, start + bad))} hold NaN, "
+          "infinite or too large numbers"
+        )
+      yield np.asarray(part.labels)
+      progress.update(len(part.labels))
 
 
 def read(path: Path, digest: str | None = None) -> Codebook:

@@ -23,7 +23,7 @@ import tqdm
 
 from ecos_jax import distributed
 from ecos_jax import errors
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
 from ecos_jax.data import pools
@@ -93,7 +93,7 @@ def _write_shard(
     len(features),
     len(parts[0]),
     len(parts[0]) + len(parts[1]),
-    workdir.digest(*parts),
+    files.digest(*parts),
   )
   folder.write(shard.file, *parts)
   fragment = {"identity": identity, "shard": shard._asdict()}

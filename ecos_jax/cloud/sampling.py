@@ -1,19 +1,16 @@
-"""From weights of clusters to the proxy: quotas, samples inside clusters.
+"""Which samples each cluster gives: its quota, covering it without redundancy.
 
-The budget is spread over the clusters in proportion to their weights, which
-`scores.py` makes of a response, and each cluster gives its quota of samples
-that cover it without redundancy (ECOS, algorithm 1; the rules are ours). All of
-it post-processes the response, and costs no privacy.
+ECOS, algorithm 1, calls this decompression; the rules inside a cluster are
+ours. It post-processes the client's answer, and costs no privacy.
 
-Copies of one row of the bank lie in one cluster; one of them is chosen, the
-others only once the cluster has nothing else.
+Copies of one row lie in one cluster: one of them is chosen, the others only
+when the cluster has nothing else left.
 
-Of a large cluster only random candidates are looked at: 8 to 16 times its quota
-and at least 4,096, so that the work is bounded, whatever the pool.
+From a large cluster only random candidates are considered, 8 to 16 times its
+quota and at least 4,096: so the work does not grow with the pool.
 """
 
 from collections.abc import Iterator
-import functools
 import math
 
 import jax
@@ -22,10 +19,9 @@ import numpy as np
 import tqdm
 
 from ecos_jax import config
-from ecos_jax import errors
-from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import codebook
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start as start_lib
 
 _CANDIDATES_PER_SAMPLE = 8
@@ -36,62 +32,6 @@ _GROUP_ROWS = 1 << 15
 _MIN_WIDTH = 64
 # Clusters that the density at a sample is interpolated between.
 _NEIGHBOURS = 8
-
-
-def quotas(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
-  """Returns how many samples to take from each cluster, int64 [R].
-
-  In proportion to the weight; a cluster that is too small gives all it has, and
-  the others share the rest in proportion. Fractions are settled by largest
-  remainder, equal ones in order of index. Exact: the sum is `budget`, or the
-  size of the clusters of positive weight together if that is less.
-
-    >>> quotas(np.array([60.0, 30, 10]), np.array([20, 500, 500]), 100)
-    array([20, 60, 20])
-
-  Args:
-    weights: float64 [R], not negative; below 2^-52 of the largest they are 0.
-    sizes: int64 [R], samples in each cluster.
-    budget: Number of samples to choose.
-
-  Raises:
-    EcosError: The budget is not positive.
-  """
-  if budget < 1:
-    raise errors.EcosError(f"--config.sampling.budget={budget}: it must be > 0")
-  if not np.isfinite(weights).all() or weights.min() < 0:
-    raise ValueError("weights must be finite and not negative")
-  # Python integers: products of counts overflow int64 in huge pools. A power of
-  # two as the unit leaves the weights as they are, but for the smallest.
-  unit = 52 - np.frexp(weights.max())[1]
-  shares = np.rint(np.ldexp(weights.astype(np.float64), unit)).tolist()
-  clusters = [
-    (int(share), size, r)
-    for r, (share, size) in enumerate(zip(shares, sizes.tolist(), strict=True))
-    if share
-  ]
-  result = np.zeros(len(weights), np.int64)
-  left = budget
-  total = sum(share for share, _, _ in clusters)
-  # The smallest size per share fills up first.
-  clusters.sort(
-    key=functools.cmp_to_key(lambda a, b: a[1] * b[0] - b[1] * a[0])
-  )
-  full = 0
-  for share, size, r in clusters:
-    if left * share < size * total:
-      break
-    result[r] = size
-    left -= size
-    total -= share
-    full += 1
-  parts = [(*divmod(left * share, total), r) for share, _, r in clusters[full:]]
-  for whole, _, r in parts:
-    result[r] = whole
-  parts.sort(key=lambda part: (-part[1], part[2]))
-  for _, _, r in parts[: left - sum(whole for whole, _, _ in parts)]:
-    result[r] += 1
-  return result
 
 
 @jax.jit
@@ -137,8 +77,7 @@ def farthest_first(
   return order
 
 
-def _power_of_two(values):
-  """Returns the smallest powers of two that are no smaller."""
+def _round_up_to_power_of_two(values):
   return 1 << np.ceil(np.log2(np.maximum(values, 1))).astype(np.int64)
 
 
@@ -151,7 +90,9 @@ def _candidates(
   candidates are the lowest ranks of a cluster.
   """
   limits = np.maximum(_CANDIDATES_PER_SAMPLE * quotas, _MIN_CANDIDATES)
-  limits = np.where(quotas > 0, np.minimum(_power_of_two(limits), sizes), 0)
+  limits = np.where(
+    quotas > 0, np.minimum(_round_up_to_power_of_two(limits), sizes), 0
+  )
   # Ranks below this bound are enough: six standard deviations above the mean.
   bound = (limits + 6 * np.sqrt(limits) + 1) / np.maximum(sizes, 1)
   bound = np.where(limits == sizes, 2.0, bound) * (limits > 0)
@@ -183,13 +124,13 @@ def _groups(
   programs are compiled.
   """
   lengths = np.array([len(rows) for rows in candidates])
-  widths = np.maximum(_power_of_two(lengths), _MIN_WIDTH)
+  widths = np.maximum(_round_up_to_power_of_two(lengths), _MIN_WIDTH)
   order = np.lexsort((-quotas, widths))
   order = order[(quotas > 0)[order]]
   for width in np.unique(widths[order]):
     clusters = order[widths[order] == width]
     sets = max(_GROUP_ROWS // int(width), 1)
-    sets = min(sets, int(_power_of_two(len(clusters))))
+    sets = min(sets, int(_round_up_to_power_of_two(len(clusters))))
     for first in range(0, len(clusters), sets):
       yield clusters[first : first + sets].tolist(), sets, int(width)
 
@@ -257,14 +198,14 @@ def _density(
 
 
 def _spread(
-  bank: bank_lib.FeatureBank,
+  bank: chunks.Features,
   candidates: list[np.ndarray],
   centroids: np.ndarray,
   density: np.ndarray,
   quotas: np.ndarray,
   options: config.Sampling,
 ) -> dict[int, np.ndarray]:
-  """Returns the chosen rows of each cluster that has more than its quota."""
+  """Returns the chosen rows of each cluster, in order; quota 0: no entry."""
   chosen = {}
   progress = tqdm.tqdm(
     total=int(quotas.sum()), desc="sampling", unit=" samples", disable=None
@@ -275,7 +216,7 @@ def _spread(
       nearest = np.full((sets, width), -np.inf, np.float32)
       first = np.zeros(sets, np.int32)
       members = [np.sort(candidates[r]) for r in clusters]
-      taken = bank.take(np.concatenate(members))
+      taken = chunks.take(bank, np.concatenate(members))
       ends = np.cumsum([len(rows) for rows in members])
       parts = np.split(taken, ends[:-1])
       around = _neighbours(centroids, clusters)
@@ -295,7 +236,7 @@ def _spread(
         first[i] = among[0]
         if options.within is config.Within.RANDOM:
           among = among[np.argsort(ranks[among])]
-        chosen[r] = members[i][np.sort(among[: quotas[r]])]
+        chosen[r] = members[i][among[: quotas[r]]]
       if options.within is config.Within.KCENTER:
         order = np.asarray(
           farthest_first(
@@ -303,52 +244,46 @@ def _spread(
           )
         )
         for i, (r, rows) in enumerate(zip(clusters, members, strict=True)):
-          chosen[r] = rows[order[i, : len(rows)] < quotas[r]]
+          steps = order[i, : len(rows)]
+          chosen[r] = rows[np.argsort(steps, kind="stable")[: quotas[r]]]
       progress.update(int(quotas[clusters].sum()))
   return chosen
 
 
 def decompress(
-  bank: bank_lib.FeatureBank,
-  assignment: np.ndarray,
-  centroids: np.ndarray,
+  features: chunks.Features,
+  book: codebook.Codebook,
   density: np.ndarray,
   quotas: np.ndarray,
   options: config.Sampling,
   key: jax.Array,
-) -> np.ndarray:
-  """Returns the chosen samples, int64 [B], sorted by cluster, then by index.
+) -> list[np.ndarray]:
+  """Returns the samples chosen from each cluster, R arrays int64 [quota].
 
-  `within=kcenter` begins with the sample nearest to the centroid and goes on
-  with the one farthest from all chosen; `nearest` takes those nearest to the
-  centroid; `random` any. All choose among the candidates (see the module): of
-  these, first, the share `likely` where the client's samples are densest, by
-  interpolation between the centroids around; then the share `central` that is
-  nearest to the centroid, since k-center takes outliers first.
+  The samples of a cluster are in the order of their choice. `within=kcenter`
+  begins with the sample nearest to the centroid and always adds the one
+  farthest from all chosen; `nearest` goes from the centroid outwards; `random`
+  is random, as is the order of a cluster that gives all it has.
+
+  They choose among the candidates (see the module): first the share `likely`
+  where the client's samples are densest, by interpolation between the nearby
+  centroids; of these the share `central` that is nearest to the centroid, since
+  k-center takes outliers first.
 
   Args:
-    bank: Features, [N, d].
-    assignment: int32 [N], the cluster of each sample, -1 for none; may be
-      mapped from disk.
-    centroids: float32 [R, d].
+    features: [N, d].
+    book: The codebook, of R clusters.
     density: float64 [R], of the client's samples over the pool's, up to a
       factor.
     quotas: int64 [R], how many to take; at most the size of the cluster.
     options: `within`, `likely`, `central`.
     key: Random key: of the candidates, and of `random`.
   """
-  sizes = np.zeros(len(quotas), np.int64)
-  for start in range(0, len(assignment), _SCAN_ROWS):
-    labels = np.asarray(assignment[start : start + _SCAN_ROWS])
-    sizes += codebook.counts(labels, len(quotas))
-  if np.any(quotas > sizes):
+  if np.any(quotas > book.sizes):
     raise ValueError("a quota is larger than its cluster")
-  candidates = _candidates(assignment, sizes, quotas, key)
-  partial = np.where(quotas < sizes, quotas, 0)
-  chosen = _spread(bank, candidates, centroids, density, partial, options)
-  return np.concatenate(
-    [
-      chosen[r] if r in chosen else np.sort(candidates[r])
-      for r in range(len(quotas))
-    ]
+  candidates = _candidates(book.assignment, book.sizes, quotas, key)
+  partial = np.where(quotas < book.sizes, quotas, 0)
+  chosen = _spread(
+    features, candidates, book.centroids, density, partial, options
   )
+  return [chosen.get(r, rows) for r, rows in enumerate(candidates)]

@@ -10,9 +10,7 @@ from fsspec.implementations import local
 import numpy as np
 
 from ecos_jax import errors
-from ecos_jax import workdir
-
-_READ_BYTES = 16 << 20
+from ecos_jax import files
 
 
 class BankError(errors.EcosError):
@@ -54,7 +52,7 @@ class Folder:
   def write(self, file: str, *parts: bytes | memoryview) -> None:
     """Writes a file of these parts, whole or not at all."""
     if self.is_local:
-      workdir.write_atomically(Path(self.path(file)), *parts)
+      files.write(Path(self.path(file)), *parts)
     else:
       # Object stores show an object once it is complete.
       self.fs.pipe_file(self.path(file), b"".join(parts))
@@ -105,8 +103,5 @@ class Folder:
 
   def sha256(self, file: str) -> str:
     """Returns the sha256 of a file, as hex."""
-    sha = hashlib.sha256()
     with self.fs.open(self.path(file), "rb") as stream:
-      while data := stream.read(_READ_BYTES):
-        sha.update(data)
-    return sha.hexdigest()
+      return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -19,7 +19,7 @@ agree on the nearest centroid. Equal scores go to the lowest index.
     ([0, 1, 1], [1.0, 1.0, 1.0])
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 import functools
 import math
 from typing import NamedTuple
@@ -170,10 +170,8 @@ def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block"))
-def _assign_chunk(
-  chunk, valid, centroids, first=0, offset=None, *, mesh, block
-):
-  def local(chunk, valid, centroids, first, offset):
+def _assign_chunk(chunk, valid, centroids, *, mesh, block):
+  def local(chunk, valid, centroids):
     def body(carry, start, features, fresh):
       del fresh
       update = functools.partial(
@@ -181,45 +179,25 @@ def _assign_chunk(
       )
       return jax.tree.map(update, carry, nearest(features, centroids))
 
-    rows = len(chunk) - (offset is not None)
-    carry = Assignment(jnp.zeros(rows, jnp.int32), jnp.zeros(rows))
-    return chunks.scan_blocks(body, carry, chunk, valid, block, offset, first)
+    n = len(chunk)
+    carry = Assignment(jnp.zeros(n, jnp.int32), jnp.zeros(n))
+    return chunks.scan_blocks(body, carry, chunk, valid, block)
 
   assignment = jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(_DATA, *(_REPLICATED,) * 4),
+    in_specs=(_DATA, _REPLICATED, _REPLICATED),
     out_specs=_DATA,
-  )(chunk, valid, centroids, first, offset)
-  return everywhere(assignment, mesh)
-
-
-def everywhere(assignment: Assignment, mesh: jax.sharding.Mesh) -> Assignment:
-  """Returns the assignment of a sharded chunk, whole in every process.
-
-  For use inside jitted code.
-  """
-  if not mesh.is_multi_process:
-    return assignment
-  sharding = jax.sharding.NamedSharding(mesh, _REPLICATED)
-  return jax.lax.with_sharding_constraint(assignment, sharding)
-
-
-def fetched(
-  parts: Iterable[tuple[int, slice, Assignment]],
-) -> Iterator[tuple[int, Assignment]]:
-  """Yields (first row, assignment) as numpy arrays, while the next is computed.
-
-  Args:
-    parts: The first row, which rows of the chunk count, and the chunk's
-      assignment, dispatched when it is asked for.
-  """
-  for start, rows, assignment in chunks.one_ahead(parts):
-    yield start, Assignment(*(np.asarray(a)[rows] for a in assignment))
+  )(chunk, valid, centroids)
+  if mesh.is_multi_process:
+    # Every process gets all of it.
+    sharding = jax.sharding.NamedSharding(mesh, _REPLICATED)
+    assignment = jax.lax.with_sharding_constraint(assignment, sharding)
+  return assignment
 
 
 def stream(
-  features: np.ndarray | chunks.Rows,
+  features: chunks.Features,
   centroids: jax.typing.ArrayLike,
   *,
   mesh: jax.sharding.Mesh | None = None,
@@ -237,30 +215,24 @@ def stream(
   """
   mesh = mesh or chunks.single_device_mesh()
   centroids = jnp.asarray(centroids, jnp.float32)
-  plan = functools.partial(
-    chunks.plan, features.shape, len(centroids), mesh, memory_budget
+  rows, block = chunks.plan(
+    features.shape,
+    len(centroids),
+    mesh,
+    memory_budget,
+    in_memory=chunks.shares_memory(features, mesh),
   )
-  rows, block = plan()
   parts = (
-    (start, 0, valid, chunk)
+    (
+      start,
+      valid,
+      _assign_chunk(chunk, valid, centroids, mesh=mesh, block=block),
+    )
     for start, valid, chunk in chunks.read(features, rows, mesh)
   )
-  offset = None
-  if isinstance(features, np.ndarray):
-    offset = chunks.offset(features, rows, mesh)
-    if offset == 0:
-      rows, block = plan(in_memory=True)
-    if offset is not None:
-      parts = chunks.read_shared(features, rows, mesh, offset)
-  options = {"mesh": mesh, "block": block}
-  yield from fetched(
-    (
-      start + first,
-      slice(first, valid),
-      _assign_chunk(chunk, valid, centroids, first, offset or None, **options),
-    )
-    for start, first, valid, chunk in parts
-  )
+  # One is fetched while the next is computed.
+  for start, valid, assignment in chunks.one_ahead(parts):
+    yield start, Assignment(*(np.asarray(a)[:valid] for a in assignment))
 
 
 def assign(

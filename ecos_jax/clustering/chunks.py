@@ -1,8 +1,8 @@
 """How rows reach the devices: in chunks, and on each device block by block.
 
 Chunks have few distinct static shapes and a dynamic number of valid rows: any n
-runs at once, and padding is not computed. They share memory with the features
-where they can: copying costs as much as a small product.
+runs without compiling anew, and padding is not computed. On CPU, chunks of
+aligned features share their memory: a copy costs as much as a small product.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax import errors
 from ecos_jax.clustering import kernels
 
 MEMORY_BUDGET = 256 << 20
@@ -19,7 +20,7 @@ MEMORY_BUDGET = 256 << 20
 _CPU_SCORE_BYTES = 2 << 20
 # Chunks that the allocator recycles: fresh pages cost more than the copy.
 _CPU_CHUNK_BYTES = 16 << 20
-# Where memory must begin for XLA to use it as it lies, on CPU.
+# XLA uses memory without a copy, on CPU, if it begins at a multiple of this.
 _CPU_ALIGNMENT = 64
 # A kernel keeps no scores, but wants 128 rows for each of 132 processors.
 _HOPPER_ROWS = 16384
@@ -55,6 +56,39 @@ class Rows(Protocol):
     """Returns the rows at `indices`, float32 [m, d]."""
 
 
+# [n, d], in memory or not.
+Features = np.ndarray | Rows
+
+
+def checked(features: Any, name: str = "features") -> Features:
+  """Returns features [n, d] in memory as a numpy array, others as they are.
+
+  Args:
+    features: A numpy or JAX array, or `Rows`.
+    name: What to call them in an error.
+
+  Raises:
+    EcosError: They have another shape or type.
+  """
+  if hasattr(features, "blocks"):
+    return features
+  array = np.asarray(features)
+  floats = array.dtype.name in ("float16", "bfloat16", "float32")
+  if array.ndim != 2 or 0 in array.shape or not floats:
+    raise errors.EcosError(
+      f"`{name}` must be float16 or float32 [n, d], got {array.dtype} "
+      f"{list(array.shape)}"
+    )
+  return array
+
+
+def take(features: Features, rows: np.ndarray) -> np.ndarray:
+  """Returns some rows, float32 [m, d]."""
+  if isinstance(features, np.ndarray):
+    return features[rows].astype(np.float32)
+  return features.take(rows)
+
+
 class Plan(NamedTuple):
   """Static shapes: rows of a chunk over all devices, of a block on one."""
 
@@ -72,8 +106,8 @@ def single_device_mesh() -> jax.sharding.Mesh:
   )
 
 
-def _power_of_two(value: int) -> int:
-  """Returns the largest power of two that is no larger; at least 1."""
+def _round_down_to_power_of_two(value: int) -> int:
+  """Returns at least 1."""
   return 1 << max(value.bit_length() - 1, 0)
 
 
@@ -101,22 +135,22 @@ def plan(
   """
   n, d = shape
   share = memory_budget // 4
-  block = _power_of_two(share // (4 * k))
+  block = _round_down_to_power_of_two(share // (4 * k))
   recycled = share
   if mesh.devices.flat[0].platform == "cpu":
     recycled = min(share, _CPU_CHUNK_BYTES)
-    cached = _power_of_two(_CPU_SCORE_BYTES // (4 * k))
+    cached = _round_down_to_power_of_two(_CPU_SCORE_BYTES // (4 * k))
     block = min(block, max(cached, 256), 8192)
   elif kernels.hopper(mesh.abstract_mesh):
     block = max(block, _HOPPER_ROWS)
   rows = max(-(-n // mesh.size), 1)
-  most = _power_of_two(recycled // (4 * d))
+  most = _round_down_to_power_of_two(recycled // (4 * d))
   if rows <= most:
-    step = max(_power_of_two(rows) // 8, 1)
+    step = max(_round_down_to_power_of_two(rows) // 8, 1)
     rows = -(-rows // step) * step
   else:
     if in_memory:
-      most = _power_of_two(min(share // (4 * d), n // mesh.size))
+      most = _round_down_to_power_of_two(min(share // (4 * d), n // mesh.size))
 
     def computed(rows: int) -> int:
       whole, rest = divmod(n, rows * mesh.size)
@@ -153,7 +187,7 @@ def _sharded(
 
 
 def read(
-  features: np.ndarray | Rows, rows: int, mesh: jax.sharding.Mesh
+  features: Features, rows: int, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[int, int, jax.Array]]:
   """Yields (first row, valid rows, chunk [rows, d] sharded over 'data').
 
@@ -196,54 +230,16 @@ def one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
     yield under_way
 
 
-def offset(
-  features: np.ndarray, rows: int, mesh: jax.sharding.Mesh
-) -> int | None:
-  """Returns how many numbers too late rows begin for chunks to share memory.
-
-  None if they cannot share it anyhow.
-  """
-  on_cpu = mesh.devices.flat[0].platform == "cpu"
-  # Processes must agree on it, and their arrays may begin elsewhere.
-  if not features.flags.c_contiguous or not on_cpu or mesh.is_multi_process:
-    return None
-  d = features.shape[1]
-  numbers, rest = divmod(
-    features.ctypes.data % _CPU_ALIGNMENT, features.itemsize
+def shares_memory(features: Features, mesh: jax.sharding.Mesh) -> bool:
+  """Returns whether chunks on the devices of a mesh are not copies."""
+  return (
+    isinstance(features, np.ndarray)
+    and features.flags.c_contiguous
+    and features.ctypes.data % _CPU_ALIGNMENT == 0
+    and mesh.devices.flat[0].platform == "cpu"
+    # Processes must agree, and the arrays of others may begin elsewhere.
+    and not mesh.is_multi_process
   )
-  together = rows // mesh.size * d * features.itemsize % _CPU_ALIGNMENT
-  return None if rest or together or numbers > d else numbers
-
-
-def read_shared(
-  features: np.ndarray, rows: int, mesh: jax.sharding.Mesh, offset: int
-) -> Iterator[tuple[int, int, int, jax.Array]]:
-  """Yields (first row, fresh from, valid rows, chunk) of contiguous features.
-
-  The last of several chunks overlaps the one before, since padding would copy
-  it: it is fresh from a later row. With an `offset`, each device has one row
-  more, [rows + mesh.size, d] in all, and the rows begin that many numbers
-  later, so that the memory is shared; the first chunk and the last are copied.
-  """
-  n, d = features.shape
-  sharding = jax.sharding.NamedSharding(mesh, _DATA)
-  own = rows // mesh.size + (offset > 0)
-  flat = features.reshape(-1)
-  for fresh in range(0, n, rows):
-    start = max(min(fresh, n - rows), 0)
-
-    def piece(index, start=start):
-      device = (index[0].start or 0) // own
-      first = (start + device * (rows // mesh.size)) * d - offset
-      part = flat[max(first, 0) : first + own * d]
-      if len(part) < own * d:
-        before = max(-first, 0)
-        part = np.pad(part, (before, own * d - before - len(part)))
-      return part.reshape(own, d)
-
-    shape = own * mesh.size, d
-    chunk = jax.make_array_from_callback(shape, sharding, piece)
-    yield start, fresh - start, min(rows, n - start), chunk
 
 
 def scan_blocks(
@@ -252,8 +248,6 @@ def scan_blocks(
   chunk: jax.Array,
   valid: jax.Array,
   block: int,
-  offset: jax.Array | None = None,
-  first: jax.typing.ArrayLike = 0,
 ) -> Any:
   """Returns the carry after `body` has seen the valid rows of a local chunk.
 
@@ -268,25 +262,16 @@ def scan_blocks(
     chunk: [rows, d], this device's part.
     valid: int32, valid rows of the whole chunk.
     block: Rows of a block.
-    offset: int32, of a chunk of `read_shared`; None where it is 0.
-    first: int32, rows of the whole chunk that are not fresh.
   """
-  d = chunk.shape[1]
-  rows = len(chunk) - (offset is not None)
-  before = jax.lax.axis_index("data") * rows
-  first, valid = (jnp.clip(i - before, 0, rows) for i in (first, valid))
+  rows = len(chunk)
+  valid = jnp.clip(valid - jax.lax.axis_index("data") * rows, 0, rows)
 
   def step(i, carry):
     start = jnp.minimum(i * block, rows - block)
-    if offset is None:
-      features = jax.lax.dynamic_slice_in_dim(chunk, start, block)
-    else:
-      features = jax.lax.dynamic_slice_in_dim(
-        chunk.reshape(-1), start * d + offset, block * d
-      ).reshape(block, d)
+    features = jax.lax.dynamic_slice_in_dim(chunk, start, block)
     row = start + jax.lax.iota(jnp.int32, block)
-    fresh = (row >= jnp.maximum(i * block, first)) & (row < valid)
+    fresh = (row >= i * block) & (row < valid)
     return body(carry, start, features.astype(jnp.float32), fresh)
 
   carry = jax.lax.pcast(carry, "data", to="varying")
-  return jax.lax.fori_loop(first // block, -(-valid // block), step, carry)
+  return jax.lax.fori_loop(0, -(-valid // block), step, carry)

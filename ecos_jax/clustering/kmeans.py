@@ -128,24 +128,17 @@ class _Passes:
       rows = np.concatenate([rows, start + np.arange(len(part.labels))])
       kept = np.argsort(-distances, kind="stable")[:count]
       distances, rows = distances[kept], rows[kept]
-    far = take(self._features, rows)
+    far = chunks.take(self._features, rows)
     # What rounding makes of a sample on its centroid is no distance.
     return far[distances > 1e-6 * np.sum(far * far, axis=1)]
-
-
-def take(features: np.ndarray | chunks.Rows, rows: np.ndarray) -> np.ndarray:
-  """Returns some rows of an array or a bank, float32 [m, d]."""
-  if isinstance(features, np.ndarray):
-    return features[rows].astype(np.float32)
-  return features.take(rows)
 
 
 def check_size(k: int, n: int) -> None:
   """Raises EcosError unless k, the number of centroids, lies in 1..n."""
   if not 1 <= k <= n:
     raise errors.EcosError(
-      f"--config.codebook.size={k}: it must lie between 1 and the number of "
-      f"samples, {n}"
+      f"the number of centroids must lie between 1 and the number of samples, "
+      f"{n}, got {k}"
     )
 
 
@@ -166,7 +159,7 @@ def total(parts: Iterable) -> tuple[np.ndarray, np.ndarray, float]:
     counts = counts + np.asarray(part[1], np.int64)
     inertia += float(part[2])
   if not np.isfinite(inertia):
-    raise errors.EcosError("k-means: the features hold NaN or infinite values")
+    raise errors.EcosError("`features` hold NaN or infinite values")
   return np.asarray(sums), np.asarray(counts), inertia
 
 
@@ -219,7 +212,7 @@ def _lloyd(
 
 
 def fit(
-  features: np.ndarray | jax.Array | chunks.Rows,
+  features: jax.Array | chunks.Features,
   k: int,
   key: jax.Array,
   *,
@@ -260,8 +253,7 @@ def fit(
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.
   """
-  if isinstance(features, jax.Array):
-    features = np.asarray(features)
+  features = chunks.checked(features)
   n, d = features.shape
   check_size(k, n)
   mesh = mesh or chunks.single_device_mesh()
@@ -269,7 +261,7 @@ def fit(
   if sample is not None and sample < n:
     n = max(sample, k)
     rows = start_lib.subsample(features.shape[0], n, sample_key)
-    features = take(features, rows)
+    features = chunks.take(features, rows)
   nested = nested and init is None
   resident = n * d * features.dtype.itemsize <= memory_budget
   plan = chunks.plan((n, d), k, mesh)
@@ -285,12 +277,14 @@ def fit(
   with tqdm.tqdm(desc="k-means", unit=" iterations", disable=None) as progress:
     if init is None:
       rows = start_lib.subsample(n, start_lib.sample_rows(n, k), start_key)
-      centroids = start_lib.centroids(take(features, rows), k, start_key, mesh)
+      centroids = start_lib.centroids(
+        chunks.take(features, rows), k, start_key, mesh
+      )
       # Whole chunks, so that all sizes share compiled code.
       size = -(-len(rows) // plan.chunk) * plan.chunk
       while nested and size <= min(0.7 * n, memory_budget // (4 * d)):
         level_key = jax.random.fold_in(start_key, size)
-        part = take(features, start_lib.subsample(n, size, level_key))
+        part = chunks.take(features, start_lib.subsample(n, size, level_key))
         # As much gain for the work as in the last iteration on all rows.
         work = size / n
         progress.set_description(f"k-means on {size:,} rows")

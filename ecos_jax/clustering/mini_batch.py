@@ -18,7 +18,7 @@ from ecos_jax.clustering import start as start_lib
 
 
 def fit(
-  features: np.ndarray | chunks.Rows,
+  features: chunks.Features,
   k: int,
   key: jax.Array,
   *,
@@ -54,7 +54,7 @@ def fit(
   mesh = mesh or chunks.single_device_mesh()
   if init is None:
     rows = start_lib.subsample(n, start_lib.sample_rows(n, k), key)
-    init = start_lib.centroids(kmeans.take(features, rows), k, key, mesh)
+    init = start_lib.centroids(chunks.take(features, rows), k, key, mesh)
   centroids = np.array(init, np.float32)
   plan = chunks.plan((min(n, batch), d), k, mesh)
   options = {"mesh": mesh, "block": plan.block}

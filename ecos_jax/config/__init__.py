@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from ecos_jax import errors
+from ecos_jax.config import spec as spec_lib
 
 # Of an encoder; the client refuses larger ones.
 MAX_IMAGE_SIZE = 1024
@@ -345,7 +346,8 @@ class Config:
   @property
   def of_features(self) -> bool:
     """Returns whether the pool is of features: then all ends at the proxy."""
-    return any(spec.startswith("features:") for spec in self.data.sources)
+    specs = map(spec_lib.parse, self.data.sources)
+    return any(isinstance(spec, spec_lib.Features) for spec in specs)
 
   def to_json(self) -> str:
     """Returns the resolved configuration as JSON, enums by value."""

@@ -49,7 +49,7 @@ import numpy as np
 from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
 from ecos_jax.data import tfds_split
@@ -94,10 +94,10 @@ def _read(folder: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
   path = folder / f"{name}.npz"
   if not path.is_file():
     raise errors.EcosError(
-      f"{path} is missing: --config.data.dir needs mnist.npz, usps.npz and "
+      f"{path} is missing: `data.dir` needs mnist.npz, usps.npz and "
       "optdigits.npz; leave it out to use embedded images"
     )
-  return path, image_files.read_arrays(path, "--config.data.dir")
+  return path, image_files.read_arrays(path)
 
 
 def _checked(
@@ -114,7 +114,7 @@ def _checked(
     or not np.isin(labels, np.arange(10)).all()
   ):
     raise errors.EcosError(
-      f"--config.data.dir: {path} must hold {prefix}images [n, h, w] uint8 and "
+      f"`data.dir`: {path} must hold {prefix}images [n, h, w] uint8 and "
       f"{prefix}labels [n], 0 to 9"
     )
   return _Images(images, labels.astype(np.int64))
@@ -130,7 +130,7 @@ def _cut(images: _Images, train: int) -> _Parts:
 def _from_folder(folder: Path) -> dict[str, _Parts]:
   if not folder.is_dir():
     raise errors.EcosError(
-      f"--config.data.dir={folder} is not a folder: correct it, or leave it "
+      f"`data.dir`={folder} is not a folder: correct it, or leave it "
       "out to use embedded images"
     )
   parts = {}
@@ -231,7 +231,7 @@ def load(data: config.Data, seed: int) -> Benchmark:
   """
   if data.client not in DOMAINS:
     raise errors.EcosError(
-      f"--config.data.client={data.client} is no domain of Digits: it must be "
+      f"`data.client`={data.client} is no domain of Digits: it must be "
       f"one of {', '.join(DOMAINS)}"
     )
   missing = [name for name in _PACKAGES if not importlib.util.find_spec(name)]
@@ -243,8 +243,8 @@ def load(data: config.Data, seed: int) -> Benchmark:
   digits = _Digits(data, seed)
   if not digits.has(data.client):
     raise errors.EcosError(
-      f"--config.data.client={data.client} is not among the embedded images: "
-      f"give the folder of {data.client}.npz as --config.data.dir"
+      f"`data.client`={data.client} is not among the embedded images: "
+      f"give the folder of {data.client}.npz as `data.dir`"
     )
   client = digits.domain(data.client, _TRAIN)
   test = digits.domain(data.client, _TEST)
@@ -258,8 +258,8 @@ def load(data: config.Data, seed: int) -> Benchmark:
   if not len(client.labels) or not len(test.labels):
     raise errors.EcosError(
       f"too few images of {data.client} for a client and a test: raise "
-      "--config.data.train_images or --config.data.test_images, or give larger "
-      "files in --config.data.dir"
+      "`data.train_images` or `data.test_images`, or give larger "
+      "files in `data.dir`"
     )
   names = [domain for domain in DOMAINS if domain in pool]
   return Benchmark(
@@ -288,7 +288,7 @@ def write_mnist(folder: Path) -> None:
   file = io.BytesIO()
   np.savez_compressed(file, allow_pickle=False, **arrays)
   folder.mkdir(parents=True, exist_ok=True)
-  workdir.write_atomically(folder / "mnist.npz", file.getvalue())
+  files.write(folder / "mnist.npz", file.getvalue())
 
 
 def write_client(folder: Path, client: str, seed: int) -> None:
@@ -314,7 +314,7 @@ def write_client(folder: Path, client: str, seed: int) -> None:
     labels=source.labels(every),
   )
   folder.mkdir(parents=True, exist_ok=True)
-  workdir.write_atomically(folder / "client.npz", file.getvalue())
+  files.write(folder / "client.npz", file.getvalue())
 
 
 if __name__ == "__main__":

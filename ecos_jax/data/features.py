@@ -41,14 +41,14 @@ class FeatureSource:
     folder = path.is_dir()
     self.files = sorted(path.glob("*.npy")) if folder else [path]
     if not self.files:
-      raise errors.EcosError(f"--data: {path} holds no .npy file")
+      raise errors.EcosError(f"{path} holds no .npy file")
     self._arrays = [_open(file) for file in self.files]
     self.name = path.resolve().name if folder else path.stem
     self.dimension = self._arrays[0].shape[1]
     for file, array in zip(self.files, self._arrays, strict=True):
       if array.shape[1] != self.dimension:
         raise errors.EcosError(
-          f"--data: {file} has d = {array.shape[1]}, {self.files[0]} has d = "
+          f"{file} has d = {array.shape[1]}, {self.files[0]} has d = "
           f"{self.dimension}"
         )
     self._offsets = np.cumsum([0, *map(len, self._arrays)], dtype=np.int64)
@@ -120,14 +120,12 @@ def _open(file: Path) -> np.ndarray:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise errors.EcosError(
-      f"--data: {file} cannot be read as a .npy file: {error}"
+      f"{file} cannot be read as a .npy file: {error}"
     ) from error
   shape = getattr(array, "shape", ())
   if len(shape) != 2 or array.dtype.kind != "f":
     # No count: how many samples a client has is private.
-    raise errors.EcosError(
-      f"--data: {file} must hold floating-point features [n, d]"
-    )
+    raise errors.EcosError(f"{file} must hold floating-point features [n, d]")
   return array
 
 

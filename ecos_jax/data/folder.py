@@ -24,6 +24,7 @@ from PIL import Image
 import tqdm
 
 from ecos_jax import errors
+from ecos_jax import files as files_lib
 from ecos_jax.data import images as image_files
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -77,9 +78,9 @@ class FolderSource:
       EcosError: It is no folder, or holds no image; or a class is there twice.
     """
     if classes is not None and len(set(classes)) < len(classes):
-      raise errors.EcosError("--classes names a class twice")
+      raise errors.EcosError("`classes` names a class twice")
     if not path.is_dir():
-      raise errors.EcosError(f"--data: {path} is not a folder")
+      raise errors.EcosError(f"{path} is not a folder")
     self.name = path.resolve().name
     if part != (0, 100):
       self.name += f"[{part[0]}%:{part[1]}%]"
@@ -88,9 +89,7 @@ class FolderSource:
     self.unreadable = [file for file in files if file.why is not None]
     self._files = [file for file in files if file.why is None]
     if not self._files:
-      raise errors.EcosError(
-        f"--data: {path} holds no image ({', '.join(_SUFFIXES)})"
-      )
+      raise errors.EcosError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
     self._classes = classes
     self._labels = np.array(
       [self._label(file.name) for file in self._files], np.int64
@@ -258,11 +257,8 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
     )
   # Processes that share a listing find it made, and leave it alone.
   if listing is not None and files != list(known.values()):
-    # Imported here: heavy, and a client has no use for it.
-    from ecos_jax import workdir
-
     kept = {"version": _VERSION, "folders": folders, "files": files}
-    workdir.write_atomically(listing, json.dumps(kept).encode())
+    files_lib.write(listing, json.dumps(kept).encode())
   return files
 
 

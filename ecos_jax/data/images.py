@@ -26,12 +26,11 @@ _NO_ARRAYS = (
 )
 
 
-def read_arrays(path: Path, flag: str) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
   """Returns the arrays of an .npz file; of an .npy file `images`, mapped.
 
   Args:
     path: The file.
-    flag: What to call it by in an error, besides its path.
 
   Raises:
     EcosError: It cannot be read.
@@ -42,7 +41,7 @@ def read_arrays(path: Path, flag: str) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file) as arrays:
       return dict(arrays)
   except _NO_ARRAYS as error:
-    raise errors.EcosError(f"{flag}: cannot read {path}: {error}") from error
+    raise errors.EcosError(f"cannot read {path}: {error}") from error
 
 
 def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:

@@ -16,20 +16,16 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-import re
 from typing import Protocol
 
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features
 from ecos_jax.data import folder
 from ecos_jax.data import images as image_files
 from ecos_jax.data import tfds_split
-
-_FOLDER_SPEC = re.compile(r"folder:(?P<path>.+)\[(\d+)%:(\d+)%\]")
-# A split may hold colons, train[:10%], and a name one before its version.
-_TFDS_SPEC = re.compile(r"tfds:(?P<name>[^:]+(:\d+\.\d+\.\d+)?):(?P<split>.+)")
 
 
 class Source(Protocol):
@@ -153,9 +149,9 @@ class ArraySource:
 
 
 def _open_arrays(path: Path) -> ArraySource:
-  arrays = image_files.read_arrays(path, "--data")
+  arrays = image_files.read_arrays(path)
   if "images" not in arrays:
-    raise errors.EcosError(f"--data: {path} has no array 'images'")
+    raise errors.EcosError(f"{path} has no array 'images'")
   # An .npy file may be larger than memory: it is mapped, and not hashed.
   stat = path.stat()
   identity = json.dumps([path.name, stat.st_size, stat.st_mtime_ns])
@@ -197,57 +193,38 @@ class Labelled:
 
 
 def open_source(
-  spec: str,
+  text: str,
   data_dir: str | None = None,
   classes: Sequence[str] | None = None,
   listing: Path | None = None,
 ) -> Source:
-  """Returns the source that a `--data` flag describes.
+  """Returns the source that a source string names; see `config.spec`.
 
   Args:
-    spec: `folder:DIR`, or `folder:DIR[10%:30%]` for a part of the files;
-      `images:FILE.npy` or `images:FILE.npz` (arrays `images` and perhaps
-      `labels`), `tfds:NAME:SPLIT`, `features:FILE.npy`, `features:DIR`; or the
-      path alone of a folder of images or of an array file of such.
+    text: The source string.
     data_dir: Where TFDS keeps its data.
-    classes: As in `FolderSource`, or as in `TfdsSource`.
+    classes: Names of the classes, in the order of their labels: see
+      `FolderSource` and `TfdsSource`. Other sources have none.
     listing: As in `FolderSource`.
 
   Raises:
-    EcosError: The description fits nothing, or what it names cannot be read, or
-      it is of arrays and has classes.
+    EcosError: The string names nothing, what it names cannot be read, or it is
+      an array file and `classes` is given.
   """
-  tfds_spec = _TFDS_SPEC.fullmatch(spec)
-  path = Path(re.sub("^(folder|images|features):", "", spec)).expanduser()
-  if spec.startswith("features:"):
-    return features.FeatureSource(path)
-  if spec.startswith("folder:") or (spec and path.is_dir()):
-    part = (0, 100)
-    if (cut := _FOLDER_SPEC.fullmatch(spec)) and not path.is_dir():
-      path = Path(cut[1]).expanduser()
-      part = (int(cut[2]), int(cut[3]))
-      if not part[0] < part[1] <= 100:
+  match spec_lib.parse(text):
+    case spec_lib.Folder(path, part):
+      return folder.FolderSource(path, classes, part=part, listing=listing)
+    case spec_lib.Tfds(name, split):
+      return tfds_split.TfdsSource(name, split, data_dir, classes)
+    case spec_lib.Features(path):
+      return features.FeatureSource(path)
+    case spec_lib.Images(path):
+      if classes is not None:
         raise errors.EcosError(
-          f"--data={spec} is no part of a folder: [FROM%:TO%] needs "
-          "0 <= FROM < TO <= 100"
+          "`classes` names folders, but this is an array file: its labels are "
+          "numbers already"
         )
-    return folder.FolderSource(path, classes, part=part, listing=listing)
-  if tfds_spec:
-    return tfds_split.TfdsSource(
-      tfds_spec["name"], tfds_spec["split"], data_dir, classes
-    )
-  if spec.startswith("images:") or path.suffix in (".npy", ".npz"):
-    if classes is not None:
-      raise errors.EcosError(
-        f"--classes names folders, but --data={spec} is none: its labels are "
-        "numbers already"
-      )
-    return _open_arrays(path)
-  raise errors.EcosError(
-    f"--data={spec} names no data: give folder:DIR, images:FILE.npy, "
-    "images:FILE.npz, tfds:NAME:SPLIT, features:FILE.npy, or the path of a "
-    "folder or array file of images"
-  )
+      return _open_arrays(path)
 
 
 class Pool:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ecos_jax import config
 from ecos_jax import errors
+from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import digits
 from ecos_jax.data import features
 from ecos_jax.data import pools
@@ -60,13 +61,13 @@ def load(
     return problem
   pool = pools.Pool(
     [
-      _opened(spec, data, "sources", listings, f"source-{i}")
-      for i, spec in enumerate(data.sources)
+      _opened(text, data, "sources", listings, f"source-{i}")
+      for i, text in enumerate(data.sources)
     ]
   )
   client, test = (
-    spec and _opened(spec, data, field, listings, field)
-    for field, spec in (
+    text and _opened(text, data, field, listings, field)
+    for field, text in (
       ("client_data", data.client_data),
       ("test_data", data.test_data),
     )
@@ -77,8 +78,7 @@ def load(
     and not isinstance(client, features.FeatureSource)
   ):
     raise errors.EcosError(
-      f"--config.data.client_data={data.client_data} must be features, as the "
-      "pool"
+      f"`data.client_data`={data.client_data} must be features, as the pool"
     )
   return Problem(
     pool,
@@ -90,21 +90,16 @@ def load(
 
 
 def _opened(
-  spec: str, data: config.Data, field: str, listings: Path | None, name: str
+  text: str, data: config.Data, field: str, listings: Path | None, name: str
 ) -> pools.Source:
-  # Labels in arrays are numbers already, and features have none.
-  numbered = spec.startswith(("images:", "features:"))
   listing = listings / f"{name}.json" if listings is not None else None
-  try:
-    source = pools.open_source(
-      spec,
-      data.dir,
-      (data.classes or None) if not numbered else None,
-      listing,
+  with errors.about(f"data.{field}", text):
+    # Labels in arrays are numbers already, and features have none.
+    numbered = isinstance(
+      spec_lib.parse(text), spec_lib.Images | spec_lib.Features
     )
-  except errors.EcosError as error:
-    said = str(error).replace("--data: ", "").replace(f"--data={spec} ", "")
-    raise errors.EcosError(f"--config.data.{field}={spec}: {said}") from error
+    classes = None if numbered else data.classes or None
+    source = pools.open_source(text, data.dir, classes, listing)
   return pools.Labelled(source) if data.labelled_only else source
 
 

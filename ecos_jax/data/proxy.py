@@ -168,8 +168,8 @@ def write_index(
 def _check_size(path: Path, indices: np.ndarray) -> None:
   if not len(indices):
     raise errors.EcosError(
-      f"the proxy {path} would be empty: raise --config.sampling.budget "
-      "or lower --config.sampling.threshold"
+      f"the proxy {path} would be empty: raise `sampling.budget` "
+      "or lower `sampling.threshold`"
     )
 
 

@@ -10,7 +10,7 @@ import functools
 from flax import nnx
 
 from ecos_jax import errors
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.models import convnet
 from ecos_jax.models import efficientnet
 from ecos_jax.models import resnet
@@ -102,4 +102,4 @@ def digest(name: str, weights: str | None) -> str | None:
   if published is None:
     return None
   path = weights_lib.find(weights or published.source, _FLAG)
-  return workdir.digest(path.read_bytes())
+  return files.digest(path.read_bytes())

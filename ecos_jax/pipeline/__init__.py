@@ -13,6 +13,7 @@ import jax
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.config import checks
@@ -88,7 +89,7 @@ def run(
         raise errors.ConfigError(f"--config.{group}.{error}") from error
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
-      workdir_lib.write_atomically(resolved, config.to_json().encode())
+      files.write(resolved, config.to_json().encode())
     asking.pool(job)
     if config.sampling.method in selection.NEEDS_BANK or labelling.wanted(job):
       asking.bank(job)
@@ -112,8 +113,8 @@ def run(
       learning.model(job)
     summary = summary_lib.collect(job)
     if jax.process_index() == 0:
-      workdir_lib.write_json(work.path / "summary.json", summary)
-      workdir_lib.write_atomically(resolved, config.to_json().encode())
+      files.write_json(work.path / "summary.json", summary)
+      files.write(resolved, config.to_json().encode())
     if all(stage.skipped for stage in job.stages.values()):
       print("\nNothing to do: every stage was done before.")
     print("\n" + summary_lib.text(summary, work.path))

@@ -19,12 +19,13 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
-from ecos_jax.cloud import query as query_lib
+from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.config import checks
 from ecos_jax.messages import wire
@@ -70,7 +71,7 @@ def pool(job: Job) -> None:
     if unreadable:
       lines = "".join(f"{line}\n" for line in unreadable)
       named = lines.encode(errors="surrogateescape")
-      workdir.write_atomically(path / UNREADABLE, named)
+      files.write(path / UNREADABLE, named)
       text += f", {len(unreadable):,} unreadable"
     return {
       "digest": pool.digest,
@@ -207,13 +208,13 @@ def query(job: Job, name: str = "") -> None:
   """Writes what the client receives."""
 
   def work(path: Path) -> dict[str, Any]:
-    query = query_lib.make(
+    query = question.make(
       finished_codebook(job, name).centroids,
       job.encoder,
       terms(job, name),
     )
     data = query.to_bytes()
-    workdir.write_atomically(path / f"{name}{_QUERY}", data)
+    files.write(path / f"{name}{_QUERY}", data)
     return {
       "digest": query.digest,
       "bytes": len(data),
@@ -258,13 +259,13 @@ def response(job: Job, name: str = "") -> bool:
       if remote
       else _simulated(job, query.to_bytes(), name)
     )
-    statement = query_lib.read(data, query).statement
-    workdir.write_atomically(path / f"{name}{RESPONSE}", data)
+    statement = question.read(data, query).statement
+    files.write(path / f"{name}{RESPONSE}", data)
     privacy = f"epsilon {statement.epsilon:.4g}"
     if not statement.private:
       privacy = "NOT PRIVATE (noise from a seed)"
     return {
-      "digest": workdir.digest(data),
+      "digest": files.digest(data),
       "bytes": len(data),
       "statement": dataclasses.asdict(statement),
       "count": None,

@@ -17,6 +17,7 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.data import loader
 from ecos_jax.models import registry
@@ -144,7 +145,7 @@ def _load(job: Job, checkpoints: Path) -> nnx.Module:
 
 def _digest(model: nnx.Module) -> str:
   weights = jax.tree.leaves(nnx.state(model))
-  return workdir.digest(*(np.asarray(weight).tobytes() for weight in weights))
+  return files.digest(*(np.asarray(weight).tobytes() for weight in weights))
 
 
 def _finished_teacher(job: Job) -> nnx.Module:
@@ -173,7 +174,7 @@ def logits(job: Job) -> None:
       np.save(path / _LOGITS, rows)
     sure = float(np.mean(jax.nn.softmax(rows).max(-1)))
     return {
-      "digest": workdir.digest(rows.tobytes()),
+      "digest": files.digest(rows.tobytes()),
       "count": len(rows),
       "text": f"{len(rows):,} images, mean confidence {sure:.3f}",
     }
@@ -187,7 +188,7 @@ def _finished_logits(job: Job) -> np.ndarray:
   stage = job.stages["logits"]
   path = stage.path / _LOGITS
   rows = workdir.load_array(path)
-  if workdir.digest(rows.tobytes()) != stage.result["digest"]:
+  if files.digest(rows.tobytes()) != stage.result["digest"]:
     raise workdir.damaged(path)
   return rows
 

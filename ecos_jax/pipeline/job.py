@@ -11,6 +11,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import bank
 from ecos_jax.data import pools
@@ -110,7 +111,7 @@ class Job:
   def simulation_digest(self, problem: problem_lib.Problem) -> str | None:
     """Returns what identifies the client's and the test's data, if any."""
     parts = [part.digest for part in (problem.client, problem.test) if part]
-    return workdir.digest(*map(str.encode, parts)) if parts else None
+    return files.digest(*map(str.encode, parts)) if parts else None
 
   @functools.cached_property
   def encoder(self) -> registry.Encoder:

@@ -15,6 +15,7 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import label as label_lib
@@ -96,7 +97,7 @@ def request(job: Job) -> None:
     )
     data = message.to_bytes()
     np.save(path / _ORDER, order)
-    workdir.write_atomically(path / _REQUEST, data)
+    files.write(path / _REQUEST, data)
     return {
       "digest": message.digest,
       "bytes": len(data),
@@ -139,7 +140,7 @@ def labels(job: Job) -> bool:
       wire.read_file(brought) if remote else _simulated(job, request.to_bytes())
     )
     response = labels_lib.read(data, request)
-    workdir.write_atomically(path / _RESPONSE, data)
+    files.write(path / _RESPONSE, data)
     labels = np.empty(len(response.labels), np.int64)
     labels[workdir.load_array(asked / _ORDER)] = response.labels
     np.save(path / LABELS, labels)
@@ -149,7 +150,7 @@ def labels(job: Job) -> bool:
     if not response.private:
       privacy = "NOT PRIVATE"
     return {
-      "digest": workdir.digest(data),
+      "digest": files.digest(data),
       "bytes": len(data),
       "terms": dataclasses.asdict(response.terms),
       "requests": len(labels),
@@ -167,6 +168,17 @@ def labels(job: Job) -> bool:
   fields = "labelling.max_epsilon privacy.insecure_noise_seed client.remote"
   job.stage("labels", fields, "request proxy", work)
   return True
+
+
+def finished_labels(job: Job) -> messages.LabelResponse:
+  """Returns the client's labels.
+
+  Raises:
+    EcosError: They are damaged.
+  """
+  return asking.message(
+    job, "labels", _RESPONSE, messages.LabelResponse.from_bytes
+  )
 
 
 def _simulated(job: Job, request_data: bytes) -> bytes:

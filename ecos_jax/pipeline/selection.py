@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.client import respond
 from ecos_jax.cloud import baselines
-from ecos_jax.cloud import sampling
-from ecos_jax.cloud import scores as scores_lib
+from ecos_jax.cloud import choose
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.pipeline import asking
@@ -33,14 +32,13 @@ def proxy(job: Job) -> None:
   """
 
   def work(path: Path) -> dict[str, Any]:
-    indices, clusters = _choose(job)
+    indices, clusters, weights = _choose(job)
     pool = job.problem.pool
     np.save(path / _INDICES, indices)
     labels = pool.labels(indices)
     if job.config.train.task is config_lib.Task.CLIENT:
       labels = np.full(len(indices), -1, np.int64)
     if pool.feature_sources:
-      weights = _weights(job, clusters)
       proxy_lib.write_index(path / INDEX, pool, indices, clusters, weights)
     else:
       proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
@@ -68,14 +66,22 @@ def proxy(job: Job) -> None:
   job.stage("proxy", "sampling. train.task seed", inputs, work)
 
 
-def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the chosen pool indices [B], and the cluster of each (or -1)."""
+def _choose(job: Job) -> choose.Choice:
+  """Returns the proxy, sorted by cluster, then by index."""
   options = job.config.sampling
   key = job.key("proxy")
   size = job.stages["pool"].result["size"]
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
-      return _decompress(job, key)
+      response = asking.finished_response(job)
+      return choose.samples(
+        job.checked_bank(alone=True),
+        asking.finished_codebook(job),
+        response.scores,
+        response.statement.sigma,
+        options,
+        key,
+      ).by_cluster()
     case Method.KCENTER:
       bank = job.checked_bank(alone=True)
       indices = baselines.kcenter(bank, options.budget, key)
@@ -96,7 +102,8 @@ def _choose(job: Job) -> tuple[np.ndarray, np.ndarray]:
       indices = indices[baselines.random(len(indices), take, key)]
     case _:
       indices = np.arange(size)
-  return indices, np.full(len(indices), -1, np.int32)
+  none = np.full(len(indices), -1, np.int32)
+  return choose.Choice(indices, none, np.ones(len(indices), np.float32))
 
 
 def _of_the_client(job: Job) -> np.ndarray:
@@ -112,47 +119,6 @@ def _of_the_client(job: Job) -> np.ndarray:
       "the client's domain"
     )
   return np.flatnonzero(pool.source_of(np.arange(len(pool))) == source)
-
-
-def _decompress(job: Job, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-  options = job.config.sampling.resolved()
-  book = asking.finished_codebook(job)
-  votes = _votes(job)
-  density = scores_lib.density(votes, book.sizes)
-  weights = votes * density**options.density_power
-  indices = sampling.decompress(
-    job.checked_bank(alone=True),
-    book.assignment,
-    book.centroids,
-    density,
-    sampling.quotas(weights, book.sizes, options.budget),
-    options,
-    key,
-  )
-  return indices, book.assignment[indices]
-
-
-def _votes(job: Job) -> np.ndarray:
-  """Returns how many votes each cluster is taken to have, float64 [R]."""
-  response = asking.finished_response(job)
-  return scores_lib.votes(
-    response.scores,
-    asking.finished_codebook(job).sizes,
-    response.statement.sigma,
-    job.config.sampling.resolved(),
-  )
-
-
-def _weights(job: Job, clusters: np.ndarray) -> np.ndarray:
-  """Returns for how much each chosen sample stands, float32 [B], 1 on average.
-
-  The votes of a cluster, shared by the samples that were chosen from it.
-  """
-  if job.config.sampling.method not in config_lib.ASKING:
-    return np.ones(len(clusters), np.float32)
-  votes = _votes(job)
-  shares = votes[clusters] / np.bincount(clusters)[clusters]
-  return (shares / shares.mean()).astype(np.float32)
 
 
 def chosen(job: Job) -> np.ndarray:
@@ -182,7 +148,7 @@ def read_indices(path: Path, digest: str) -> np.ndarray:
 
 
 def _digest(indices: np.ndarray) -> str:
-  return workdir.digest(np.sort(indices).astype("<i8", copy=False).data)
+  return files.digest(np.sort(indices).astype("<i8", copy=False).data)
 
 
 def selected(job: Job) -> loader.Source:

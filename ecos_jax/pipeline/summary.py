@@ -33,13 +33,13 @@ from typing import Any
 
 from ecos_jax import config
 from ecos_jax import messages
-from ecos_jax import workdir
 from ecos_jax.client import label
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.job import Job
-from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
+from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
 # What the answers are called, and in the fields of their epsilons.
@@ -78,7 +78,7 @@ def collect(job: Job) -> dict[str, Any]:
     "proxy_client_share": proxy.get("client_share"),
     "pool_client_share": results["pool"]["client_share"],
     "remote": job.config.client.remote,
-    **_spent(results, job),
+    **dataclasses.asdict(_spent(job)),
     "labels_asked": labels.get("requests"),
     "labels_considered": labels.get("considered"),
     "labels_answered": labels.get("answered"),
@@ -96,88 +96,40 @@ def _bytes(results: dict[str, dict[str, Any]], *stages: str) -> int:
   return sum(results.get(stage, {}).get("bytes", 0) for stage in stages)
 
 
-def _spent(results: dict[str, dict[str, Any]], job: Job) -> dict[str, Any]:
+def _spent(job: Job) -> spending.Spending:
   """Returns what the client's answers cost: this run's alone, and all of them.
 
   What was answered and then deleted is spent all the same.
   """
-  labels = results.get("labels")
-  rounds = {
-    name: results[f"{name}response"]
-    for name in asking.rounds(job.config)
-    if f"{name}response" in results
-  }
-  own, told, private = {}, [], True
-  for answer in rounds.values():
-    statement = answer["statement"]
-    release = accounting.Release(statement["sigma"], statement["gamma"])
-    own[answer["digest"]] = accounting.Cost((release,))
-    told.append(statement)
-    private &= statement["private"]
-  if labels is not None:
-    terms = messages.LabelTerms(**labels["terms"])
-    own[labels["digest"]] = accounting.labels(
-      terms, labels["requests"], labels["answers"]
-    )
-    told.append(labels["terms"])
-    private &= labels["private"]
-  costs = []
-  for entry in _ledger(job):
-    costs.append(entry.cost)
-    told.append(entry.terms)
-    private &= entry.data == asking.SIMULATED
-    own.pop(workdir.digest(entry.response), None)
-  costs += own.values()
-
-  # Without an answer of the client, nothing of it is known.
-  epsilon, delta, relation = 0.0, 0.0, None
-  if told:
-    delta = min(terms["delta"] for terms in told)
-    relations = {terms["relation"] for terms in told}
-    relation = "replace_one" if "replace_one" in relations else "add_remove"
-    if labels is not None:
-      relation = labels["terms"]["relation"]
-    # The terms and the number of labels stand in the configuration before
-    # anything is answered, unless an answer was redone, or the proxy came out
-    # smaller: that tells of the scores. So may a second round at terms that the
-    # client chose after the first.
-    budget = job.config.sampling.budget
-    size = budget if labels is None else labels["requests"]
-    fixed = len(costs) == len(rounds) + (labels is not None)
-    if len(rounds) > 1:
-      fixed &= all(
-        _as_proposed(answer["statement"], asking.terms(job, name))
-        for name, answer in rounds.items()
+  answers: dict[str, spending.Answer] = {}
+  fixed = True
+  rounds = asking.rounds(job.config)
+  for name in rounds:
+    if f"{name}response" in job.stages:
+      response = asking.finished_response(job, name)
+      answers["first" if name else "scores"] = response
+      # The client may have chosen other terms for the second round after the
+      # first.
+      fixed &= len(rounds) == 1 or _as_proposed(
+        response.statement, asking.terms(job, name)
       )
-    if fixed and size == budget:
-      epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
-    else:
-      epsilon = accounting.Cost.total(costs, delta, relation)
-  noise_epsilon = epsilon
-  if job.config.sampling.method in config.SIMULATION_ONLY:
-    private, delta, noise_epsilon = False, None, None
-  first, scores = (
-    rounds[name]["statement"] if name in rounds else None
-    for name in (asking.FIRST, "")
+  if "labels" in job.stages:
+    response = labelling.finished_labels(job)
+    answers["labels"] = response
+    # The number of labels is that of the budget, unless the proxy came out
+    # smaller: that tells of the scores.
+    fixed &= len(response.labels) == job.config.sampling.budget
+  return spending.spent(
+    answers,
+    _ledger(job),
+    fixed=fixed,
+    exposed=job.config.sampling.method in config.SIMULATION_ONLY,
   )
-  paper = scores and accounting.paper_epsilon(
-    scores["sigma"], scores["gamma"], scores["delta"]
-  )
-  return {
-    "epsilon": epsilon if private else None,
-    "noise_epsilon": noise_epsilon,
-    "epsilon_answers": len(costs),
-    "paper_epsilon": paper if private else None,
-    "first_epsilon": first["epsilon"] if first and private else None,
-    "scores_epsilon": scores["epsilon"] if scores and private else None,
-    "labels_epsilon": labels["epsilon"] if labels and private else None,
-    "delta": delta,
-    "relation": relation,
-  }
 
 
-def _as_proposed(statement: dict[str, Any], terms: messages.Terms) -> bool:
-  return all(statement[k] == v for k, v in dataclasses.asdict(terms).items())
+def _as_proposed(statement: messages.Statement, terms: messages.Terms) -> bool:
+  fields = dataclasses.asdict(terms)
+  return all(getattr(statement, name) == fields[name] for name in fields)
 
 
 def _ledger(job: Job) -> list[ledger.Entry]:

@@ -39,6 +39,7 @@ import numpy as np
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.config import limits
 
 # sigma() answers with a multiple of this.
 SIGMA_STEP = 1 / 256
@@ -266,6 +267,14 @@ def labels(terms: messages.LabelTerms, requests: int, answers: int) -> Cost:
   )
 
 
+def cost(answer: messages.Response | messages.LabelResponse) -> Cost:
+  """Returns the cost of an answer, as its statement says."""
+  if isinstance(answer, messages.LabelResponse):
+    return labels(answer.terms, len(answer.labels), answer.answers)
+  statement = answer.statement
+  return Cost((Release(statement.sigma, statement.gamma),))
+
+
 def epsilon(sigma: float, gamma: float, delta: float, relation: str) -> float:
   """Returns the epsilon of one answer, an upper bound tight to about 1e-4.
 
@@ -308,14 +317,14 @@ def sigma(epsilon: float, gamma: float, delta: float, relation: str) -> float:
     cost = Cost((Release(steps * SIGMA_STEP, gamma),))
     return math.log(max(cost.epsilon(delta, relation), 1e-9) / epsilon)
 
-  least = round(messages.MIN_SIGMA / SIGMA_STEP)
-  most = round(messages.MAX_SIGMA / SIGMA_STEP)
+  least = round(limits.MIN_SIGMA / SIGMA_STEP)
+  most = round(limits.MAX_SIGMA / SIGMA_STEP)
   # What a Gaussian of sensitivity one needs, about.
   guess = math.sqrt(2 * math.log(1.25 / delta)) * gamma / epsilon / SIGMA_STEP
   steps = _least(excess, math.ceil(guess), least, most)
   if steps is None:
     raise errors.EcosError(
-      f"epsilon {epsilon:g} needs a sigma above {messages.MAX_SIGMA:g}: "
+      f"epsilon {epsilon:g} needs a sigma above {limits.MAX_SIGMA:g}: "
       "allow a larger epsilon"
     )
   return steps * SIGMA_STEP

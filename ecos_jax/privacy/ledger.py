@@ -23,8 +23,6 @@ import base64
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -35,6 +33,7 @@ from absl import logging
 
 from ecos_jax import config
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
 
@@ -80,13 +79,13 @@ def _to_line(entry: Entry) -> bytes:
     "response": base64.b64encode(entry.response).decode(),
   }
   text = json.dumps(fields, sort_keys=True).encode()
-  return hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
+  return files.digest(text).encode() + b" " + text + b"\n"
 
 
 def _from_line(line: bytes) -> Entry | None:
   """Returns the entry, or None if the line does not match its checksum."""
   checksum, _, text = line.partition(b" ")
-  if hashlib.sha256(text).hexdigest().encode() != checksum:
+  if files.digest(text).encode() != checksum:
     return None
   fields = json.loads(text)
   version = fields.pop("version")
@@ -202,18 +201,8 @@ def locked(path: Path) -> Iterator[Ledger]:
   descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
   with os.fdopen(descriptor, "a+b") as file:
     # Also if another process made the file: it may not have got so far.
-    _sync_folder(path.parent)
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    files.sync(path.parent)
+    if not files.lock(file, wait=False):
       logging.warning("%s: waiting for another process that has it", path)
-      fcntl.flock(file, fcntl.LOCK_EX)
+      files.lock(file)
     yield Ledger(file, path)
-
-
-def _sync_folder(folder: Path) -> None:
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

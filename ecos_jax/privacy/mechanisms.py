@@ -68,7 +68,6 @@ class Mechanism:
   def statement(self) -> messages.Statement:
     """Returns what a response states about its noise."""
     return messages.Statement(
-      mechanism=messages.MECHANISM,
       epsilon=self.cost.epsilon(self.terms.delta, self.terms.relation),
       private=self.insecure_noise_seed is None,
       **dataclasses.asdict(self.terms),
@@ -76,7 +75,7 @@ class Mechanism:
 
   def subsample(self, n: int) -> np.ndarray:
     """Returns which of n samples take part, [n] bool, each drawn on its own."""
-    # 64 random bits below gamma * 2^64, which is an integer: see MIN_GAMMA.
+    # 64 random bits below gamma * 2^64, an integer: see limits.MIN_GAMMA.
     limit = int(self.terms.gamma * 2**64)
     if limit == 2**64:
       return np.ones(n, np.bool_)

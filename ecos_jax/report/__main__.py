@@ -6,6 +6,7 @@ from absl import flags
 
 from ecos_jax import cli
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.report import collect
 from ecos_jax.report import page
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
     ) from error
   print(table.table({str(run.path): run.summary for run in runs}))
   try:
-    workdir.write_atomically(out, html.encode())
+    files.write(out, html.encode())
   except OSError as error:
     raise errors.ConfigError(
       f"--out={out} cannot be written: {error.strerror}"

@@ -11,6 +11,7 @@ from PIL import Image
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import workdir
+from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
 from ecos_jax.data import problem
@@ -114,7 +115,8 @@ def _pool(run: collect.Run) -> pools.Pool:
   fields |= {"client_data": None, "test_data": None}
   for name in ("sources", "classes"):
     fields[name] = tuple(fields[name])
-  if any(spec.startswith("tfds:") for spec in fields["sources"]):
+  specs = map(spec_lib.parse, fields["sources"])
+  if any(isinstance(spec, spec_lib.Tfds) for spec in specs):
     raise errors.EcosError("sources of TFDS might have to be downloaded again")
   fields["split"] = config_lib.Split(fields["split"])
   pool = problem.load(

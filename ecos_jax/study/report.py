@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from ecos_jax import errors
-from ecos_jax import workdir as workdir_lib
+from ecos_jax import files as files_lib
 from ecos_jax.study import paper
 from ecos_jax.study import plan
 from ecos_jax.study import run
@@ -44,7 +44,7 @@ def write(
     for cell in cells
     if (failure := run.failure(workdir, cell)) is not None
   }
-  workdir_lib.write_json(workdir / "rows.json", rows)
+  files_lib.write_json(workdir / "rows.json", rows)
   flat = [_leaves(row, "") for row in rows]
   names = list(dict.fromkeys(name for row in flat for name in row))
   _write_csv(
@@ -67,7 +67,7 @@ def write(
     _write_csv(path, paper.TABLES[study.paper].rows)
     links.append(("The paper's figures", path))
   text = _text(study, rows, failures, command, pictures, links)
-  workdir_lib.write_atomically(workdir / "results.md", text.encode())
+  files_lib.write(workdir / "results.md", text.encode())
   return text, [*pictures, *(path for _, path in links)]
 
 
@@ -88,7 +88,7 @@ def _leaves(value: Any, prefix: str) -> dict[str, Any]:
 def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:
   text = io.StringIO()
   csv.writer(text, lineterminator="\n").writerows(lines)
-  workdir_lib.write_atomically(path, text.getvalue().encode())
+  files_lib.write(path, text.getvalue().encode())
 
 
 def _text(
@@ -137,7 +137,7 @@ def _made(study: plan.Study, rows: list[tables.Row], command: str) -> str:
     done += (
       f", {when}, {machines}; {versions}. A cell took {mean:.1f} s on average, "
       f"{sum(row['seconds'] for row in rows) / 3600:.1f} h in all, with one "
-      "process a core"
+      "process per core"
     )
   if len({cell.config.seed for cell in study.cells()}) > 1:
     done += ". Mean ± standard deviation (of a sample) over the seeds"
@@ -165,7 +165,7 @@ def insert(document: Path, name: str, text: str, files: list[Path]) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   for file in files:
     target = folder / f"{name}-{file.name}"
-    workdir_lib.write_atomically(target, file.read_bytes())
+    files_lib.write(target, file.read_bytes())
     text = text.replace(f"]({file.name})", f"]({folder.name}/{target.name})")
   old = document.read_text() if document.exists() else "# Results\n"
   section = f"{begin}\n\n{text.strip()}\n\n{end}"
@@ -176,7 +176,7 @@ def insert(document: Path, name: str, text: str, files: list[Path]) -> None:
   else:
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     new = re.sub(pattern, lambda _: section, old, flags=re.DOTALL)
-  workdir_lib.write_atomically(document, new.encode())
+  files_lib.write(document, new.encode())
 
 
 def listing(study: plan.Study, workdir: Path) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 
 import tqdm
 
+from ecos_jax import cli
 from ecos_jax import config as config_lib
 from ecos_jax import errors
-from ecos_jax import workdir as workdir_lib
+from ecos_jax import files
 from ecos_jax.benchmark import machine
 from ecos_jax.study import plan
 
@@ -217,6 +218,8 @@ def _serve(
       except _LostError as error:
         worker.close()
         worker, reply = None, {"error": str(error), "seconds": None}
+      if "error" in reply:
+        reply["error"] = cli.with_flags(str(reply["error"]))
       done.put((cell, reply))
   finally:
     if worker is not None:
@@ -289,10 +292,10 @@ def _keep(
   path.mkdir(parents=True, exist_ok=True)
   if "error" in outcome:
     lone = plan.command(study, cell, Path("runs") / "cell")
-    workdir_lib.write_json(path / FAILURE, outcome | {"command": lone})
+    files.write_json(path / FAILURE, outcome | {"command": lone})
     return
   (path / FAILURE).unlink(missing_ok=True)
-  workdir_lib.write_json(
+  files.write_json(
     path / ROW,
     {
       "name": cell.name,

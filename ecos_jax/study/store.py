@@ -8,8 +8,6 @@ client's answer, and what no two cells share stay out.
 """
 
 from collections.abc import Callable, Mapping
-import contextlib
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -17,6 +15,7 @@ import shutil
 from typing import Any
 
 from ecos_jax import config
+from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.data import problem
 
@@ -56,22 +55,16 @@ class SharingWorkdir(workdir.Workdir):
     if name not in _SHARED or self.done(name):
       return super().stage(name, config, inputs, work, **options)
     identity = json.dumps([name, dict(config), dict(inputs)], sort_keys=True)
-    kept = self._store / workdir.digest(identity.encode())
+    kept = self._store / files.digest(identity.encode())
     # Who comes second waits for the first, whose lock ends with its process.
-    with _locked(kept.with_suffix(".lock")):
+    with kept.with_suffix(".lock").open("a") as lock:
+      files.lock(lock)
       if kept.exists():
         _link(kept, self.path / name)
       stage = super().stage(name, config, inputs, work, **options)
       if not kept.exists():
         _link(stage.path, kept)
     return stage
-
-
-@contextlib.contextmanager
-def _locked(path: Path):
-  with path.open("a") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
 
 
 def _link(source: Path, target: Path) -> None:

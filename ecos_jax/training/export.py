@@ -15,7 +15,7 @@ import jax
 from jax import export
 import jax.numpy as jnp
 
-from ecos_jax import workdir
+from ecos_jax import files
 from ecos_jax.training import augment
 
 FILE = "model.jaxexport"
@@ -45,4 +45,4 @@ def write(path: Path, model: nnx.Module, image_size: int) -> None:
     jax.ShapeDtypeStruct(shape, jnp.uint8)
   )
   data = bytes(exported.serialize())
-  workdir.write_atomically(path, data + workdir.digest(data).encode())
+  files.write(path, data + files.digest(data).encode())

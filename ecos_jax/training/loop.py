@@ -44,9 +44,9 @@ class Result(NamedTuple):
   """A trained model, and how it went in this call.
 
   `seconds` and the figures after it are of this call alone: a run that was
-  already at its last step reports 0 images a second. The wait for input
-  overlaps with the devices' work, so its share is an upper bound of what input
-  costs.
+  already at its last step reports 0 images a second. `saving_seconds` is the
+  time spent on checkpoints after the first step. The wait for input overlaps
+  with the devices' work, so its share is an upper bound of what input costs.
   """
 
   model: nnx.Module
@@ -55,6 +55,7 @@ class Result(NamedTuple):
   seconds: float
   images_per_second: float
   input_wait_share: float
+  saving_seconds: float
 
 
 def _shardings(mesh: jax.sharding.Mesh) -> Shardings:
@@ -384,7 +385,7 @@ def train(
       )
     )
 
-    waited = 0.0
+    waited = saving = 0.0
     compiled = asked = time.monotonic()
     last_asked, ask = first, first + 1
     for step in range(first + 1, config.steps + 1):
@@ -428,7 +429,9 @@ def train(
           "steps": config.steps,
           "pending": jax.tree.map(float, jax.device_get(pending)),
         }
+        begin = time.monotonic()
         saved.save(step, state, record)
+        saving += time.monotonic() - begin
       if stop and not last:
         raise errors.PreemptedError
     # The first step compiles and is left out.
@@ -445,4 +448,5 @@ def train(
     seconds=time.monotonic() - started,
     images_per_second=images / seconds,
     input_wait_share=waited / seconds,
+    saving_seconds=saving,
   )

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorboardX
 
-from ecos_jax import workdir
+from ecos_jax import files
 
 FILE = "metrics.jsonl"
 
@@ -38,7 +38,7 @@ class Writer:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE
-    workdir.write_atomically(path, "".join(_kept(path, step)).encode())
+    files.write(path, "".join(_kept(path, step)).encode())
     self._file = path.open("a")
     self._board = tensorboardX.SummaryWriter(
       str(directory), purge_step=step + 1

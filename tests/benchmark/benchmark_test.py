@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from ecos_jax.benchmark import cells
+from ecos_jax import children
+from ecos_jax.benchmark import cases
 from ecos_jax.benchmark import peers
 from ecos_jax.benchmark import run as run_lib
 from ecos_jax.benchmark import timing
@@ -62,7 +63,7 @@ def test_every_stage_writes_its_rows(tmp_path):
   assert result["skipped"] == []
   assert result["device"]["cores"] >= 1
   assert {"python", "jax", "numpy", "scikit-learn"} <= result["versions"].keys()
-  assert {row["stage"] for row in result["rows"]} == set(cells.STAGES)
+  assert {row["stage"] for row in result["rows"]} == set(cases.STAGES)
   for row in result["rows"]:
     assert row.keys() >= _STABLE
     assert len(row["rounds"]) == 2
@@ -128,13 +129,11 @@ def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(sent, tmp_path):
     (("--encoder=nope",), "hog"),
   ],
 )
-def test_bad_input_gets_one_line(flags, said):
-  with _start(*flags) as process:
-    _, err = process.communicate(timeout=60)
-  assert process.returncode == 1
-  assert "Traceback" not in err
-  [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-  assert said in line
+def test_bad_input_gets_one_line(flags, said, start_job):
+  job = start_job(*flags, module="ecos_jax.benchmark.__main__")
+  assert job.wait() == 1
+  [line] = job.err.splitlines()
+  assert line.startswith("error: ") and said in line
 
 
 def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
@@ -142,8 +141,8 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
   monkeypatch.setenv("PYTHONPATH", str(_ROOT))
   said = []
   run = run_lib.Run(
-    [cells.parse("assign", "300x4x3")],
-    cells.Options(1, 1 << 20, "hog", None, 1),
+    [cases.parse("assign", "300x4x3")],
+    cases.Options(1, 1 << 20, "hog", None, 1),
     only=["scikit-learn", "faiss-cpu"],
     scratch=tmp_path,
     output=tmp_path / "result.json",
@@ -156,14 +155,14 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
   assert any("faiss-cpu is left out: not installed" in line for line in said)
 
 
-def test_a_child_that_fails_says_why(tmp_path):
-  job = cells.parse("assign", "30x4x3")._asdict() | {
-    "task": "call",
+def test_an_implementation_that_fails_says_why(tmp_path):
+  job = {
+    "case": cases.parse("assign", "30x4x3"),
     "names": ["scikit-learn"],
-    "options": cells.Options(1, 1, "hog", None, 1)._asdict(),
+    "options": cases.Options(1, 1, "hog", None, 1),
     "folder": str(tmp_path),
   }
   [(name, i, error)] = timing.rounds([job], _ENVIRONMENT, 1)
   assert (name, i) == ("scikit-learn", 0)
-  assert isinstance(error, timing.WorkerError)
+  assert isinstance(error, children.ChildError)
   assert "features.npy" in str(error)

@@ -28,3 +28,12 @@ def test_labels_are_checked_in_double_precision():
   centroids = np.float32([[1.0], [8.0]])
   call = calls.assigning(lambda: np.array([0, 0]), features, centroids)
   assert call()["correct"] == 0.5
+
+
+def test_inertia_against_all_distances():
+  rng = np.random.default_rng(1)
+  features = rng.standard_normal((10_000, 5), np.float32)
+  centroids = rng.standard_normal((7, 5), np.float32)
+  distances = ((features[:, None] - centroids) ** 2).sum(2).min(1)
+  found = calls.inertia(features, centroids)
+  assert found == pytest.approx(distances.sum(dtype=np.float64), rel=1e-5)

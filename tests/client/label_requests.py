@@ -27,8 +27,8 @@ def request_for(features, terms=TERMS):
   encoder = registry.get("hog")
   return messages.LabelRequest(
     features.astype(np.float32),
-    encoder.name,
-    encoder.settings,
-    encoder.digest,
     terms,
+    encoder_name=encoder.name,
+    encoder_settings=encoder.settings,
+    encoder_digest=encoder.digest,
   )

@@ -9,7 +9,6 @@ from ecos_jax import messages
 from ecos_jax.client import label
 from ecos_jax.client import private_knn
 from ecos_jax.encoders import registry
-from ecos_jax.messages import wire
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from tests.client.label_requests import TERMS
@@ -138,7 +137,7 @@ def _folder(tmp_path):
     tmp_path / "images.npz", images=images, labels=random.integers(0, 3, 211)
   )
   features = registry.encode(registry.get("hog"), images[:20])
-  wire.write_file(tmp_path / "request", request_for(features).to_bytes())
+  (tmp_path / "request").write_bytes(request_for(features).to_bytes())
   return tmp_path
 
 

@@ -14,7 +14,6 @@ from ecos_jax.client import coverage
 from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
-from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 
@@ -269,12 +268,14 @@ from ecos_jax.privacy import ledger, mechanisms
 terms = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 mechanism = mechanisms.Mechanism(terms)
 features = np.random.default_rng(0).random((50, 3)).astype(np.float32)
-query = messages.Query(features[:4], "own", {}, "0" * 64, terms).to_bytes()
+encoder = {"encoder_name": "own", "encoder_settings": {}}
+encoder["encoder_digest"] = "0" * 64
+query = messages.Query(features[:4], terms, **encoder).to_bytes()
 
 def run(folder):
   response = respond.answer(query, lambda: features, mechanism,
     folder / "ledger", "mine", consent=lambda text: None)
-  wire.write_file(folder / "out", response)
+  (folder / "out").write_bytes(response)
 
 def traced(folder, last):
   lines = 0
@@ -403,7 +404,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(tmp_path):
   np.save(tmp_path / "images.npy", images)
   features = registry.encode(registry.get("hog"), images)
   query = _query(features[:5])
-  wire.write_file(tmp_path / "query", query.to_bytes())
+  (tmp_path / "query").write_bytes(query.to_bytes())
   script = (
     "import runpy, sys\n"
     "try:\n"
@@ -476,7 +477,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(tmp_path):
 def test_mistakes_end_in_one_line_that_names_the_flag(
   tmp_path, features, query, arguments, message
 ):
-  wire.write_file(tmp_path / "query", query.to_bytes())
+  (tmp_path / "query").write_bytes(query.to_bytes())
   np.save(tmp_path / "f.npy", features)
   np.save(tmp_path / "wide.npy", np.zeros((2, 3)))
   (tmp_path / "link").hardlink_to(tmp_path / "f.npy")
@@ -497,7 +498,7 @@ def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
 ):
   terms = messages.Terms(10.0, 1.0, 1e-5, "add_remove")
   query = dataclasses.replace(query, terms=terms)
-  wire.write_file(tmp_path / "query", query.to_bytes())
+  (tmp_path / "query").write_bytes(query.to_bytes())
   np.save(tmp_path / "f.npy", features)
   data = f"--data=features:{tmp_path}/f.npy"
   arguments = (data, "--epsilon=0.5", "--relation=replace_one", "--yes")

@@ -1,32 +1,20 @@
 import dataclasses
 
-import hypothesis
-from hypothesis import strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ecos_jax import config
-from ecos_jax import errors
+from ecos_jax.cloud import codebook
 from ecos_jax.cloud import sampling
+from tests.cloud import banks
 
 KEY = jax.random.key(0)
 WITHIN = list(config.Within)
 
 
-class Bank:
-  """A stand-in for a feature bank."""
-
-  def __init__(self, features):
-    self.features = features
-    self.shape = features.shape
-
-  def take(self, indices):
-    return self.features[indices].astype(np.float32)
-
-
-def decompress(
+def in_order(
   bank,
   assignment,
   centroids,
@@ -37,19 +25,26 @@ def decompress(
   key=KEY,
   **shares,
 ):
-  """Returns the choice, among everything unless shares are given."""
+  """Returns the choice of each cluster; all are candidates without shares."""
   options = config.Sampling(within=within, likely=1.0, central=1.0)
   if density is None:
     density = np.ones(len(quotas))
+  # Rows of no cluster have the assignment -1.
+  sizes = np.bincount(assignment + 1, minlength=len(quotas) + 1)[1:]
   return sampling.decompress(
     bank,
-    assignment,
-    centroids,
+    codebook.Codebook(centroids, sizes, assignment),
     density,
     quotas,
     dataclasses.replace(options, **shares),
     key,
   )
+
+
+def decompress(*arguments, **options):
+  """Returns the choice of all clusters, sorted in each."""
+  parts = in_order(*arguments, **options)
+  return np.concatenate([np.sort(rows) for rows in parts])
 
 
 def clusters(sizes, d=5, seed=0):
@@ -59,7 +54,7 @@ def clusters(sizes, d=5, seed=0):
   random.shuffle(assignment)
   features = random.integers(-50, 50, (len(assignment), d)).astype(np.float32)
   centroids = random.integers(-9, 9, (len(sizes), d)).astype(np.float32)
-  return Bank(features), assignment, centroids
+  return banks.Rows(features), assignment, centroids
 
 
 def greedy(features, quota, first):
@@ -74,94 +69,6 @@ def greedy(features, quota, first):
           best, farthest = i, gap
     chosen.append(best)
   return chosen
-
-
-@pytest.mark.parametrize(
-  "scores, sizes, kept, budget, expected",
-  [
-    ([1, 1, 2], [100, 100, 100], [1, 1, 1], 8, [2, 2, 4]),
-    # 10/3 each: the one left over goes to the lowest index.
-    ([1, 1, 1], [9, 9, 9], [1, 1, 1], 10, [4, 3, 3]),
-    # What does not fit in cluster 0 is shared 1:3.
-    ([96, 1, 3], [20, 50, 50], [1, 1, 1], 60, [20, 10, 30]),
-    # Cluster 2 fills up once it shares what cluster 0 leaves.
-    ([80, 1, 19], [10, 99, 20], [1, 1, 1], 50, [10, 20, 20]),
-    ([5, 900, 5], [9, 9, 9], [1, 0, 1], 4, [2, 0, 2]),
-    ([1, 2, 3], [4, 0, 5], [1, 1, 1], 99, [4, 0, 5]),
-    ([7, 7], [10**12, 10**12], [1, 1], 10**12 + 1, None),
-  ],
-)
-def test_quotas_by_hand(scores, sizes, kept, budget, expected):
-  expected = expected or [budget - budget // 2, budget // 2]
-  weights = np.where(kept, scores, 0)
-  got = sampling.quotas(weights, np.array(sizes), budget)
-  np.testing.assert_array_equal(got, expected)
-  assert got.dtype == np.int64
-
-
-@hypothesis.settings(deadline=None)
-@hypothesis.given(
-  strategies.lists(
-    strategies.tuples(
-      strategies.integers(1, 10**9),
-      strategies.integers(0, 10**8),
-      strategies.booleans(),
-    ),
-    min_size=1,
-    max_size=30,
-  ),
-  strategies.integers(1, 10**9),
-)
-def test_quotas_properties(rows, budget):
-  scores, sizes, kept = map(np.array, zip(*rows, strict=True))
-  got = sampling.quotas(np.where(kept, scores, 0), sizes, budget)
-  assert got.sum() == min(budget, sizes[kept].sum())
-  assert np.all((got >= 0) & (got <= sizes))
-  assert not got[~kept].any()
-  # A higher score never gets less, unless its cluster is used up.
-  for a in np.flatnonzero(kept):
-    for b in np.flatnonzero(kept):
-      if scores[a] > scores[b]:
-        assert got[a] >= min(got[b], sizes[a])
-  # What is not used up is within one of a common share of the score.
-  open_ = kept & (got < sizes)
-  if open_.any():
-    share = got[open_].sum() / scores[open_].sum()
-    assert np.all(np.abs(got[open_] - share * scores[open_]) <= 1.001)
-    # And nothing that is used up deserved more than it holds.
-    full = kept & (got == sizes)
-    assert np.all(sizes[full] <= share * scores[full] + 2)
-
-
-@hypothesis.settings(deadline=None)
-@hypothesis.given(
-  strategies.lists(
-    strategies.tuples(
-      strategies.floats(0, 1e12, allow_subnormal=False),
-      strategies.integers(0, 10**8),
-    ),
-    min_size=1,
-    max_size=30,
-  ),
-  strategies.integers(1, 10**9),
-)
-def test_quotas_of_fractional_weights(rows, budget):
-  weights, sizes = map(np.array, zip(*rows, strict=True))
-  got = sampling.quotas(weights, sizes, budget)
-  counted = weights > weights.max() * 2.0**-51
-  assert got.sum() >= min(budget, sizes[counted].sum())
-  assert got.sum() <= min(budget, sizes[weights > 0].sum())
-  assert np.all((got >= 0) & (got <= sizes))
-  # A larger budget takes nothing away but a fraction that is settled anew.
-  assert np.all(sampling.quotas(weights, sizes, budget + 1) >= got - 1)
-
-
-def test_quotas_refuse_bad_input():
-  with pytest.raises(errors.EcosError, match="budget=0"):
-    sampling.quotas(np.array([1]), np.array([5]), 0)
-  for weight in (-1.0, np.nan, np.inf):
-    with pytest.raises(ValueError, match="weights"):
-      sampling.quotas(np.array([weight]), np.array([5]), 3)
 
 
 @pytest.mark.parametrize("d", [1, 8])
@@ -202,27 +109,29 @@ QUOTAS = np.array([0, 1, 2, 64, 30, 7, 0, 0, 12])
 
 def test_kcenter_equals_a_loop():
   bank, assignment, centroids = clusters(SIZES)
-  got = decompress(bank, assignment, centroids, QUOTAS, config.Within.KCENTER)
-  expected = []
+  got = in_order(bank, assignment, centroids, QUOTAS, config.Within.KCENTER)
   for r, quota in enumerate(QUOTAS):
     members = np.flatnonzero(assignment == r)
-    if quota:
+    if quota == len(members):
+      assert set(got[r]) == set(members)
+    elif quota:
       features = bank.features[members]
       gaps = np.sum((features - centroids[r]) ** 2, axis=1)
       order = greedy(features, quota, int(np.argmin(gaps)))
-      expected += sorted(members[order])
-  np.testing.assert_array_equal(got, expected)
+      np.testing.assert_array_equal(got[r], members[order])
 
 
 def test_nearest_equals_a_sort():
   bank, assignment, centroids = clusters(SIZES)
-  got = decompress(bank, assignment, centroids, QUOTAS, config.Within.NEAREST)
-  expected = []
+  got = in_order(bank, assignment, centroids, QUOTAS, config.Within.NEAREST)
   for r, quota in enumerate(QUOTAS):
     members = np.flatnonzero(assignment == r)
+    if quota == len(members):
+      assert set(got[r]) == set(members)
+      continue
     gaps = np.sum((bank.features[members] - centroids[r]) ** 2, axis=1)
-    expected += sorted(members[np.argsort(gaps, kind="stable")[:quota]])
-  np.testing.assert_array_equal(got, expected)
+    nearest = members[np.argsort(gaps, kind="stable")[:quota]]
+    np.testing.assert_array_equal(got[r], nearest)
 
 
 @pytest.mark.parametrize("within", WITHIN)
@@ -288,7 +197,7 @@ def test_large_clusters_are_represented_by_random_candidates(monkeypatch):
 def test_kcenter_covers_better_than_random():
   random = np.random.default_rng(0)
   features = random.normal(size=(2000, 4)).astype(np.float32)
-  bank = Bank(features)
+  bank = banks.Rows(features)
   assignment = np.zeros(2000, np.int32)
 
   def radius(within):
@@ -305,7 +214,7 @@ def test_kcenter_covers_better_than_random():
 def test_duplicates_are_chosen_last(within):
   features = np.repeat(np.eye(5, dtype=np.float32), [9, 9, 9, 9, 9], axis=0)
   got = decompress(
-    Bank(features),
+    banks.Rows(features),
     np.zeros(45, np.int32),
     np.zeros((1, 5)),
     np.array([5]),
@@ -320,7 +229,7 @@ def test_copies_fill_what_nothing_else_does(within):
   features[1, 1] = -0.0
   for quota in range(1, 8):
     got = decompress(
-      Bank(features),
+      banks.Rows(features),
       np.zeros(7, np.int32),
       np.zeros((1, 3)),
       np.array([quota]),
@@ -376,7 +285,7 @@ def test_likely_chooses_where_the_client_is_dense(within):
   assignment = (features[:, 0] > 0).astype(np.int32)
   for likely in (0.25, 0.6):
     got = decompress(
-      Bank(features),
+      banks.Rows(features),
       assignment,
       centroids,
       np.array([20, 20]),
@@ -418,7 +327,7 @@ def test_neighbours_are_the_nearest_centroids():
 def test_equal_densities_favour_no_part_of_the_pool(within):
   features = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
   got = decompress(
-    Bank(features),
+    banks.Rows(features),
     np.zeros(1000, np.int32),
     np.zeros((1, 3), np.float32),
     np.array([200]),

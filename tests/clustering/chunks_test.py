@@ -36,36 +36,19 @@ def test_the_last_of_many_chunks_leaves_devices_idle_for_little(n, devices):
   assert busy < 1.02 * n / devices
 
 
-def test_chunks_share_the_memory_of_unaligned_features():
-  n, d = 4096, 32
+def test_aligned_features_are_not_copied():
+  n, d = 2048, 32
   memory = np.zeros(n * d + 32, np.float32)
-  begin = -memory.ctypes.data % 64 // 4 + 4
-  features = memory[begin : begin + n * d].reshape(n, d)
-  mesh = chunks.single_device_mesh()
-  assert chunks.offset(features, 512, mesh) == 4
-  parts = list(chunks.read_shared(features, 512, mesh, 4))
-  assert [part[:3] for part in parts] == [(i, 0, 512) for i in range(0, n, 512)]
-  # The first and the last would begin or end outside.
-  for start, *_, chunk in parts[1:-1]:
-    address = features.ctypes.data + 4 * (start * d - 4)
-    assert chunk.unsafe_buffer_pointer() == address
-
-
-def test_the_last_chunk_overlaps_instead_of_being_copied():
-  n, d = 2000, 32
-  memory = np.zeros(n * d + 16, np.float32)
   begin = -memory.ctypes.data % 64 // 4
-  features = memory[begin : begin + n * d].reshape(n, d)
   mesh = chunks.single_device_mesh()
-  assert chunks.offset(features, 768, mesh) == 0
-  parts = list(chunks.read_shared(features, 768, mesh, 0))
-  assert [part[:3] for part in parts] == [
-    (0, 0, 768),
-    (768, 0, 768),
-    (1232, 304, 768),
-  ]
-  for start, *_, chunk in parts:
+  features = memory[begin : begin + n * d].reshape(n, d)
+  assert chunks.shares_memory(features, mesh)
+  for start, valid, chunk in chunks.read(features, 512, mesh):
+    assert valid == 512
     assert chunk.unsafe_buffer_pointer() == features.ctypes.data + 4 * start * d
+  late = memory[begin + 4 : begin + 4 + n * d].reshape(n, d)
+  assert not chunks.shares_memory(late, mesh)
+  assert not chunks.shares_memory(features.T.copy().T, mesh)
 
 
 def test_chunks_in_memory_are_larger_but_no_longer_than_the_features():
@@ -79,20 +62,8 @@ def test_chunks_in_memory_are_larger_but_no_longer_than_the_features():
     assert large.chunk * 128 * 4 <= 64 << 20
 
 
-def test_memory_that_cannot_be_shared():
-  mesh = chunks.single_device_mesh()
-  memory = np.zeros(4096 * 4 + 64, np.float32)
-  begin = -memory.ctypes.data % 64 // 4
-  aligned = memory[begin : begin + 4096 * 4].reshape(4096, 4)
-  assert chunks.offset(aligned, 512, mesh) == 0
-  assert chunks.offset(aligned.T.copy().T, 512, mesh) is None
-  # The rows begin more than one row too late.
-  late = memory[begin + 8 : begin + 8 + 4096 * 4].reshape(4096, 4)
-  assert chunks.offset(late, 512, mesh) is None
-
-
-@pytest.mark.parametrize("first, valid", [(0, 10), (3, 8), (4, 4), (9, 10)])
-def test_only_fresh_rows_are_seen(first, valid):
+@pytest.mark.parametrize("valid", [0, 4, 7, 10])
+def test_every_valid_row_is_fresh_once(valid):
   features = np.arange(20, dtype=np.float32).reshape(10, 2)
 
   def local(chunk):
@@ -100,9 +71,7 @@ def test_only_fresh_rows_are_seen(first, valid):
       del start
       return total + jnp.sum(jnp.where(fresh[:, None], features, 0), axis=0)
 
-    return chunks.scan_blocks(
-      body, jnp.zeros(2), chunk, valid, block=4, first=first
-    )
+    return chunks.scan_blocks(body, jnp.zeros(2), chunk, valid, block=4)
 
   got = jax.shard_map(
     local,
@@ -110,4 +79,4 @@ def test_only_fresh_rows_are_seen(first, valid):
     in_specs=jax.P("data"),
     out_specs=jax.P("data"),
   )(features)
-  np.testing.assert_array_equal(got, features[first:valid].sum(axis=0))
+  np.testing.assert_array_equal(got, features[:valid].sum(axis=0))

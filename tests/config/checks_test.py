@@ -14,7 +14,7 @@ def check_refused(config, *names):
   with pytest.raises(errors.ConfigError) as caught:
     checks.validate(config)
   for name in names:
-    assert f"--config.{name} " in str(caught.value)
+    assert f"`{name}` " in str(caught.value)
 
 
 def test_the_default_is_valid():
@@ -43,7 +43,7 @@ def test_methods_that_read_client_data_are_refused_with_a_remote_client(method):
   config = config_lib.Config()
   config.client.remote = True
   config.sampling.method = config_lib.Method(method)
-  with pytest.raises(errors.ConfigError, match=r"--config\.sampling\.method"):
+  with pytest.raises(errors.ConfigError, match=r"`sampling\.method`"):
     checks.validate(config)
 
 
@@ -149,15 +149,15 @@ def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
   config.codebook.first_round, config.privacy.first_part = 10, 0.5
   checks.validate(config)
   for group, field, value, said in (
-    ("codebook", "size", 10, "codebook.size=10"),
-    ("codebook", "first_round", -1, "codebook.first_round must"),
+    ("codebook", "size", 10, "codebook.size`=10"),
+    ("codebook", "first_round", -1, "codebook.first_round` must"),
     ("codebook", "algorithm", config_lib.Algorithm.MINI_BATCH, "algorithm"),
     ("codebook", "sample_per_centroid", 0, "sample_per_centroid"),
-    ("privacy", "first_part", 1.0, "privacy.first_part must"),
-    ("privacy", "first_part", 0.0, "privacy.first_part must"),
-    ("sampling", "method", config_lib.Method.RANDOM, "sampling.method=random"),
+    ("privacy", "first_part", 1.0, "privacy.first_part` must"),
+    ("privacy", "first_part", 0.0, "privacy.first_part` must"),
+    ("sampling", "method", config_lib.Method.RANDOM, "sampling.method`=random"),
   ):
     wrong = copy.deepcopy(config)
     setattr(getattr(wrong, group), field, value)
-    with pytest.raises(errors.ConfigError, match=rf"--config\.\S*{said}"):
+    with pytest.raises(errors.ConfigError, match=rf"`\S*{said}"):
       checks.validate(wrong)

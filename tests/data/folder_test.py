@@ -73,7 +73,7 @@ def test_the_classes_are_part_of_the_content(tmp_path):
   lists = (None, ["a", "b"], ["b", "a"])
   digests = {folder.FolderSource(tmp_path, names).digest for names in lists}
   assert len(digests) == 3
-  with pytest.raises(errors.EcosError, match=r"--classes .* twice"):
+  with pytest.raises(errors.EcosError, match=r"`classes` .* twice"):
     folder.FolderSource(tmp_path, ["a", "b", "a"])
 
 
@@ -273,9 +273,9 @@ def test_digest_is_of_names_sizes_and_times(tmp_path):
 
 
 def test_refuses_a_folder_without_images(tmp_path):
-  with pytest.raises(errors.EcosError, match=r"--data: .* holds no image"):
+  with pytest.raises(errors.EcosError, match="holds no image"):
     folder.FolderSource(tmp_path)
-  with pytest.raises(errors.EcosError, match=r"--data: .*x is not a folder"):
+  with pytest.raises(errors.EcosError, match=r"x is not a folder"):
     folder.FolderSource(tmp_path / "x")
 
 

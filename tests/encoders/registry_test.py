@@ -110,11 +110,11 @@ def test_settings_of_pretrained_encoders_are_refused_for_others():
 # A user's own encoder.
 
 
-def test_the_example_in_the_readme_is_an_encoder(tmp_path, monkeypatch):
-  readme = (Path(__file__).parents[2] / "README.md").read_text()
-  blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def test_the_example_in_the_documentation_is_an_encoder(tmp_path, monkeypatch):
+  page = (Path(__file__).parents[2] / "docs/own_data.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
   [block] = [block for block in blocks if "registry.Encoder" in block]
-  name = re.search(r"encoder\.name=(\w+):colours", readme)[1]
+  name = re.search(r"encoder\.name=(\w+):colours", page)[1]
   (tmp_path / f"{name}.py").write_text(block)
   monkeypatch.syspath_prepend(tmp_path)
   encoder = registry.get(f"{name}:colours")

@@ -143,10 +143,12 @@ def test_labels_that_were_redone_are_paid_for_twice(finished, tmp_path, capsys):
 def test_an_answer_with_noise_from_a_seed_spoils_the_ledger(finished, tmp_path):
   config, path = _copy(finished, tmp_path)
   with ledger.locked(path / "client" / "ledger") as book:
-    entry = dataclasses.replace(
-      book.entries[0], data="simulated, noise of seed 3", response=b"other"
+    entry = book.entries[0]
+    answer = messages.Response.from_bytes(entry.response)
+    seeded = dataclasses.replace(
+      answer, statement=dataclasses.replace(answer.statement, private=False)
     )
-    book.append(entry)
+    book.append(dataclasses.replace(entry, response=seeded.to_bytes()))
   summary = pipeline.run(config, path)
   assert summary["epsilon_answers"] == 3
   assert summary["epsilon"] is None

@@ -171,17 +171,17 @@ def test_features_end_at_an_index(tmp_path, method):
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"client_data": None}, r"--config\.client\.remote=True, or"),
+    ({"client_data": None}, "`client.remote`=True, or"),
     (
       {"sources": ("folder:{0}/none",)},
-      r"--config\.data\.sources=folder:.*not a",
+      "`data.sources`=folder:.*not a",
     ),
     (
       {"client_data": "nothing"},
-      r"--config\.data\.client_data=nothing: .*no data",
+      "`data.client_data`=nothing: .*no data",
     ),
     ({"sources": ("features:x.npy",)}, r"needs identity"),
-    ({"sources": ()}, r"data\.client_data is for a pool of your own"),
+    ({"sources": ()}, "data.client_data` is for a pool of your own"),
     ({"classes": ("a", "a")}, r"names a class twice"),
   ],
 )

@@ -15,6 +15,7 @@ from configs import digits_distill
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import pipeline
 from ecos_jax import workdir as workdir_lib
@@ -113,7 +114,7 @@ def test_the_proxy_is_what_the_pool_holds(finished):
   indices = np.array([item["index"] for item in dataset])
   assert len(set(indices)) == config.sampling.budget
   assert (
-    workdir_lib.digest(np.sort(indices).astype("<i8").tobytes())
+    files.digest(np.sort(indices).astype("<i8").tobytes())
     == summary["proxy_digest"]
   )
   item = dataset[3]
@@ -545,7 +546,7 @@ def test_other_images_than_the_run_began_with_are_refused(
   shutil.rmtree(copy / "proxy")
   load = digits.load
   monkeypatch.setattr(digits, "load", lambda data, seed: load(data, seed + 1))
-  with pytest.raises(errors.EcosError, match=r"--config\.data\.dir"):
+  with pytest.raises(errors.EcosError, match=r"`data\.dir`"):
     pipeline.run(config, copy)
 
 

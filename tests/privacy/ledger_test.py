@@ -163,7 +163,7 @@ def test_a_pipe_is_refused(path):
 def test_the_folder_is_synced_by_whoever_comes_second(path, monkeypatch):
   path.touch()
   folders = []
-  monkeypatch.setattr(ledger, "_sync_folder", folders.append)
+  monkeypatch.setattr(ledger.files, "sync", folders.append)
   _read(path)
   assert folders == [path.parent]
 

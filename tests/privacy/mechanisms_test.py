@@ -104,7 +104,7 @@ def test_the_statement_is_what_the_accounting_says(relation):
   statement = _mechanism(7.0, 0.3, relation).statement
   epsilon = accounting.epsilon(7.0, 0.3, 1e-5, relation)
   assert statement == messages.Statement(
-    messages.MECHANISM, 7.0, 0.3, 1e-5, relation, epsilon, True
+    7.0, 0.3, 1e-5, relation, epsilon, True
   )
 
 

@@ -10,9 +10,7 @@ from ecos_jax.report import figures
 
 def _clusters(scores, sigma=10.0):
   scores = np.array(scores)
-  statement = messages.Statement(
-    messages.MECHANISM, sigma, 0.8, 1e-5, "add_remove", 0.3, True
-  )
+  statement = messages.Statement(sigma, 0.8, 1e-5, "add_remove", 0.3, True)
   count = len(scores)
   return collect.Clusters(
     centroids=np.zeros((count, 4), np.float32),

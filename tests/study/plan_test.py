@@ -87,8 +87,8 @@ def test_every_cell_and_every_table_is_checked():
   with pytest.raises(errors.ConfigError) as error:
     study.validate()
   told = str(error.value)
-  assert "budget=0,gamma=2.0,seed=1: --config.sampling.budget" in told
-  assert "budget=8,gamma=2.0,seed=1: --config.privacy.gamma" in told
+  assert "budget=0,gamma=2.0,seed=1: `sampling.budget`" in told
+  assert "budget=8,gamma=2.0,seed=1: `privacy.gamma`" in told
   assert "table 't': there is no figure speed" in told
   assert "table 't': no grid varies data.client" in told
   assert "table 't': sampling.budget varies and is neither" in told

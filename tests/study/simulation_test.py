@@ -7,7 +7,7 @@ import pytest
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import messages
-from ecos_jax.cloud import query
+from ecos_jax.cloud import question
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
 from ecos_jax.study import simulation
@@ -86,7 +86,7 @@ def test_the_work_of_the_client(problem, tmp_path):
   assert simulation.measure(config, tmp_path, {}, wanted, loaded) == {
     "client_multiply_adds": None
   }
-  message = query.make(
+  message = question.make(
     np.zeros((6, 72), np.float32),
     registry.get("hog"),
     messages.Terms(10.0, 0.8, 1e-5, "add_remove"),

@@ -1,4 +1,4 @@
-"""The example of an own task in the README, as it stands there."""
+"""The example of an own task in docs/own_data.md, as it stands there."""
 
 import functools
 import json
@@ -15,12 +15,12 @@ from ecos_jax.data import pools
 from ecos_jax.data import proxy
 from ecos_jax.training import metrics
 
-_README = Path(__file__).parents[2] / "README.md"
+_PAGE = Path(__file__).parents[2] / "docs/own_data.md"
 
 
 @pytest.fixture
 def example():
-  blocks = re.findall(r"```python\n(.*?)```", _README.read_text(), re.DOTALL)
+  blocks = re.findall(r"```python\n(.*?)```", _PAGE.read_text(), re.DOTALL)
   [block] = [block for block in blocks if "loop.train" in block]
   return block
 

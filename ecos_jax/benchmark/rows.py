@@ -1,13 +1,13 @@
-"""Rows of results: what is computed of the rounds, the table, the JSON file."""
+"""Rows of results: one for each implementation of a case, and their table."""
 
 from collections.abc import Mapping
 import statistics
 from typing import Any
 
-from ecos_jax.benchmark import cells
-from ecos_jax.benchmark import peers
+from ecos_jax import tables
+from ecos_jax.benchmark import cases
 
-# Rates a little over the peak are noise of the two measurements.
+# A rate a little over the peak is noise of the two measurements.
 _TOLERATED = 1.05
 _COLUMNS = (
   "stage",
@@ -24,7 +24,7 @@ _COLUMNS = (
 
 
 def row(
-  cell: cells.Cell,
+  case: cases.Case,
   implementation: str,
   results: list[Mapping[str, Any]],
   *,
@@ -33,26 +33,24 @@ def row(
   """Returns the row of an implementation from its rounds so far.
 
   Args:
-    cell: What was run.
+    case: What was run.
     implementation: Its name.
-    results: Of at least one call; `seconds`, and more by name.
-    devices: JAX devices that it ran on; 0 of a peer.
+    results: What each call returned: `seconds`, and more; at least one.
+    devices: Number of JAX devices it ran on; 0 for other libraries.
   """
-  name, _, target = implementation.partition(":")
   seconds = [result["seconds"] for result in results]
   median = statistics.median(seconds)
-  # The seconds of `converge` are of many passes.
-  flops = None if cell.stage == "converge" else cell.flops
+  flops = case.flops
   # The difference of two fits can be lost in noise.
   per_second = 1 / median if median > 0 else None
-  size = results[-1].get("bytes", cell.bytes)
+  size = results[-1].get("bytes", case.bytes)
   found = {
-    "stage": cell.stage,
-    "shape": cell.name,
-    "implementation": name,
+    "stage": case.stage,
+    "shape": case.name,
+    "implementation": implementation.partition(":")[0],
     "seconds": median,
     "spread": [min(seconds), max(seconds)],
-    "rate": per_second and cell.counted * per_second,
+    "rate": per_second and case.counted * per_second,
     "gemm_share": None,
     "rounds": seconds,
     "devices": devices,
@@ -60,10 +58,9 @@ def row(
     "bytes_per_second": size and per_second and size * per_second,
     "peak_bytes": max(result["peak_bytes"] for result in results),
   }
-  if cell.stage == "converge":
-    mini = target or name == peers.MINIBATCH
-    found["target_of"] = "minibatch" if mini else "lloyd"
-  known = {**results[-1]}
+  if case.stage == "converge":
+    found["target_of"] = cases.target(implementation)
+  known = dict(results[-1])
   if "waiting_share" in known:
     known["waiting_share"] = statistics.median(
       result["waiting_share"] for result in results
@@ -74,20 +71,21 @@ def row(
 def complete(
   rows: list[dict[str, Any]], peak_gflops: float, chip_flops: float | None
 ) -> None:
-  """Adds to the rows of one cell what follows from comparing them.
+  """Adds to the rows of one case what follows from comparing them.
 
-  `gemm_share` against the row of `gemm`, `memory_share` against `memory`,
-  `bare_ratio` of the seconds to those of `bare`, round by round: the median and
-  its range; `suspect` where a rate exceeds the peak, and on known chips `mfu`.
+  * `gemm_share`, `memory_share`: rate as a share of that of `gemm`, `memory`.
+  * `bare_ratio`, `bare_ratio_spread`: seconds divided by those of `bare`, round
+    by round; the median, and the lowest and highest ratio.
+  * `suspect`: whether the rate exceeds the peak.
+  * `mfu`: model FLOP utilisation, on known chips.
 
   Args:
-    rows: Of one cell.
+    rows: Of one case.
     peak_gflops: The machine's own rate of a square float32 product.
     chip_flops: The data sheet's bfloat16 FLOP/s of all devices, if known.
   """
   named = {found["implementation"]: found for found in rows}
-  gemm, memory = named.get("gemm"), named.get("memory")
-  bare = named.get("bare")
+  gemm, memory, bare = map(named.get, ("gemm", "memory", "bare"))
   if gemm and gemm["stage"] in ("assign", "fit", "stream"):
     work = gemm["gflops"] * gemm["seconds"]
     peak_gflops = max(peak_gflops, work / gemm["spread"][0])
@@ -112,15 +110,15 @@ def complete(
 def _number(value: float | None) -> str:
   if value is None:
     return ""
-  if value >= 1000:
-    return f"{value:,.0f}"
-  return f"{value:.3g}"
+  return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _remark(found: Mapping[str, Any]) -> str:
   remarks = []
   if found["suspect"]:
-    remarks.append("SUSPECT: over the peak; not all products, or mismeasured")
+    remarks.append(
+      "SUSPECT: over the peak; products were skipped, or it is mismeasured"
+    )
   if "target_of" in found:
     reached = f"inertia {found['inertia']:.6g}"
     goal = f"{found['target_of']}'s {found['target']:.6g}"
@@ -141,31 +139,24 @@ def _remark(found: Mapping[str, Any]) -> str:
   return "; ".join(remarks)
 
 
-def cells_of(found: Mapping[str, Any]) -> tuple[str, ...]:
-  """Returns the texts of a row's columns."""
-  low, high = found["spread"]
-  return (
-    found["stage"],
-    found["shape"],
-    found["implementation"],
-    f"{found['seconds']:.4g}",
-    f"{low:.4g}..{high:.4g}",
-    _number(found["rate"]),
-    _number(found["gflops"]),
-    "" if found["gemm_share"] is None else f"{found['gemm_share']:.2f}",
-    _number(found["peak_bytes"] / 2**20),
-    _remark(found),
-  )
-
-
 def table(rows: list[dict[str, Any]]) -> str:
   """Returns the rows as text in columns, under a head."""
-  lines = [_COLUMNS, *map(cells_of, rows)]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join(
-    "  ".join(
-      text.ljust(width) if i in (0, 1, 2, 9) else text.rjust(width)
-      for i, (text, width) in enumerate(zip(line, widths, strict=True))
-    ).rstrip()
-    for line in lines
-  )
+  lines = [_COLUMNS]
+  for found in rows:
+    low, high = found["spread"]
+    share = found["gemm_share"]
+    lines.append(
+      (
+        found["stage"],
+        found["shape"],
+        found["implementation"],
+        f"{found['seconds']:.4g}",
+        f"{low:.4g}..{high:.4g}",
+        _number(found["rate"]),
+        _number(found["gflops"]),
+        "" if share is None else f"{share:.2f}",
+        _number(found["peak_bytes"] / 2**20),
+        _remark(found),
+      )
+    )
+  return tables.aligned(lines, left=(0, 1, 2, 9))

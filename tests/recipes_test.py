@@ -1,4 +1,4 @@
-"""The README's recipes for two machines and for data of one's own, verbatim."""
+"""The recipes of docs/own_data.md and docs/two_machines.md, run verbatim."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,15 @@ import pytest
 from ecos_jax.data import proxy
 
 _ROOT = Path(__file__).parents[1]
-_README = (_ROOT / "README.md").read_text()
+
+
+def _blocks(page: str, language: str) -> list[str]:
+  text = (_ROOT / "docs" / page).read_text()
+  return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def _recipe(word: str, language: str = "bash") -> str:
-  blocks = re.findall(rf"```{language}\n(.*?)```", _README, re.DOTALL)
+  blocks = _blocks("own_data.md", language)
   [block] = [block for block in blocks if word in block]
   lines = [line for line in block.splitlines() if line.strip()]
   assert len(lines) <= 10
@@ -49,8 +53,7 @@ def _save(path: Path, level: int, seed: int) -> None:
 
 @pytest.mark.slow
 def test_two_machines(tmp_path):
-  [section] = re.findall(r"start:machines.*?end:machines", _README, re.DOTALL)
-  recipe = "\n".join(re.findall(r"```\n(.*?)```", section, re.DOTALL))
+  recipe = "\n".join(_blocks("two_machines.md", "bash"))
   recipe = recipe.replace(":demo", ":smoke")
   _run(recipe.replace("client.respond", "client.respond --yes"), tmp_path)
   summary = json.loads((tmp_path / "runs/remote/summary.json").read_bytes())

@@ -5,13 +5,11 @@ import numpy as np
 import pytest
 
 from ecos_jax import messages
-from ecos_jax.cloud import query
+from ecos_jax.cloud import question
 from ecos_jax.encoders import registry
 
 TERMS = messages.Terms(3.0, 0.8, 1e-5, "add_remove")
-STATEMENT = messages.Statement(
-  messages.MECHANISM, 3.0, 0.8, 1e-5, "add_remove", 1.1, True
-)
+STATEMENT = messages.Statement(3.0, 0.8, 1e-5, "add_remove", 1.1, True)
 
 
 @pytest.fixture(name="asked")
@@ -20,7 +18,7 @@ def _asked():
   centroids = np.random.default_rng(0).random(
     (4, encoder.dimension), np.float32
   )
-  return query.make(centroids, encoder, TERMS)
+  return question.make(centroids, encoder, TERMS)
 
 
 def _response(asked, scores, sigma=3.0):
@@ -42,7 +40,7 @@ def test_a_query_carries_the_encoder_and_survives_the_wire(asked):
 
 def test_centroids_of_two_bytes_are_sent_in_two_bytes(asked):
   narrow = asked.centroids.astype(np.float16).astype(np.float32)
-  sent = query.make(narrow, registry.get("hog"), TERMS)
+  sent = question.make(narrow, registry.get("hog"), TERMS)
   assert asked.centroids.dtype == np.float32
   assert sent.centroids.dtype == np.float16
   np.testing.assert_array_equal(sent.centroids, narrow)
@@ -53,31 +51,31 @@ def test_centroids_of_two_bytes_are_sent_in_two_bytes(asked):
 @pytest.mark.parametrize("number", [1e6, 1e-9])
 def test_centroids_that_two_bytes_cannot_hold_are_sent_in_four(number):
   centroids = np.full((4, 72), number, np.float32)
-  sent = query.make(centroids, registry.get("hog"), TERMS)
+  sent = question.make(centroids, registry.get("hog"), TERMS)
   np.testing.assert_array_equal(sent.centroids, centroids)
 
 
 def test_a_response_to_another_query_is_refused(asked):
-  other = query.make(
+  other = question.make(
     asked.centroids,
     registry.get("hog"),
     dataclasses.replace(TERMS, sigma=4.0),
   )
   data = _response(other, [1, 2, 3, 4]).to_bytes()
   with pytest.raises(messages.ProtocolError, match="answers query"):
-    query.read(data, asked)
+    question.read(data, asked)
 
 
 def test_a_response_of_another_length_is_refused(asked):
   data = _response(asked, [1, 2, 3]).to_bytes()
   with pytest.raises(messages.ProtocolError, match="3 scores for 4"):
-    query.read(data, asked)
+    question.read(data, asked)
 
 
 def test_combine_adds_scores_and_keeps_each_statement(asked):
   sent = [_response(asked, [1, -2, 3, 4]), _response(asked, [10, 0, 0, 1], 4.0)]
-  received = [query.read(response.to_bytes(), asked) for response in sent]
-  combined = query.combine(received, asked)
+  received = [question.read(response.to_bytes(), asked) for response in sent]
+  combined = question.combine(received, asked)
   assert combined.scores.tolist() == [11, -2, 3, 5]
   assert combined.scores.dtype == np.int64
   assert combined.sigma == pytest.approx(5.0)
@@ -86,9 +84,9 @@ def test_combine_adds_scores_and_keeps_each_statement(asked):
 
 def test_combine_refuses_nothing_and_strangers(asked):
   with pytest.raises(messages.ProtocolError, match="no response"):
-    query.combine([], asked)
+    question.combine([], asked)
   stranger = dataclasses.replace(
     _response(asked, [0, 0, 0, 0]), query_digest="0" * 64
   )
   with pytest.raises(messages.ProtocolError, match="another query"):
-    query.combine([stranger], asked)
+    question.combine([stranger], asked)

@@ -1,4 +1,4 @@
-"""The cloud's side of the question: make it, read the answers, add them up."""
+"""The question to the client and its answers, on the cloud's side."""
 
 from collections.abc import Sequence
 import math
@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ecos_jax import config
 from ecos_jax import messages
+from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 
@@ -15,10 +17,10 @@ class Combined(NamedTuple):
   """The answers of one or several clients to one query, added up.
 
   Attributes:
-    scores: [R] int64, the sum of the noised coverages.
-    sigma: Scale of the noise in them, the root of the sum of squares.
-    statements: What each client states of its own answer. Each covers that
-      client's samples; adding up costs nobody anything.
+    scores: int64 [R], the sum of the noised coverages.
+    sigma: Scale of the noise in them: the root of the sum of the squares.
+    statements: The privacy statement of each client, about its own samples:
+      adding up the answers costs nobody anything.
   """
 
   scores: np.ndarray
@@ -26,19 +28,60 @@ class Combined(NamedTuple):
   statements: tuple[messages.Statement, ...]
 
 
+def ask(
+  codebook: codebook_lib.Codebook,
+  encoder: registry.Encoder | str | None = None,
+  *,
+  sigma: float = config.Privacy.sigma,
+  gamma: float = config.Privacy.gamma,
+  delta: float = config.Privacy.delta,
+  relation: str = config.Privacy.relation.value,
+) -> bytes:
+  """Returns the question about a codebook, to be sent to the client.
+
+  It asks for the number of the client's samples that are nearest to each
+  centroid. The terms are a proposal: the client decides.
+
+  Args:
+    codebook: From `codebook.fit`.
+    encoder: What made the features, or its name; None for features that were
+      not made by an encoder of this package.
+    sigma: Scale of the noise in each count.
+    gamma: Probability that a sample takes part.
+    delta: The delta of (epsilon, delta).
+    relation: `add_remove` or `replace_one`.
+
+  Raises:
+    EcosError: A term is out of range, the codebook is larger than a message may
+      be, or there is no such encoder.
+  """
+  if encoder is None:
+    encoder = registry.identity(codebook.centroids.shape[1])
+  elif isinstance(encoder, str):
+    encoder = registry.get(encoder)
+  terms = messages.Terms(sigma, gamma, delta, relation)
+  return make(codebook.centroids, encoder, terms).to_bytes()
+
+
 def make(
   centroids: np.ndarray, encoder: registry.Encoder, terms: messages.Terms
 ) -> messages.Query:
-  """Returns the query about a codebook.
+  """Returns the query about centroids.
 
   Args:
-    centroids: [R, d] float32; sent as float16 if that loses nothing.
+    centroids: float32 [R, d]; sent as float16 if that loses nothing.
     encoder: What made the features.
     terms: What to propose to the client.
 
   Raises:
-    ProtocolError: The codebook exceeds the limits or is not finite.
+    ProtocolError: The centroids exceed the limits, are not finite, or have
+      another length than the features of the encoder.
   """
+  if centroids.shape[1:] != (encoder.dimension,):
+    raise messages.ProtocolError(
+      f"`encoder` {encoder.name} makes features with d = {encoder.dimension}, "
+      f"the centroids are {list(centroids.shape)}"
+    )
   return messages.Query(
     centroids=wire.narrowed(centroids),
     encoder_name=encoder.name,
@@ -72,6 +115,8 @@ def combine(
   responses: Sequence[messages.Response], query: messages.Query
 ) -> Combined:
   """Returns the sum of the responses of several clients to one query.
+
+  `choose.choose` takes several answers; a run of the pipeline has one client.
 
   Args:
     responses: From `read`, one a client.

@@ -1,0 +1,19 @@
+"""The largest and smallest values that a run and a message may have.
+
+The configuration refuses what the client would refuse later, so both read the
+limits here.
+"""
+
+# The privacy accounting is exact in double precision within these limits.
+MIN_SIGMA, MAX_SIGMA = 0.25, 16384.0
+MIN_DELTA, MAX_DELTA = 1e-9, 0.1
+# Then gamma is a multiple of 2^-64, so subsamples can be drawn exactly.
+MIN_GAMMA = 2.0**-12
+# 100 times the largest codebook of the paper's study, rounded up.
+MAX_CENTROIDS = 100_000
+# The widest public encoders have a few thousand features.
+MAX_DIMENSION = 8192
+MAX_LABELS = 10_000_000
+MAX_CLASSES = 100_000
+# More samples than any client has; bounds the counts in a response.
+MAX_SAMPLES = 2**40

@@ -1,0 +1,41 @@
+"""Images to features in memory."""
+
+import numpy as np
+
+from ecos_jax.data import pools
+from ecos_jax.encoders import registry
+
+
+def encode(
+  images: np.ndarray | pools.Source | pools.Pool,
+  encoder: registry.Encoder | str = "hog_grey",
+  *,
+  batch_size: int = 256,
+) -> np.ndarray:
+  """Returns the features of images, float32 [n, d].
+
+  The images are cut to squares and resized to the size that the encoder wants,
+  a batch at a time.
+
+  Args:
+    images: uint8 [n, h, w, 3], or grey [n, h, w]; or a source or pool.
+    encoder: An encoder or its name, one of `encoders.registry.names()`.
+    batch_size: Images to read and encode at once.
+
+  Raises:
+    EcosError: The images have another type or shape, one cannot be read, or
+      there is no such encoder.
+  """
+  if isinstance(encoder, str):
+    encoder = registry.get(encoder)
+  source = (
+    pools.ArraySource("`images`", images)
+    if isinstance(images, np.ndarray)
+    else images
+  )
+  features = np.empty((len(source), encoder.dimension), np.float32)
+  for start in range(0, len(source), batch_size):
+    rows = np.arange(start, min(start + batch_size, len(source)))
+    batch = source.images(rows, encoder.image_size)
+    features[rows] = registry.encode(encoder, batch, batch_size)
+  return features

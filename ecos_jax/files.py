@@ -1,0 +1,99 @@
+"""Files on a local disk: whole or absent, durable, locked, digested.
+
+A crash or a kill at any moment leaves the old content of a file or the new one,
+never a part of it, and at worst a hidden temporary file beside it.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+import secrets
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+  """Yields a temporary path beside `path`, which then becomes `path`.
+
+  If the block fails, the temporary file is removed and `path` is untouched. The
+  new file is atomic but not synced; several processes may write one `path`, and
+  the last one wins.
+
+  Args:
+    path: The file to write; its folder must exist.
+  """
+  temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+  try:
+    yield temporary
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def write(path: Path, *parts: bytes | memoryview) -> None:
+  """Writes a file atomically; when this returns, it survives a loss of power.
+
+  Args:
+    path: The file; its folder must exist.
+    parts: Its whole content, in order.
+  """
+  with replacing(path) as temporary, temporary.open("wb") as file:
+    for part in parts:
+      file.write(part)
+    file.flush()
+    os.fsync(file.fileno())
+  sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes `value` as indented JSON; see `write`."""
+  write(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def sync(path: Path) -> None:
+  """Forces a file, or the list of names in a folder, to the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+  """Forces to the disk a folder, and every file and folder in it."""
+  for root, _, names in os.walk(folder):
+    for name in names:
+      path = Path(root, name)
+      if not path.is_symlink():
+        sync(path)
+    sync(Path(root))
+
+
+def lock(file: IO[Any], *, wait: bool = True) -> bool:
+  """Locks an open file until it is closed or this process ends.
+
+  Args:
+    file: The file.
+    wait: Whether to wait while another process has the lock.
+
+  Returns:
+    Whether this process has the lock now.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
+
+
+def digest(*parts: bytes | memoryview) -> str:
+  """Returns the sha256 of the parts in order, as hex."""
+  sha = hashlib.sha256()
+  for part in parts:
+    sha.update(part)
+  return sha.hexdigest()

@@ -1,0 +1,99 @@
+"""The privacy terms that messages propose and state."""
+
+import dataclasses
+from typing import Annotated
+
+from ecos_jax import config
+from ecos_jax.config import limits
+from ecos_jax.messages import fields
+from ecos_jax.messages import wire
+
+MECHANISM = "poisson_discrete_gaussian"
+_MAX_EPSILON = 1e6
+
+Sigma = Annotated[float, fields.number(limits.MIN_SIGMA, limits.MAX_SIGMA)]
+Gamma = Annotated[float, fields.number(limits.MIN_GAMMA, 1.0)]
+Delta = Annotated[float, fields.number(limits.MIN_DELTA, limits.MAX_DELTA)]
+Epsilon = Annotated[float, fields.number(0.0, _MAX_EPSILON)]
+Relation = Annotated[str, fields.member(config.Relation)]
+Flag = Annotated[bool, fields.boolean]
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms(fields.Checked):
+  """The privacy terms of scores.
+
+  Attributes:
+    sigma: Scale of the discrete Gaussian noise, in votes.
+    gamma: Probability that a sample takes part, independently of the others.
+    delta: The delta of (epsilon, delta).
+    relation: `add_remove` or `replace_one`; a `config.Relation` is accepted.
+  """
+
+  sigma: Sigma
+  gamma: Gamma
+  delta: Delta
+  relation: Relation
+
+  def __post_init__(self):
+    """Also checks that delta alone does not allow everything.
+
+    Raises:
+      ProtocolError: A field is refused.
+    """
+    super().__post_init__()
+    # Else showing gamma of the samples as they are would count as private.
+    if self.delta >= self.gamma:
+      raise wire.ProtocolError(
+        "gamma must be above delta: it would allow anything"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement(Terms):
+  """What the client states about the scores that it released.
+
+  Attributes:
+    epsilon: The epsilon of the noise, for delta and the relation.
+    private: False if the noise came from a seed: then epsilon is worth nothing.
+    mechanism: What was drawn, `MECHANISM`.
+  """
+
+  epsilon: Epsilon
+  private: Flag
+  mechanism: Annotated[str, fields.constant(MECHANISM)] = MECHANISM
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelTerms(fields.Checked):
+  """The terms of Private-kNN labelling (Zhu et al., CVPR 2020).
+
+  Attributes:
+    classes: Number of classes.
+    neighbours: k, the private samples that vote on one request.
+    sigma_screen: Noise on the largest number of votes, for every request.
+    sigma_vote: Noise on the votes of the requests that are answered.
+    threshold: A request is answered if the screened number of votes reaches it.
+    gamma: As in `Terms`. Each request has a subsample for screening and another
+      one for its votes.
+    delta: As in `Terms`.
+    relation: As in `Terms`.
+  """
+
+  classes: Annotated[int, fields.integer(2, limits.MAX_CLASSES)]
+  neighbours: Annotated[int, fields.integer(1, limits.MAX_SAMPLES)]
+  sigma_screen: Sigma
+  sigma_vote: Sigma
+  threshold: Annotated[float, fields.number(-1e12, 1e12)]
+  gamma: Gamma
+  delta: Delta
+  relation: Relation
+
+  def __post_init__(self):
+    """Also checks gamma and delta as `Terms` does.
+
+    Raises:
+      ProtocolError: A field is refused.
+    """
+    super().__post_init__()
+    Terms(self.sigma_vote, self.gamma, self.delta, self.relation)

@@ -1,0 +1,124 @@
+"""What a run has cost the client: its own answers, and all in the ledger.
+
+>>> import numpy as np
+>>> statement = messages.Statement(10, 0.8, 1e-5, "add_remove", 0.276, True)
+>>> answer = messages.Response(np.array([7, -3]), 64 * "0", statement)
+>>> spent({"scores": answer}, fixed=True).epsilon
+0.276049
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+from ecos_jax import config
+from ecos_jax import messages
+from ecos_jax.privacy import accounting
+from ecos_jax.privacy import ledger
+
+Answer = messages.Response | messages.LabelResponse
+
+
+@dataclasses.dataclass(frozen=True)
+class Spending:
+  """What the client's answers cost; None where it is unknown or not private.
+
+  Attributes:
+    epsilon: Of all answers together; 0 if there is none.
+    noise_epsilon: The same, also where the noise came from a seed.
+    epsilon_answers: Number of answers that `epsilon` covers.
+    paper_epsilon: The paper's bound for the noise on this run's scores.
+    first_epsilon: Of this run's first of two rounds of scores alone.
+    scores_epsilon: Of this run's scores, or second round of scores, alone.
+    labels_epsilon: Of this run's labels alone.
+    delta: The smallest delta of all answers; 0 if there is none.
+    relation: The relation that holds for all answers.
+  """
+
+  epsilon: float | None
+  noise_epsilon: float | None
+  epsilon_answers: int
+  paper_epsilon: float | None
+  first_epsilon: float | None
+  scores_epsilon: float | None
+  labels_epsilon: float | None
+  delta: float | None
+  relation: str | None
+
+
+def _stated(answer: Answer) -> messages.Statement | messages.LabelResponse:
+  """Returns what says the answer's epsilon, and whether it is private."""
+  return answer.statement if isinstance(answer, messages.Response) else answer
+
+
+def spent(
+  answers: Mapping[str, Answer],
+  entries: Sequence[ledger.Entry] = (),
+  *,
+  fixed: bool,
+  exposed: bool = False,
+) -> Spending:
+  """Returns what this run's answers and all that the ledger holds cost.
+
+  An answer that was deleted and asked for again is spent twice.
+
+  Args:
+    answers: This run's, by name: `first` and `scores` (responses), `labels`.
+    entries: Of the client's ledger, as far as it is known. They may hold
+      `answers`, which count once.
+    fixed: Whether the terms of `answers` were fixed before the first one was
+      given. Then they compose; see `accounting.Cost.total` for terms that may
+      depend on earlier answers.
+    exposed: Whether the run also used the client's data without noise, as some
+      simulations do.
+
+  Raises:
+    EcosError: No bound is proven for the answers' relations.
+  """
+  stored = [messages.answer_from_bytes(entry.response) for entry in entries]
+  known = {answer.digest for answer in stored}
+  own = [answer for answer in answers.values() if answer.digest not in known]
+  everything = stored + own
+  terms = [
+    answer.statement if isinstance(answer, messages.Response) else answer.terms
+    for answer in everything
+  ]
+  epsilon, delta, relation = 0.0, 0.0, None
+  if everything:
+    delta = min(term.delta for term in terms)
+    relation = _relation(terms)
+    costs = [accounting.cost(answer) for answer in everything]
+    if fixed and len(everything) == len(answers):
+      epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
+    else:
+      epsilon = accounting.Cost.total(costs, delta, relation)
+  private = not exposed and all(
+    _stated(answer).private for answer in everything
+  )
+  alone = {
+    name: _stated(answer).epsilon for name, answer in answers.items() if private
+  }
+  paper, scores = None, answers.get("scores")
+  if private and isinstance(scores, messages.Response):
+    said = scores.statement
+    paper = accounting.paper_epsilon(said.sigma, said.gamma, said.delta)
+  return Spending(
+    epsilon=epsilon if private else None,
+    noise_epsilon=None if exposed else epsilon,
+    epsilon_answers=len(everything),
+    paper_epsilon=paper,
+    first_epsilon=alone.get("first"),
+    scores_epsilon=alone.get("scores"),
+    labels_epsilon=alone.get("labels"),
+    delta=None if exposed else delta,
+    relation=relation,
+  )
+
+
+def _relation(terms: Sequence[messages.Terms | messages.LabelTerms]) -> str:
+  """Returns the weakest relation of all; labels have a bound for one only."""
+  relations = {term.relation for term in terms}
+  labels = any(isinstance(term, messages.LabelTerms) for term in terms)
+  weaker = config.Relation.REPLACE_ONE.value
+  if weaker in relations and not labels:
+    return weaker
+  return config.Relation.ADD_REMOVE.value

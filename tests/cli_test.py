@@ -1,0 +1,37 @@
+from absl import flags
+import pytest
+
+from ecos_jax import cli
+from ecos_jax import errors
+
+
+@pytest.fixture
+def defined(monkeypatch):
+  """Flags of a command, instead of those of the tests' process."""
+  values = flags.FlagValues()
+  monkeypatch.setattr(cli.flags, "FLAGS", values)
+  flags.DEFINE_string("data", None, "", flag_values=values)
+  return values
+
+
+def test_names_become_the_flags_of_a_command(defined):
+  said = "`data`=x, `budget`, `codebook.size` and `a b`"
+  assert cli.with_flags(said) == "--data=x, budget, codebook.size and `a b`"
+  flags.DEFINE_string("config", None, "", flag_values=defined)
+  assert cli.with_flags(said) == (
+    "--data=x, --config.sampling.budget, --config.codebook.size and `a b`"
+  )
+
+
+def test_a_last_name_of_two_fields_is_no_flag(defined):
+  flags.DEFINE_string("config", None, "", flag_values=defined)
+  assert cli.with_flags("`gamma`") == "gamma"
+  assert cli.with_flags("`labelling.gamma`") == "--config.labelling.gamma"
+
+
+def test_an_error_is_about_an_argument():
+  with (
+    pytest.raises(errors.ConfigError, match=r"^`data.dir`=x: it is gone$"),
+    errors.about("data.dir", "x"),
+  ):
+    raise errors.ConfigError("it is gone")

@@ -1,0 +1,222 @@
+import dataclasses
+import math
+
+import hypothesis
+from hypothesis import strategies
+import jax
+import numpy as np
+import pytest
+
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax.cloud import choose
+from ecos_jax.cloud import codebook
+from ecos_jax.cloud import sampling
+from tests.cloud import banks
+
+KEY = jax.random.key(0)
+QUOTAS = strategies.lists(strategies.integers(0, 40), min_size=1, max_size=30)
+
+
+def made_up(sizes, seed=0):
+  """Returns a bank and a codebook with clusters of these sizes."""
+  random = np.random.default_rng(seed)
+  assignment = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)
+  random.shuffle(assignment)
+  features = random.normal(size=(len(assignment), 4)).astype(np.float32)
+  centroids = random.normal(size=(len(sizes), 4)).astype(np.float32)
+  book = codebook.Codebook(centroids, np.array(sizes), assignment)
+  return banks.Rows(features), book
+
+
+@pytest.mark.parametrize(
+  "scores, sizes, kept, budget, expected",
+  [
+    ([1, 1, 2], [100, 100, 100], [1, 1, 1], 8, [2, 2, 4]),
+    # 10/3 each: the one left over goes to the lowest index.
+    ([1, 1, 1], [9, 9, 9], [1, 1, 1], 10, [4, 3, 3]),
+    # What does not fit in cluster 0 is shared 1:3.
+    ([96, 1, 3], [20, 50, 50], [1, 1, 1], 60, [20, 10, 30]),
+    # Cluster 2 fills up once it shares what cluster 0 leaves.
+    ([80, 1, 19], [10, 99, 20], [1, 1, 1], 50, [10, 20, 20]),
+    ([5, 900, 5], [9, 9, 9], [1, 0, 1], 4, [2, 0, 2]),
+    ([1, 2, 3], [4, 0, 5], [1, 1, 1], 99, [4, 0, 5]),
+    ([7, 7], [10**12, 10**12], [1, 1], 10**12 + 1, None),
+  ],
+)
+def test_quotas_by_hand(scores, sizes, kept, budget, expected):
+  expected = expected or [budget - budget // 2, budget // 2]
+  weights = np.where(kept, scores, 0)
+  got = choose.quotas(weights, np.array(sizes), budget)
+  np.testing.assert_array_equal(got, expected)
+  assert got.dtype == np.int64
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+  strategies.lists(
+    strategies.tuples(
+      strategies.integers(1, 10**9),
+      strategies.integers(0, 10**8),
+      strategies.booleans(),
+    ),
+    min_size=1,
+    max_size=30,
+  ),
+  strategies.integers(1, 10**9),
+)
+def test_quotas_properties(rows, budget):
+  scores, sizes, kept = map(np.array, zip(*rows, strict=True))
+  got = choose.quotas(np.where(kept, scores, 0), sizes, budget)
+  assert got.sum() == min(budget, sizes[kept].sum())
+  assert np.all((got >= 0) & (got <= sizes))
+  assert not got[~kept].any()
+  # A higher score never gets less, unless its cluster is used up.
+  for a in np.flatnonzero(kept):
+    for b in np.flatnonzero(kept):
+      if scores[a] > scores[b]:
+        assert got[a] >= min(got[b], sizes[a])
+  # What is not used up is within one of a common share of the score.
+  open_ = kept & (got < sizes)
+  if open_.any():
+    share = got[open_].sum() / scores[open_].sum()
+    assert np.all(np.abs(got[open_] - share * scores[open_]) <= 1.001)
+    # And nothing that is used up deserved more than it holds.
+    full = kept & (got == sizes)
+    assert np.all(sizes[full] <= share * scores[full] + 2)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+  strategies.lists(
+    strategies.tuples(
+      strategies.floats(0, 1e12, allow_subnormal=False),
+      strategies.integers(0, 10**8),
+    ),
+    min_size=1,
+    max_size=30,
+  ),
+  strategies.integers(1, 10**9),
+)
+def test_quotas_of_fractional_weights(rows, budget):
+  weights, sizes = map(np.array, zip(*rows, strict=True))
+  got = choose.quotas(weights, sizes, budget)
+  counted = weights > weights.max() * 2.0**-51
+  assert got.sum() >= min(budget, sizes[counted].sum())
+  assert got.sum() <= min(budget, sizes[weights > 0].sum())
+  assert np.all((got >= 0) & (got <= sizes))
+  # A larger budget takes nothing away but a fraction that is settled anew.
+  assert np.all(choose.quotas(weights, sizes, budget + 1) >= got - 1)
+
+
+def test_quotas_refuse_bad_input():
+  with pytest.raises(errors.EcosError, match="budget=0"):
+    choose.quotas(np.array([1]), np.array([5]), 0)
+  for weight in (-1.0, np.nan, np.inf):
+    with pytest.raises(ValueError, match="weights"):
+      choose.quotas(np.array([weight]), np.array([5]), 3)
+
+
+def test_places_by_hand():
+  for quotas, expected in (
+    ([2, 2], [0, 1, 0, 1]),
+    ([1, 3], [1, 1, 0, 1]),
+    ([0, 2, 0], [1, 1]),
+  ):
+    got = choose.interleave(np.array(quotas))
+    np.testing.assert_array_equal(got, expected)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(QUOTAS)
+def test_every_prefix_has_its_part_of_every_quota(quotas):
+  quotas = np.array(quotas)
+  budget = int(quotas.sum())
+  got = choose.interleave(quotas)
+  assert len(got) == budget
+  for b in range(budget + 1):
+    counts = np.bincount(got[:b], minlength=len(quotas))
+    assert np.all(counts >= b * quotas // max(budget, 1))
+    assert np.all(counts <= -(-b * quotas // max(budget, 1)))
+
+
+@hypothesis.settings(deadline=None, max_examples=30)
+@hypothesis.given(
+  strategies.lists(strategies.floats(0.01, 100), min_size=1, max_size=30),
+  strategies.integers(1, 200),
+)
+def test_a_prefix_is_near_the_quotas_of_its_own_budget(weights, budget):
+  weights = np.array(weights)
+  never_full = np.full(len(weights), budget)
+  order = choose.interleave(choose.quotas(weights, never_full, budget))
+  for b in range(1, budget + 1):
+    counts = np.bincount(order[:b], minlength=len(weights))
+    gaps = np.abs(counts - choose.quotas(weights, never_full, b))
+    assert gaps.max() <= 2
+
+
+def test_samples_follow_the_formula():
+  sizes, scores = [100, 200, 50, 80], np.array([40, 60, -5, 9])
+  bank, book = made_up(sizes)
+  options = config.Sampling(
+    budget=60,
+    filter=config.Filter.THRESHOLD,
+    estimate=config.Estimate.SCORE,
+    density_power=0.5,
+  )
+  got = choose.samples(bank, book, scores, 10.0, options, KEY)
+  weights = [s * math.sqrt(s / n) for s, n in ((40, 100), (60, 200))]
+  first = round(60 * weights[0] / sum(weights))
+  taken = np.bincount(got.clusters, minlength=4)
+  np.testing.assert_array_equal(taken, [first, 60 - first, 0, 0])
+  np.testing.assert_array_equal(book.assignment[got.indices], got.clusters)
+  assert len(set(got.indices.tolist())) == 60
+  # 100 votes for 60 samples: a sample stands for votes / quota of them.
+  expected = np.array([40 / first, 60 / (60 - first)]) / (100 / 60)
+  np.testing.assert_allclose(got.weights, expected[got.clusters], rtol=1e-6)
+  assert got.indices.dtype == np.int64 and got.clusters.dtype == np.int32
+  assert got.weights.dtype == np.float32
+  rows = got.by_cluster()
+  keys = list(zip(rows.clusters.tolist(), rows.indices.tolist(), strict=True))
+  assert keys == sorted(keys)
+  assert set(rows.indices) == set(got.indices)
+  np.testing.assert_allclose(rows.weights, expected[rows.clusters], rtol=1e-6)
+
+
+def test_the_papers_method_is_the_plain_proportion():
+  bank, book = made_up([100, 100, 100])
+  options = config.Sampling(method=config.Method.ECOS_PAPER, budget=40)
+  scores = np.array([30, 90, 9])
+  got = choose.samples(bank, book, scores, 10.0, options, KEY)
+  taken = np.bincount(got.clusters, minlength=3)
+  np.testing.assert_array_equal(taken, [10, 30, 0])
+
+
+@pytest.mark.parametrize("within", list(config.Within))
+def test_a_prefix_is_the_choice_for_its_quotas(within):
+  bank, book = made_up([300, 120, 40, 7])
+  options = config.Sampling(
+    budget=90, within=within, estimate=config.Estimate.SCORE, density_power=0.0
+  )
+  scores = np.array([300, 90, 30, 20])
+  whole = choose.samples(bank, book, scores, 1.0, options, KEY)
+  quotas = np.bincount(whole.clusters, minlength=4)
+  assert np.all(quotas < 0.7 * book.sizes)
+  density = scores / book.sizes
+  for b in (1, 2, 20, 55, 89):
+    part = choose.Choice(*(array[:b] for array in whole)).by_cluster()
+    counts = np.bincount(part.clusters, minlength=4)
+    expected = sampling.decompress(bank, book, density, counts, options, KEY)
+    np.testing.assert_array_equal(
+      part.indices, np.concatenate([np.sort(rows) for rows in expected])
+    )
+
+
+def test_no_votes_choose_nothing():
+  bank, book = made_up([10, 10])
+  options = config.Sampling(estimate=config.Estimate.SCORE)
+  with pytest.raises(errors.EcosError, match="no cluster has votes"):
+    choose.samples(bank, book, np.array([-3, 0]), 10.0, options, KEY)
+  options = dataclasses.replace(options, budget=0)
+  with pytest.raises(errors.EcosError, match="budget=0"):
+    choose.samples(bank, book, np.array([3, 0]), 10.0, options, KEY)

@@ -1,0 +1,216 @@
+"""The package as a user imports it: the method as functions on arrays."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import ecos_jax
+from ecos_jax import messages
+from ecos_jax.client import respond
+from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import encode
+from ecos_jax.privacy import mechanisms
+
+KEY = jax.random.key(0)
+TERMS = messages.Terms(2.0, 0.8, 1e-5, "add_remove")
+
+
+def answered(question, private):
+  return respond.respond(question, private, mechanisms.Mechanism(TERMS, 1))
+
+
+@pytest.fixture(name="parts", scope="module")
+def _parts():
+  """Three far blobs of 1,000 samples; the client's are all of the second."""
+  random = np.random.default_rng(0)
+  places = 20 * np.eye(3, 6)
+  pool = np.repeat(places, 1000, axis=0) + random.normal(size=(3000, 6))
+  private = places[1] + random.normal(size=(200, 6))
+  pool, private = pool.astype(np.float32), private.astype(np.float32)
+  codebook = ecos_jax.fit_codebook(pool, 6, KEY)
+  question = ecos_jax.ask(codebook)
+  return pool, private, codebook, question, answered(question, private)
+
+
+def test_from_pool_and_private_features_to_samples_like_the_clients(parts):
+  pool, _, codebook, question, answer = parts
+  assert codebook.centroids.shape == (6, 6)
+  np.testing.assert_array_equal(
+    codebook.sizes, np.bincount(codebook.assignment, minlength=6)
+  )
+  gaps = ((pool[:, None] - codebook.centroids) ** 2).sum(2)
+  np.testing.assert_array_equal(codebook.assignment, gaps.argmin(1))
+  choice = ecos_jax.choose(pool, codebook, question, answer, 300, KEY)
+  assert len(set(choice.indices.tolist())) == 300
+  assert np.mean(choice.indices // 1000 == 1) > 0.95
+  np.testing.assert_array_equal(
+    choice.clusters, codebook.assignment[choice.indices]
+  )
+  # A prefix is a smaller choice: each cluster keeps its part.
+  whole = np.bincount(choice.clusters, minlength=6) / 300
+  part = np.bincount(choice.clusters[:60], minlength=6)
+  assert np.all(np.abs(part - 60 * whole) < 1)
+
+
+def test_arrays_of_all_kinds_and_a_bank_give_the_same(parts, tmp_path):
+  pool, private, *_ = parts
+  pool = pool.astype(np.float16)
+  np.save(tmp_path / "pool.npy", pool)
+  mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
+  bank = encode.from_npy(tmp_path, encoder="e", pool="p")
+  assert isinstance(bank, bank_lib.FeatureBank)
+  results = []
+  for features in (pool, mapped, jax.numpy.asarray(pool), bank):
+    codebook = ecos_jax.fit_codebook(features, 6, KEY)
+    question = ecos_jax.ask(codebook)
+    choice = ecos_jax.choose(
+      features, codebook, question, answered(question, private), 100, KEY
+    )
+    results.append((*codebook, *choice))
+  for other in results[1:]:
+    for ours, theirs in zip(results[0], other, strict=True):
+      np.testing.assert_array_equal(ours, theirs)
+  np.testing.assert_array_equal(
+    codebook.centroids.astype(np.float16), codebook.centroids
+  )
+
+
+def test_images_to_a_proxy(tmp_path):
+  random = np.random.default_rng(0)
+  images = random.integers(0, 256, (60, 30, 30, 3), np.uint8)
+  features = ecos_jax.encode(images, "hog", batch_size=25)
+  assert features.shape == (60, 72) and features.dtype == np.float32
+  pool = ecos_jax.Pool([ecos_jax.ArraySource("noise", images, np.arange(60))])
+  # Batches of another size differ by rounding.
+  again = ecos_jax.encode(pool, "hog")
+  np.testing.assert_allclose(again, features, atol=1e-6)
+  codebook = ecos_jax.fit_codebook(features, 4, KEY)
+  question = ecos_jax.ask(codebook, "hog")
+  answer = answered(question, features[:20])
+  choice = ecos_jax.choose(features, codebook, question, answer, 7, KEY)
+  ecos_jax.write_proxy(
+    tmp_path / "proxy",
+    pool,
+    choice.indices,
+    choice.clusters,
+    pool.labels(choice.indices),
+  )
+  proxy = ecos_jax.open_proxy(tmp_path / "proxy")
+  for item, index in zip(proxy, choice.indices, strict=True):
+    assert item["index"] == item["label"] == index
+    np.testing.assert_array_equal(item["image"], images[index])
+
+
+def test_several_clients_are_added_up(parts):
+  pool, _, codebook, question, answer = parts
+  others = answered(question, pool[:300])
+  choice = ecos_jax.choose(
+    pool, codebook, question, [answer, others], 200, KEY, density_power=0.0
+  )
+  blobs = np.bincount(choice.indices // 1000, minlength=3)
+  assert abs(blobs[0] - 120) < 15 and blobs[2] < 10
+
+
+@pytest.mark.parametrize(
+  "changes, said",
+  [
+    (
+      {"features": np.zeros((3000, 6))},
+      "`features` must be float16 or float32",
+    ),
+    ({"features": np.zeros((3000, 5), "f4")}, r"`features` .*\[3000, 6\]"),
+    ({"budget": 0}, "budget"),
+    ({"likely": 0.0}, "`likely`"),
+    ({"central": 2.0}, "`central`"),
+    ({"density_power": float("nan")}, "`density_power`"),
+    ({"within": "middle"}, "`within` must be one of kcenter, random, nearest"),
+    ({"estimate": "mean"}, "`estimate`"),
+    ({"filter": "best"}, "`filter`"),
+    ({"question": b"nothing"}, "the query"),
+    ({"answers": b"nothing"}, "the response"),
+    ({"answers": []}, "no response"),
+  ],
+)
+def test_wrong_arguments_of_choose_are_named(parts, changes, said):
+  pool, _, codebook, question, answer = parts
+  arguments = {
+    "features": pool,
+    "codebook": codebook,
+    "question": question,
+    "answers": answer,
+    "budget": 10,
+    "key": KEY,
+  }
+  with pytest.raises(ecos_jax.EcosError, match=said):
+    ecos_jax.choose(**arguments | changes)
+
+
+def test_what_does_not_belong_together_is_refused(parts):
+  pool, _, codebook, question, answer = parts
+  other = codebook._replace(centroids=codebook.centroids + 1)
+  with pytest.raises(ecos_jax.EcosError, match="`question` is not about"):
+    ecos_jax.choose(pool, other, question, answer, 10, KEY)
+  with pytest.raises(ecos_jax.EcosError, match="one answer twice"):
+    ecos_jax.choose(pool, codebook, question, [answer, answer], 10, KEY)
+  with pytest.raises(ecos_jax.EcosError, match="answers query"):
+    asked = ecos_jax.ask(codebook, sigma=5.0)
+    ecos_jax.choose(pool, codebook, asked, answer, 10, KEY)
+
+
+@pytest.mark.parametrize(
+  "features, size, said",
+  [
+    (np.zeros(9, np.float32), 2, r"`features` must .* got float32 \[9\]"),
+    ([[1, 2], [3, 4]], 2, "got int64"),
+    (np.zeros((0, 4), np.float32), 1, r"\[0, 4\]"),
+    (np.zeros((9, 4), np.float32), 10, "size"),
+    (np.full((9, 4), np.nan, np.float32), 2, "NaN"),
+  ],
+)
+def test_wrong_arguments_of_fit_codebook_are_named(features, size, said):
+  with pytest.raises(ecos_jax.EcosError, match=said):
+    ecos_jax.fit_codebook(features, size, KEY)
+
+
+def test_rows_that_are_not_finite_are_named():
+  features = np.random.default_rng(0).normal(size=(5000, 4)).astype(np.float32)
+  features[4321, 2] = np.inf
+  with pytest.raises(ecos_jax.EcosError, match="rows 4321 hold"):
+    ecos_jax.fit_codebook(features, 2, KEY, sample_per_centroid=1)
+
+
+def test_wrong_terms_and_encoders_are_named(parts):
+  codebook = parts[2]
+  for options, said in (
+    ({"sigma": 0.0}, "sigma"),
+    ({"relation": "none"}, "relation"),
+    ({"encoder": "hog"}, "`encoder` hog makes features with d = 72"),
+    ({"encoder": "nothing"}, "unknown encoder"),
+  ):
+    with pytest.raises(ecos_jax.EcosError, match=said):
+      ecos_jax.ask(codebook, **options)
+
+
+def test_the_import_loads_nothing_and_everything_is_there():
+  program = """
+import sys, ecos_jax
+loaded = {"jax", "numpy", "absl"} & set(sys.modules)
+assert not loaded, loaded
+assert set(ecos_jax.__all__) <= set(dir(ecos_jax))
+assert set(ecos_jax.__all__) == set(ecos_jax._HOMES)
+for name in ecos_jax.__all__:
+  assert getattr(ecos_jax, name).__doc__
+assert not {"tensorflow", "torch"} & set(sys.modules)
+try:
+  ecos_jax.nothing
+except AttributeError as error:
+  print(error)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=True
+  )
+  assert re.search("'ecos_jax' has no attribute 'nothing'", done.stdout)
