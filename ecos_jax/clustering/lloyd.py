@@ -113,8 +113,9 @@ def plain(
   def local(chunk, valid, centroids):
     def body(sums, start, features, fresh):
       del start
-      labels, distances = assign.nearest(features, centroids)
-      return _add(sums, features, fresh, labels, distances, jnp.sum(fresh))
+      found = assign.nearest(features, centroids, fitting=True)
+      features = features.astype(jnp.float32)
+      return _add(sums, features, fresh, *found, jnp.sum(fresh))
 
     sums = chunks.scan_blocks(body, _zeros(centroids), chunk, valid, block)
     return jax.lax.psum(sums, "data")
@@ -178,6 +179,7 @@ def pruned(
 
     def body(carry, start, features, fresh):
       sums, after = carry
+      features = features.astype(jnp.float32)
       before = Bounds(
         *(jax.lax.dynamic_slice_in_dim(b, start, block) for b in bounds)
       )

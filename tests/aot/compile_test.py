@@ -140,7 +140,7 @@ def clustering(function, mesh, n, d, k):
 @pytest.mark.parametrize("n, d, k", _SHAPES)
 @pytest.mark.parametrize(
   "name, function",
-  [("assignment", assign._assign_chunk), ("Lloyd step", lloyd.plain)],
+  [("assignment", assign.assign_chunk), ("Lloyd step", lloyd.plain)],
 )
 def test_clustering_keeps_no_scores(chip, mesh, table, name, function, n, d, k):
   lowered, block = clustering(function, mesh, n, d, k)
@@ -166,7 +166,7 @@ def test_without_the_kernel_a_gpu_keeps_scores(chip, mesh, table, monkeypatch):
   monkeypatch.setattr(kernels, "hopper", lambda mesh: False)
   jax.clear_caches()
   n, d, k = _SHAPES[1]
-  lowered, block = clustering(assign._assign_chunk, mesh, n, d, k)
+  lowered, block = clustering(assign.assign_chunk, mesh, n, d, k)
   name = f"assignment by XLA, {d} to {k}, blocks of {block}"
   _, temporaries = compiled(table, chip, name, lowered, block * k * 4)
   assert temporaries > block * k * 4

@@ -7,20 +7,22 @@ stay in registers.
 the centroids, float32, become two float16 parts that add up to all but the last
 bit: x.c is two products. Float32 rows become two parts as well, which makes
 three products (the fourth is too small to count); bfloat16 rows fit one part.
-Float16 has few exponents, so what is split is scaled first by a power of two
+Float16 has few exponents, so what is split is first scaled, by a power of two
 that brings its largest number to 2^14 .. 2^15: the centroids together, and each
-row by itself. A tensor core drops bits as it accumulates, so its sums are short,
-64 features, and are added up in float32 outside. gpu_test.py compares a model
-of that with float32 arithmetic. `fast` keeps the larger parts alone: one
+row by itself. A tensor core drops bits as it accumulates, so its sums are
+short, 64 features, and are added up in float32 outside. gpu_test.py compares a
+model of that with float32 arithmetic. `fast` keeps the larger parts alone: one
 product, with float16's error.
 
 **Schedule.** One program runs on each multiprocessor and takes tile after tile
-of 128 rows. One warpgroup loads: the rows, which stay in shared memory for all
-centroids if they fit, and a few steps ahead tiles of 128 centroids x 64
-features. Two warpgroups multiply 64 rows each and keep the best score and label
-so far. If both multiplied at the same time, both would look for the largest
-score at the same time and leave the tensor cores idle: so the second begins a
-tile of centroids later than the first.
+of 128 rows. One warpgroup copies to shared memory: the rows, which stay there
+for all centroids if they fit, and, a few steps ahead, tiles of 128 centroids x
+64 features. Two warpgroups multiply 64 rows each and keep the best score and
+label so far.
+
+On an H100 it is several times faster than XLA's program; docs/scaling.md has
+the figures. Tried there without gain: clusters that share the copies, three
+multiplying warpgroups, a warpgroup that starts later than the other.
 """
 
 import functools
@@ -59,7 +61,7 @@ def _pairs(row_parts: int, centroid_parts: int) -> list[tuple[int, int]]:
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
-  """Returns float16 [parts, ...] that add up to float32 x, the largest first."""
+  """Returns float16 [parts, ...], the largest first, that add up to x."""
   split = []
   for _ in range(parts - 1):
     # XLA may drop a conversion there and back, but not this.
@@ -86,6 +88,11 @@ def _multiply(rows, centroids):
 
   shape = (_ROWS, _CENTROIDS)
   return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
+
+
+def _load_one_each(ref, rows):
+  """Returns a float32 of device memory for each row."""
+  return plgpu.load(ref, rows, optimized=False)
 
 
 def _kernel(
@@ -238,7 +245,7 @@ def _kernel(
       rows = pl.ds(first_row(i) + warpgroup * _ROWS, _ROWS)
       unscale = None
       if scaled:
-        unscale = plgpu.load(unscale_ref, rows, optimized=False)
+        unscale = _load_one_each(unscale_ref, rows)
       none = jnp.full(_ROWS, -jnp.inf, jnp.float32), jnp.zeros(_ROWS, jnp.int32)
       scores_ref[rows], labels_ref[rows] = lax.fori_loop(
         0, tiles, lambda j, best: compute_tile(i, j, unscale, best), none
