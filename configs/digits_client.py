@@ -1,18 +1,17 @@
 """Automated client labelling on the multi-domain Digits benchmark.
 
 The cloud has images of five digit domains and no labels; the client has
-labelled images of one domain. The client labels the proxy by Private-kNN, and a
-small network is trained on the answers.
+labelled images of one domain. The client labels the proxy with Private-kNN, and
+a small network is trained on the answers.
 
   python -m ecos_jax.train --config=configs/digits_client.py \
     --workdir=runs/usps --config.data.dir=DIR --config.data.client=usps
 
-Arguments, separated by commas: a domain (the client's), `demo` (embedded
-images, minutes on two cores), `smoke` (seconds; for tests), `tight` (half the
-epsilon), `paper` (5,000 requests, and not 2,000).
+Arguments, separated by commas: the client's domain, `demo` (embedded images,
+minutes on two cores), `smoke` (seconds; for tests), `tight` (half the epsilon),
+`paper` (5,000 requests instead of 2,000).
 
-What it comes to, client by client, is in docs/results.md, "Automated client
-labelling" (configs/studies/acl.py).
+Results: docs/results.md, "Automated client labelling" (configs/studies/acl.py).
 """
 
 from pathlib import Path
@@ -20,7 +19,7 @@ import runpy
 
 from ecos_jax import config as config_lib
 
-# By path: this file is read as one, from any folder.
+# By path: a configuration is read as a file, from any folder.
 _MANUAL = runpy.run_path(str(Path(__file__).with_name("digits_manual.py")))
 
 
@@ -44,7 +43,7 @@ def get_config(arguments: str = "") -> config_lib.Config:
     labelling.sigma_screen, labelling.sigma_vote = 30.0, 19.0
     labelling.threshold = 100.0
   if "demo" in chosen:
-    # Few private samples vote for fewer answers.
+    # With few private samples the client can afford fewer answers.
     labelling.neighbours = 60
     labelling.sigma_screen, labelling.sigma_vote = 24.0, 10.0
     labelling.threshold = 45.0
@@ -53,7 +52,7 @@ def get_config(arguments: str = "") -> config_lib.Config:
     labelling.sigma_screen, labelling.sigma_vote = 10.0, 5.0
     labelling.threshold = 10.0
   if "tight" in chosen:
-    # Twice the noise for as many answers.
+    # Twice the noise, for the same number of answers.
     labelling.sigma_screen *= 2
     labelling.sigma_vote *= 2
     labelling.max_epsilon /= 2

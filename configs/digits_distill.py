@@ -7,13 +7,12 @@ student learns from the teacher's logits on the proxy, which needs no labels.
   python -m ecos_jax.train --config=configs/digits_distill.py \
     --workdir=runs/usps --config.data.dir=DIR --config.data.client=usps
 
-What it comes to, client by client, is in docs/results.md, "Adaptive model
-compression" (configs/studies/amc.py).
-
-Arguments, separated by commas: a domain (the client's), `demo` (embedded
-images, minutes on two cores), `smoke` (seconds; for tests). Further runs with
-the same data and seed take the teacher of the first:
+Arguments, separated by commas: the client's domain, `demo` (embedded images,
+minutes on two cores), `smoke` (seconds; for tests). Another run with the same
+data and seed can reuse the teacher:
 --config.distill.teacher_checkpoint=runs/usps/teacher/checkpoints.
+
+Results: docs/results.md, "Adaptive model compression" (configs/studies/amc.py).
 """
 
 from pathlib import Path
@@ -21,7 +20,7 @@ import runpy
 
 from ecos_jax import config as config_lib
 
-# By path: this file is read as one, from any folder.
+# By path: a configuration is read as a file, from any folder.
 _MANUAL = runpy.run_path(str(Path(__file__).with_name("digits_manual.py")))
 
 

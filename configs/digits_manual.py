@@ -1,14 +1,17 @@
 """Selective manual labelling on the multi-domain Digits benchmark.
 
 The cloud has images of five digit domains and no labels; the client has images
-of one domain. The proxy is labelled by hand (here: by the benchmark's labels)
-and a small network is trained on it.
+of one domain. People label the proxy (here the benchmark's labels take their
+place), and a small network is trained on it.
 
   python -m ecos_jax.train --config=configs/digits_manual.py \
     --workdir=runs/usps --config.data.dir=DIR --config.data.client=usps
 
-Arguments, separated by commas: a domain (the client's), `demo` (embedded
-images, minutes on two cores), `smoke` (seconds; for tests).
+Arguments, separated by commas: the client's domain, `demo` (embedded images,
+minutes on two cores), `smoke` (seconds; for tests).
+
+Results: docs/results.md, "Manual labelling" (configs/studies/sml_budgets.py and
+others).
 """
 
 from ecos_jax import config as config_lib
@@ -23,7 +26,7 @@ def get_config(
 
   Args:
     arguments: Names separated by commas.
-    others: Further names, which the caller looks after.
+    others: Further names, which the caller handles.
 
   Raises:
     ConfigError: An unknown argument, with the valid ones.

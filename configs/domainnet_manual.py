@@ -1,26 +1,22 @@
 """Selective manual labelling on DomainNet, ten classes, as in the paper.
 
-The pool are five domains and half of the sixth; the other half is the client's.
-The ten classes are those of FedBN (Li et al., ICLR 2021), which the paper
-takes; images of other classes are left out.
+The pool has five domains and half of the sixth; the other half is the client's.
+The paper's ten classes are those of FedBN (Li et al., ICLR 2021); images of
+other classes are left out.
 
   python -m ecos_jax.train --config=configs/domainnet_manual.py:real,1000 \
     --workdir=runs/real --config.data.dir=TFDS_DIR
 
-Arguments, separated by commas: a domain (the client's), the budget `1000` or
-`3000`, and where the images come from, without an argument from TFDS
-(`domainnet/*`, of which the first preparation needs TensorFlow):
+Arguments, separated by commas: the client's domain, the budget (`1000` or
+`3000`), and `folder=DIR` for the files of DomainNet's site, unpacked to
+DIR/real/bird/... (and the other domains). The folder is split without the
+official lists: of the client's domain, 40 % are the client's, 40 % the pool's
+and 20 % the test's. Without `folder` the images come from TFDS
+(`domainnet/*`), which needs TensorFlow to prepare them once.
 
-* `folder=DIR`: DomainNet as it is downloaded from its site, unpacked to
-  DIR/real/bird/... (and the other domains). It is not split as the official
-  lists say: 40 % of the client's domain are the client's, 40 % the pool's and
-  20 % the test.
-* `mock`: random images under the names of TFDS, with HOG and a small network:
-  it shows that all parts fit together and nothing else.
-
-What was run: `mock`, and `folder` on a made-up folder, in the tests. DomainNet
-itself was not: no accuracy is claimed. Images of DomainNet are for research,
-under the terms of its authors (Peng et al., ICCV 2019).
+The tests run this with made-up images, from a folder and in the place of TFDS.
+It was never run on DomainNet itself: no accuracy is claimed. DomainNet's images
+are for research, under the terms of its authors (Peng et al., ICCV 2019).
 
 The encoder is ResNet-18 with torchvision's weights, by default from the hub
 (extra `hub`), or `--config.encoder.weights=FILE`; the model is fine-tuned from
@@ -28,11 +24,8 @@ the same (`--config.train.weights`). sigma = 10 and R = 100 are the paper's; its
 learning rates and steps are not known, and those here are not tuned.
 """
 
-from typing import Any
-
 from ecos_jax import config as config_lib
 from ecos_jax import errors
-from ecos_jax.data import tfds_split
 
 DOMAINS = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 CLASSES = (
@@ -52,7 +45,7 @@ def get_config(arguments: str = "") -> config_lib.Config:
     ConfigError: An unknown argument, with the valid ones.
   """
   chosen = list(filter(None, arguments.split(",")))
-  valid = (*DOMAINS, *_BUDGETS, "folder=DIR", "mock")
+  valid = (*DOMAINS, *_BUDGETS, "folder=DIR")
   root = None
   for argument in chosen:
     if argument.startswith("folder="):
@@ -81,25 +74,4 @@ def get_config(arguments: str = "") -> config_lib.Config:
   config.train.image_size = 224
   config.train.learning_rate = 5e-4
   config.sampling.budget = 3000 if "3000" in chosen else 1000
-  if "mock" in chosen:
-    _mock(config)
   return config
-
-
-def _mock(config: config_lib.Config) -> None:
-  """Puts random images in the place of DomainNet, for the whole process."""
-  import tensorflow_datasets as tfds
-
-  class Mocked(tfds_split.TfdsSource):
-    def __init__(self, *arguments: Any):
-      # Only here: the proxy is a dataset of TFDS too, and is not mocked.
-      with tfds.testing.mock_data(num_examples=1000):
-        super().__init__(*arguments)
-
-  tfds_split.TfdsSource = Mocked
-  config.encoder.name, config.train.model = "hog", "convnet"
-  config.train.image_size = 28
-  config.codebook.size = 10
-  config.privacy.sigma = 1.0
-  config.sampling.budget = 50
-  config.train.steps, config.train.batch_size = 20, 16

@@ -3,15 +3,15 @@
   python -m ecos_jax.train --config=configs/own.py --workdir=runs/mine \
     --config.data.sources=folder:/my/images --config.client.remote=True
 
-`sources` is what the pool is made of, one or several: `folder:DIR`,
-`tfds:NAME:SPLIT`, `images:FILE.npz`. Images are encoded by EfficientNet-Lite0,
-and the same network is fine-tuned on the proxy, if the pool has labels
-(--config.data.classes); without, the run ends at the proxy, to be labelled.
+`sources` names one or several sources of the pool: `folder:DIR`,
+`tfds:NAME:SPLIT`, `images:FILE.npz`. EfficientNet-Lite0 encodes the images. If
+the pool has labels (--config.data.classes), the same network is fine-tuned on
+the proxy; otherwise the run ends at the proxy, for you to label.
 
-With the argument `features` the pool is features that were made before
-(`features:FILE.npy`, `features:DIR`), and the run ends at an index.
+With the argument `features` the pool consists of features
+(`features:FILE.npy`, `features:DIR`), and the run ends at an index of rows.
 
-The settings are to begin with: nothing was tuned on anybody's data.
+The settings are a start: they were not tuned on any data.
 """
 
 from ecos_jax import config as config_lib

@@ -1,28 +1,29 @@
 """Train in the cloud without uploading the data: private proxy sampling.
 
-The whole method as functions on arrays. In the cloud:
+The whole method as functions on arrays:
 
-    key = jax.random.key(0)
-    pool = ecos_jax.encode(pool_images)  # or your own features, [N, d]
+    # In the cloud, with public images (or features of your own, [N, d]).
+    pool = ecos_jax.encode(images)
     codebook = ecos_jax.fit_codebook(pool, 100, key)
     question = ecos_jax.ask(codebook, "hog_grey")  # bytes, to the client
 
-At the client, with its private images or features:
+    # At the client, with private images (or features).
+    answer = ecos_jax.answer(  # bytes, to the cloud
+      question, private, epsilon=0.5, max_epsilon=2.0, ledger="client.ledger"
+    )
 
-    answer = ecos_jax.answer(question, private, ...)  # bytes, to the cloud
-
-In the cloud again:
-
+    # In the cloud again.
     choice = ecos_jax.choose(pool, codebook, question, answer, 1000, key)
-    proxy = pool_images[choice.indices]
+    proxy = images[choice.indices]
 
-Everything is loaded when it is first used, so `import ecos_jax` is quick.
+Each name is loaded when it is first used, so `import ecos_jax` is quick.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from ecos_jax.client.answering import answer
   from ecos_jax.cloud.bank import FeatureBank
   from ecos_jax.cloud.choose import Choice
   from ecos_jax.cloud.choose import choose
@@ -45,6 +46,7 @@ __all__ = [
   "EcosError",
   "FeatureBank",
   "Pool",
+  "answer",
   "ask",
   "build_bank",
   "choose",
@@ -64,6 +66,7 @@ _HOMES = {
   "EcosError": "errors:EcosError",
   "FeatureBank": "cloud.bank:FeatureBank",
   "Pool": "data.pools:Pool",
+  "answer": "client.answering:answer",
   "ask": "cloud.question:ask",
   "build_bank": "cloud.encode:build",
   "choose": "cloud.choose:choose",

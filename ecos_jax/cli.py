@@ -16,6 +16,7 @@ from absl import logging
 from ecos_jax import config
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax.config import reading
 
 EXIT_INTERRUPTED = 130
 
@@ -45,9 +46,27 @@ def _fail(error: Exception) -> NoReturn:
   distributed.leave(distributed.EXIT_ERROR, f"error: {text}")
 
 
+def check_overrides(argv: list[str]) -> None:
+  """Checks that every `--config.a.b` on a command line names a field.
+
+  Raises:
+    ConfigError: An unknown field, with the valid ones of its group.
+  """
+  valid = config.flatten(config.Config())
+  for argument in argv:
+    name, _, _ = argument.lstrip("-").partition("=")
+    if not argument.startswith("-") or not name.startswith("config."):
+      continue
+    name = name.removeprefix("config.")
+    if name not in valid:
+      raise errors.ConfigError(
+        f"unknown field --config.{name}; valid: {reading.similar(name)}"
+      )
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    config.check_overrides(argv)
+    check_overrides(argv)
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise errors.ConfigError(

@@ -1,47 +1,65 @@
 """Compiled programs on disk, so that the next run does not compile them again.
 
-JAX keeps them, but writes its files in place: one that a killed job left half
-written would be complained about ever after, and never replaced. Here files
-appear whole, and what is damaged all the same is compiled and written anew.
+JAX keeps them, one file a program. It writes a file in place, so a killed run
+may leave one that is cut off. JAX would warn of it in every later run and never
+replace it. Here each run first deletes the damaged files among the new ones.
 """
 
 import contextlib
 import os
 from pathlib import Path
+import zlib
 
 from absl import flags
 import jax
-from jax._src import compilation_cache as jax_cache  # has no public interface
-from jax._src import compilation_cache_interface
 
 from ecos_jax import files
 
+try:
+  from compression import zstd  # pyrefly: ignore[missing-import]
+except ImportError:  # before Python 3.14
+  try:
+    import zstandard as zstd  # pyrefly: ignore[missing-import]
+  except ImportError:
+    zstd = None
+
 _DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
 _MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+# Its time of change tells up to when files were checked.
+_CHECKED = "checked"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
-class _Cache(compilation_cache_interface.CacheInterface):
-  """One file an executable, of JAX's names and content."""
+def _whole(file: Path) -> bool:
+  """Returns whether a file can be decompressed."""
+  data = file.read_bytes()
+  try:
+    if not data.startswith(_ZSTD_MAGIC):
+      zlib.decompress(data)
+    elif zstd is not None:
+      zstd.decompress(data)
+  # The errors of the libraries have no common class.
+  except Exception:
+    return False
+  return True
 
-  def __init__(self, folder: Path):
-    self._path = folder
 
-  def get(self, key: str) -> bytes | None:  # pyrefly: ignore[bad-override]
-    """Returns an executable, None if it is not there or damaged."""
-    # Each library for compression has errors of its own.
-    with contextlib.suppress(Exception):
-      data = (self._path / f"{key}-cache").read_bytes()
-      jax_cache.decompress_executable(data)
-      return data
-    return None
+def _delete_damaged(folder: Path) -> None:
+  """Deletes the damaged files among those written since the last call.
 
-  def put(self, key: str, value: bytes) -> None:
-    """Keeps an executable, if the disk takes it."""
-    with (
-      contextlib.suppress(OSError),
-      files.replacing(self._path / f"{key}-cache") as temporary,
-    ):
-      temporary.write_bytes(value)
+  Raises:
+    OSError: The folder cannot be written to.
+  """
+  checked = folder / _CHECKED
+  since = checked.stat().st_mtime_ns if checked.exists() else 0
+  with files.replacing(checked) as begun:
+    # What another run writes during the check is newer than this.
+    begun.touch()
+    for file in folder.glob("*-cache"):
+      # Another run may have deleted it.
+      with contextlib.suppress(FileNotFoundError):
+        if file.stat().st_mtime_ns >= since and not _whole(file):
+          file.unlink()
 
 
 def define_flags() -> None:
@@ -59,15 +77,15 @@ def start() -> None:
   """Keeps compiled programs where the flag says, if that can be written to."""
   try:
     folder = Path(flags.FLAGS.compilation_cache).expanduser().absolute()
-  except RuntimeError:  # who has no home
+    if flags.FLAGS.compilation_cache:
+      folder.mkdir(parents=True, exist_ok=True)
+      _delete_damaged(folder)
+  except (OSError, RuntimeError):  # RuntimeError: a user without a home
     folder = None
   if folder is None or not flags.FLAGS.compilation_cache:
     jax.config.update("jax_enable_compilation_cache", False)
     return
-  with contextlib.suppress(OSError):
-    folder.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder))
   if _MIN_SECONDS not in os.environ:
     # What compiles faster is not worth a file.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-  jax_cache._cache = _Cache(folder)

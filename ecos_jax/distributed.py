@@ -1,21 +1,29 @@
-"""Several processes as one: start, mesh, shared decisions, and stopping.
+"""Several processes that run one job: start, mesh, decisions, stopping.
 
-Each process runs the same program. Numbers cross between them inside jitted
-code, over the mesh. Decisions (what is done, what to skip, when to stop) are
-those of process 0, shared through the coordination service of
-`jax.distributed`, which works however long a process is busy elsewhere:
+Each process runs the same program. Arrays cross between processes inside jitted
+code, over the mesh. Decisions (what to skip, when to stop) are those of process
+0, and all processes must ask for them in the same order:
 
-* `first` runs a function on process 0 and hands its value to all.
+* `first` runs a function on process 0 and returns its value everywhere.
 * `barrier` returns when every process has called it.
 
-They must be called in the same order everywhere; with one process they cost
-nothing. A process that leaves early tells the others, which leave with the same
-exit code. One that was killed is missed where a collective operation breaks, or
-else after the heartbeat timeout. If it was process 0, jax may end the others
-with a message and an exit code (134) of its own.
+Both wait as long as another process is busy, which a collective operation on
+the devices would not.
 
-SIGTERM ends all processes at once, whatever they are doing, since every stage
-survives a kill. Only what runs in `saving` is given time: it asks
+What JAX does: `jax.distributed` connects the processes, and its coordination
+service keeps the keys and values through which they share decisions. JAX has no
+public name for these, so this module takes them from `jax._src`. JAX also ends
+all processes when one is lost, but by an abort with a stack trace, and it tells
+the others nothing of an exit code. Hence, beside that, each process here
+
+* writes a sign of life every half second, and misses those of the others;
+* tells the others when it leaves, and they leave with the same exit code.
+
+Only if process 0 is lost, which keeps the keys, may JAX be first: the others
+then end with its message and exit code (134).
+
+SIGTERM to one process ends all of them at once, whatever they are doing: every
+stage survives a kill. Only what runs in `saving` gets time: it asks
 `told_to_stop`, saves, and raises `PreemptedError`.
 """
 
@@ -35,7 +43,7 @@ from typing import Any, NoReturn, TypeVar
 
 from absl import flags
 import jax
-from jax._src import distributed as jax_distributed  # the key-value store
+from jax._src import distributed as jax_distributed  # keys and values
 import numpy as np
 
 from ecos_jax import errors
@@ -46,13 +54,13 @@ EXIT_ERROR = 1
 # EX_TEMPFAIL of sysexits.h: try again.
 EXIT_PREEMPTED = 75
 PREEMPTED = "stopped on SIGTERM: the same command goes on from here"
-# Machines are taken away 30 seconds after SIGTERM.
+# Clouds take a machine away 30 seconds after SIGTERM.
 _SAVE_SECONDS = 25
 _WATCH_SECONDS = 0.5
 _WAIT_MILLISECONDS = 1000
 _FLAGS = "num_processes", "process_id"
 _ADVICE = "start all of them again: they go on from here"
-# What XLA says when the process at the other end of a connection is gone.
+# XLA's errors when the process at the other end of a connection is gone.
 _BROKEN = "Gloo|NCCL|coordination.service|Socket closed|Connection re"
 
 _told_to_stop = threading.Event()
@@ -64,10 +72,10 @@ _watcher = threading.Thread()
 
 
 def mesh() -> jax.sharding.Mesh:
-  """Returns the mesh of all devices of all processes, one axis named 'data'.
+  """Returns the mesh of all devices of all processes, with one axis 'data'.
 
-  In order of processes, so that a process holds contiguous rows of an array
-  that is sharded over it.
+  Devices are in the order of their processes: each process holds contiguous
+  rows of an array that is sharded over the axis.
   """
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   return jax.sharding.Mesh(
@@ -80,9 +88,8 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "coordinator",
     None,
-    "HOST:PORT of process 0, for several processes; `auto` where jax finds out "
-    "by itself (SLURM, Open MPI, TPU pods, Kubernetes). Without it: one "
-    "process.",
+    "HOST:PORT of process 0, for several processes; `auto` where JAX finds it "
+    "out (SLURM, Open MPI, TPU pods, Kubernetes). By default one process.",
   )
   flags.DEFINE_integer(
     "num_processes", None, "How many processes run this command together."
@@ -99,22 +106,22 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "heartbeat_timeout",
     100,
-    "Seconds without a sign of life after which a process counts as lost.",
+    "Seconds after which a process that gives no sign of life counts as lost.",
     lower_bound=5,
   )
 
 
 def start() -> None:
-  """Joins the other processes that the flags name; says who is there.
+  """Joins the other processes that the flags name, and prints who this is.
 
-  After that line only process 0 prints to stdout; errors are told by all.
-  From here on SIGTERM ends the command with `EXIT_PREEMPTED`.
+  From here on SIGTERM ends the command with `EXIT_PREEMPTED`, and only process
+  0 prints to stdout. All processes print errors.
 
   Raises:
-    ConfigError: The flags do not fit together, or jax finds no cluster.
+    ConfigError: The flags do not fit together, or JAX finds no cluster.
   """
-  # A handler in Python waits for compilers and collective operations to return;
-  # the number of a signal is written to this descriptor at once.
+  # Python's handlers wait for compilers and collective operations to return,
+  # but the number of a signal is written to this descriptor at once.
   told, tells = os.pipe()
   os.set_blocking(tells, False)
   signal.set_wakeup_fd(tells)
@@ -168,12 +175,12 @@ def _initialize(coordinator: str, values: flags.FlagValues) -> None:
       "coordinator_address": coordinator,
       "num_processes": values.num_processes,
       "process_id": values.process_id,
-      # Do not look for a cluster where all is said.
+      # All is given: do not look for a cluster.
       "cluster_detection_method": "deactivate",
     }
-  # SIGTERM is noticed here, also while nothing trains.
+  # This module handles SIGTERM, also outside of training.
   jax.config.update("jax_enable_preemption_service", False)
-  # Where jax runs out of time it aborts with a stack trace: be first.
+  # JAX would abort with a stack trace when its own timeout ends: be earlier.
   late = threading.Timer(
     values.initialization_timeout,
     _exit,
@@ -194,7 +201,7 @@ def _initialize(coordinator: str, values: flags.FlagValues) -> None:
     jax.devices()
   except (RuntimeError, ValueError) as error:
     raise errors.ConfigError(
-      f"--coordinator={coordinator}: jax cannot start: {error}"
+      f"--coordinator={coordinator}: JAX cannot start: {error}"
     ) from error
   finally:
     late.cancel()
@@ -205,10 +212,10 @@ def _client() -> Any:
 
 
 def _get(key: str) -> str:
-  """Returns the value of a key once it is there."""
+  """Waits until a key has a value, and returns it."""
   while True:
     try:
-      # In slices, since Python handles signals in between.
+      # In slices: Python handles signals in between.
       return _client().blocking_key_value_get(key, _WAIT_MILLISECONDS)
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
@@ -216,10 +223,10 @@ def _get(key: str) -> str:
 
 
 def first(work: Callable[[], T]) -> T:
-  """Returns what `work` returns on process 0, the only one to call it.
+  """Calls `work` on process 0 only, and returns its value on all processes.
 
   Args:
-    work: Returns JSON.
+    work: Returns a value that JSON can hold.
   """
   if jax.process_count() == 1:
     return work()
@@ -240,19 +247,19 @@ def barrier() -> None:
 
 
 def told_to_stop() -> bool:
-  """Returns whether this process knows of a SIGTERM, to it or to another."""
+  """Returns whether SIGTERM came, to this process or to another."""
   return _told_to_stop.is_set()
 
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
-  """Gives what runs inside time to save its work, once it is told to stop."""
+  """Gives the block time to save its work after SIGTERM."""
   with _saving:
     yield
 
 
 def _obey(told: int) -> None:
-  """Ends this process once SIGTERM came."""
+  """Ends this process when SIGTERM comes."""
   while signal.SIGTERM not in os.read(told, 1):
     pass
   _told_to_stop.set()
@@ -261,7 +268,7 @@ def _obey(told: int) -> None:
 
 
 def _watch(timeout: float) -> None:
-  """Tells the others that this process lives, and acts on what they tell."""
+  """Tells the others that this process lives; acts on what they tell."""
   client, me = _client(), jax.process_index()
   beats, heard = {}, {}
   for beat in itertools.count():
@@ -289,7 +296,7 @@ def _watch(timeout: float) -> None:
 
 @contextlib.contextmanager
 def _process_0_needed():
-  """Ends this process if process 0, which holds the messages, is gone."""
+  """Ends this process if process 0, which keeps the keys, is gone."""
   try:
     yield
   except jax.errors.JaxRuntimeError:
@@ -297,7 +304,7 @@ def _process_0_needed():
 
 
 def _follow() -> None:
-  """Ends this process if another one has told that it left."""
+  """Ends this process if another one told that it leaves."""
   with _process_0_needed():
     left = _client().key_value_dir_get("ecos/left")
   for _, what in left:
@@ -305,16 +312,16 @@ def _follow() -> None:
 
 
 def _exit(code: int, text: str) -> NoReturn:
-  # Never released: one thread gets to tell why.
+  # Never released: only one thread says why this process ends.
   _leaving.acquire()
-  # Who reads may be gone.
+  # The reader of stderr may be gone.
   with contextlib.suppress(OSError):
     print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
   if jax_distributed.global_state.service is not None:
-    # Process 0 holds what the others have yet to read.
+    # Process 0 keeps the keys that the others have yet to read.
     time.sleep(4 * _WATCH_SECONDS)
-  # Not sys.exit: jax would wait for the others.
+  # Not sys.exit: JAX would wait for the others.
   os._exit(code)
 
 
@@ -332,12 +339,12 @@ def leave(code: int, text: str) -> NoReturn:
 
 
 def _leave_all(code: int, text: str) -> NoReturn:
-  """As `leave`, at once and from any thread."""
+  """Does what `leave` does, from any thread."""
   me, client = jax_distributed.global_state.process_id, _client()
   where = f"process {me} on {socket.gethostname()}"
   what = json.dumps({"code": code, "text": f"{text} ({where})"})
-  # Process 0, which passes it on, may be gone; before all are there, a client
-  # that is not connected would abort.
+  # Process 0 may be gone. Before all are there, a client that is not connected
+  # would abort.
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     if client is not None and _watcher.is_alive():
       client.key_value_set(f"ecos/left/{me}", what)
@@ -345,10 +352,10 @@ def _leave_all(code: int, text: str) -> NoReturn:
 
 
 def fail(error: Exception) -> NoReturn:
-  """Ends all processes on an error that is no `EcosError`.
+  """Ends all processes after an error that is no `EcosError`.
 
   Raises:
-    Exception: The error itself, if there is but one process.
+    Exception: The error itself, if there is only one process.
   """
   if _client() is None:
     raise error
@@ -356,7 +363,7 @@ def fail(error: Exception) -> NoReturn:
   if not re.search(_BROKEN, reason):
     traceback.print_exception(error)
     leave(EXIT_ERROR, f"error: {type(error).__name__}: {reason}")
-  # The other one may have told why it left, or be about to.
+  # The process that is gone may have told why, or be about to.
   for _ in range(4):
     _follow()
     time.sleep(_WATCH_SECONDS)
@@ -364,7 +371,7 @@ def fail(error: Exception) -> NoReturn:
 
 
 def finish() -> None:
-  """Leaves the other processes once all have called it."""
+  """Disconnects from the other processes when all have called it."""
   if _client() is None:
     return
   barrier()

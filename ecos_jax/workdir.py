@@ -1,14 +1,14 @@
-"""The working directory of a run: what is done, from what, with which config.
+"""The working directory of a run: which stages are done, and from what.
 
-Each stage of the pipeline owns one folder. It writes its artefacts there and,
-last and atomically, a `manifest.json`: the identity of the stage (the part of
-the configuration that matters, the digests of its inputs) and its result
+Each stage of the pipeline has one folder. It writes its artefacts there and,
+last and atomically, `manifest.json`: the identity of the stage (the fields of
+the configuration that it depends on, the digests of its inputs) and its result
 (counts, digests, seconds, versions). The next call skips a stage whose manifest
-has the same identity, refuses one that differs by naming the difference, and
-begins or resumes one that has no manifest.
+has the same identity, raises an error that names what differs if it has another
+one, and begins or resumes a stage without a manifest.
 
-Several processes share one working directory on a file system that all of them
-see. Process 0 alone locks it, decides and writes manifests; the others follow.
+Several processes share a working directory on a file system that all of them
+see. Only process 0 locks it, decides, and writes manifests.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,11 +37,18 @@ _FULL_DISK_BYTES = 1 << 20
 
 
 class WorkdirError(errors.EcosError):
-  """A working directory that this run cannot go on with."""
+  """A working directory that this run cannot use."""
 
 
 class Stage(NamedTuple):
-  """A finished stage."""
+  """A finished stage.
+
+  Attributes:
+    path: Its folder.
+    result: What its work returned.
+    seconds: How long its work took.
+    skipped: Whether an earlier call finished it.
+  """
 
   path: Path
   result: dict[str, Any]
@@ -50,7 +57,12 @@ class Stage(NamedTuple):
 
 
 def damaged(path: Path, why: str = "") -> WorkdirError:
-  """Returns the error about an artefact in the folder of a stage."""
+  """Returns an error that an artefact of a stage is damaged.
+
+  Args:
+    path: The artefact, in the folder of the stage.
+    why: The reason, if it is known.
+  """
   reason = f" ({why})" if why else ""
   return WorkdirError(
     f"{path} is damaged{reason}: delete the folder {path.parent} to redo it"
@@ -62,10 +74,10 @@ def read_bytes(path: Path, sha256: str) -> bytes:
 
   Args:
     path: The file.
-    sha256: Its digest, as the manifest has it.
+    sha256: Its digest in the manifest.
 
   Raises:
-    WorkdirError: It has another one.
+    WorkdirError: Its content has another digest.
   """
   data = path.read_bytes()
   if files.digest(data) != sha256:
@@ -87,7 +99,7 @@ def load_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def redo_named(stage: Path) -> Iterator[None]:
-  """Adds to an error about an artefact of a stage what makes it anew."""
+  """Adds to errors of the block that deleting the stage's folder redoes it."""
   try:
     yield
   except errors.EcosError as error:
@@ -103,9 +115,9 @@ def read_manifest(stage: Path) -> dict[str, Any]:
     stage: Its folder.
 
   Raises:
-    WorkdirError: It is damaged; also, later, if a field of the result is asked
-      for that it does not have.
-    FileNotFoundError: There is none.
+    WorkdirError: It is damaged. A missing field of the result raises this error
+      when it is read.
+    FileNotFoundError: The stage is not finished.
   """
   path = stage / MANIFEST
   manifest = _read_json(
@@ -117,7 +129,7 @@ def read_manifest(stage: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path, **kinds: type) -> dict[str, Any]:
-  """Returns an object with fields of these kinds."""
+  """Returns the object in a JSON file whose fields have these types."""
   try:
     found = json.loads(path.read_bytes())
   except ValueError:
@@ -134,7 +146,7 @@ def _holds(value: object, **kinds: type) -> bool:
 
 
 class _Result(dict[str, Any]):
-  """The result in a manifest; a field that it lacks is an error about that."""
+  """The result in a manifest; a missing field is a `WorkdirError`."""
 
   def __init__(self, manifest: Path, fields: dict[str, Any]):
     super().__init__(fields)
@@ -153,13 +165,13 @@ class Workdir:
   """The folder of one run, locked against a second job."""
 
   def __init__(self, path: Path):
-    """Opens or makes the folder.
+    """Opens or makes the folder, and locks it.
 
     Args:
       path: The folder.
 
     Raises:
-      WorkdirError: It cannot be made or written to, or another job has it.
+      WorkdirError: It cannot be made or written to, or another job uses it.
     """
     self.path = path.absolute()
     self._lock = None
@@ -170,26 +182,26 @@ class Workdir:
       shared = False
     if not shared:
       raise WorkdirError(
-        f"--workdir={path} on {socket.gethostname()} is not the folder that "
-        "process 0 has: it must lie on a file system that all processes see"
+        f"`workdir`={path} on {socket.gethostname()} is not the folder that "
+        "process 0 has: it must be on a file system that all processes see"
       )
 
   def _acquire(self) -> str:
-    """Locks the folder and returns who holds it now: this process."""
+    """Locks the folder and returns a line about this process, the holder."""
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / _LOCK).open("a+")
     except OSError as error:
       raise WorkdirError(
-        f"--workdir={self.path} cannot be written to: {error.strerror}"
+        f"`workdir`={self.path} cannot be written to: {error.strerror}"
       ) from None
     if not files.lock(self._lock, wait=False):
       with self._lock:
         self._lock.seek(0)
         holder = self._lock.read().strip()
       raise WorkdirError(
-        f"--workdir={self.path} is in use by {holder}: wait for it, or take "
-        "another --workdir"
+        f"`workdir`={self.path} is in use by {holder}: wait for it, or take "
+        "another `workdir`"
       )
     now = datetime.datetime.now(datetime.UTC)
     holder = (
@@ -202,7 +214,7 @@ class Workdir:
     return holder
 
   def __enter__(self) -> "Workdir":
-    """Returns itself: the lock is held until the block ends."""
+    """Returns itself; the end of the block releases the lock."""
     return self
 
   def __exit__(self, *exception: object) -> None:
@@ -224,22 +236,22 @@ class Workdir:
     resumable: bool = False,
     together: bool = False,
   ) -> Stage:
-    """Returns the finished stage, doing its work unless it is done already.
+    """Does the work of a stage if it is not done, and returns the stage.
 
     Args:
-      name: The stage and its folder.
-      config: The part of the configuration that its result depends on, by
-        dotted field name.
+      name: The name of the stage and of its folder.
+      config: The fields of the configuration that its result depends on, by
+        dotted name.
       inputs: Digests of what it reads, by name.
-      work: Fills the folder it is given and returns the result (JSON).
-      resumable: Whether `work` goes on from what an interrupted call left;
-        otherwise it finds an empty folder.
+      work: Fills the given folder and returns the result, which JSON can hold.
+      resumable: Whether `work` continues from the files of an interrupted call;
+        otherwise it gets an empty folder.
       together: Whether all processes call `work`, and the result of process 0
-        counts; otherwise process 0 calls it alone.
+        is kept; otherwise only process 0 calls it.
 
     Raises:
-      WorkdirError: The folder holds this stage made from something else, or
-        files that are not of a run, or the disk is full.
+      WorkdirError: The stage was made from other inputs, its folder holds files
+        that are not of a run, or the disk is full.
     """
     path = self.path / name
     identity = {"config": dict(config), "inputs": dict(inputs)}
@@ -248,7 +260,7 @@ class Workdir:
         lambda: self._begin(path, identity, resumable)
       )
       if manifest is not None:
-        # From process 0 it comes as JSON.
+        # Process 0 sends it as JSON.
         result = _Result(path / MANIFEST, manifest["result"])
         return Stage(path, result, manifest["seconds"], skipped=True)
       begin = time.monotonic()
@@ -266,7 +278,7 @@ class Workdir:
   def _begin(
     self, path: Path, identity: dict[str, Any], resumable: bool
   ) -> dict[str, Any] | None:
-    """Returns the manifest of a finished stage; makes its folder otherwise."""
+    """Returns the manifest if the stage is done; otherwise makes its folder."""
     if (path / MANIFEST).exists():
       manifest = read_manifest(path)
       self._compare(path, manifest["identity"], identity)
@@ -293,14 +305,14 @@ class Workdir:
       "seconds": round(time.monotonic() - begin, 3),
       "versions": _versions(),
     }
-    # What the manifest vouches for reaches the disk before it.
+    # Artefacts reach the disk before the manifest that vouches for them.
     files.sync_tree(path)
     files.sync(self.path)
     files.write_json(path / MANIFEST, manifest)
     return manifest
 
   def _clear(self, path: Path) -> None:
-    """Makes an empty folder, of what an interrupted stage left if need be."""
+    """Makes an empty folder, removing the files of an interrupted stage."""
     if path.exists():
       left = [entry.name for entry in path.iterdir()]
       half_written = f".{_STARTED}."
@@ -308,7 +320,7 @@ class Workdir:
         name.startswith(half_written) for name in left
       ):
         raise WorkdirError(
-          f"{path} holds files that are not of a run: take another --workdir"
+          f"{path} holds files that are not of a run: take another `workdir`"
         )
       shutil.rmtree(path)
     path.mkdir()
@@ -319,8 +331,7 @@ class Workdir:
     if old == new:
       return
     differences = [
-      f"--config.{key} was {old['config'].get(key)}, now is "
-      f"{new['config'].get(key)}"
+      f"`{key}` was {old['config'].get(key)}, now is {new['config'].get(key)}"
       for key in sorted(old["config"].keys() | new["config"].keys())
       if old["config"].get(key) != new["config"].get(key)
     ] or [
@@ -330,31 +341,31 @@ class Workdir:
     ]
     raise WorkdirError(
       f"{path} was made otherwise: {', '.join(differences)}; take another "
-      f"--workdir, or delete {path} to redo it"
+      f"`workdir`, or delete {path} to redo it"
     )
 
   @contextlib.contextmanager
   def _disk_named(self):
     try:
       yield
-    # Libraries report these in many ways: ask the disk itself.
+    # Libraries report a full disk in many ways: look at the disk itself.
     except Exception as error:
       if not os.access(self.path, os.W_OK):
         raise WorkdirError(
-          f"--workdir={self.path} can no longer be written to: make it "
+          f"`workdir`={self.path} can no longer be written to: make it "
           "writable and run the same command again"
         ) from error
       full = shutil.disk_usage(self.path).free < _FULL_DISK_BYTES
       if full or "No space left" in _reasons(error):
         raise WorkdirError(
-          f"no space left on the disk of --workdir={self.path}: free some and "
+          f"no space left on the disk of `workdir`={self.path}: free some and "
           "run the same command again"
         ) from error
       raise
 
 
 def _reasons(error: BaseException | None) -> str:
-  """Returns what an error and its causes say."""
+  """Returns the messages of an error and its causes."""
   if error is None:
     return ""
   return f"{error}\n{_reasons(error.__cause__ or error.__context__)}"

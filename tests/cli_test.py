@@ -35,3 +35,11 @@ def test_an_error_is_about_an_argument():
     errors.about("data.dir", "x"),
   ):
     raise errors.ConfigError("it is gone")
+
+
+def test_an_unknown_field_gets_the_valid_ones():
+  with pytest.raises(errors.ConfigError) as caught:
+    cli.check_overrides(["--config.sampling.bugdet=3"])
+  assert "--config.sampling.bugdet" in str(caught.value)
+  assert "sampling.budget" in str(caught.value)
+  cli.check_overrides(["--config.sampling.budget=3", "--workdir=x"])

@@ -10,7 +10,9 @@ import subprocess
 
 import pytest
 
+from ecos_jax import cli
 from ecos_jax import config
+from ecos_jax.study import plan
 
 _ROOT = Path(__file__).parents[1]
 _PAGES = [
@@ -39,7 +41,7 @@ def test_shell_blocks_are_shell(text):
 
 @_each_page
 def test_commands_fields_and_files_exist(text):
-  config.check_overrides(
+  cli.check_overrides(
     re.findall(r"--config\.[a-z_]+\.[a-z_]+|--config\.seed", text)
   )
   for module in re.findall(r"python -m (ecos_jax[a-z_.]*)", text):
@@ -50,6 +52,17 @@ def test_commands_fields_and_files_exist(text):
   makefile = (_ROOT / "Makefile").read_text()
   for target in re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", text, re.M):
     assert f"\n{''.join(target)}:" in makefile, target
+
+
+@_each_page
+def test_python_imports_what_exists(text):
+  blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+  for block in blocks + re.findall(
+    r"python -c \"\n(.*?)^\"$", text, re.S | re.M
+  ):
+    for node in ast.walk(ast.parse(block)):
+      if isinstance(node, ast.ImportFrom):
+        exec(ast.unparse(node), {})
 
 
 @_each_page
@@ -77,6 +90,15 @@ def test_links(page):
       assert re.fullmatch(r"https://[\w.-]+\.[a-z]+(/[\w.~/#%-]*)?", link), link
     else:
       assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_results_introduce_each_study_as_its_configuration_does():
+  text = (_ROOT / "docs/results.md").read_text()
+  for file in sorted((_ROOT / "configs/studies").glob("*.py")):
+    study = plan.read(str(file))
+    assert f"## {study.title}\n\n{study.about.strip()}\n" in text, file
+    if study.paper is not None:
+      assert f"\nThe paper's figures: {study.paper.text}\n" in text, file
 
 
 def _said() -> list[str]:

@@ -1,5 +1,6 @@
 """The package as a user imports it: the method as functions on arrays."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -9,22 +10,23 @@ import numpy as np
 import pytest
 
 import ecos_jax
-from ecos_jax import messages
-from ecos_jax.client import respond
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import encode
-from ecos_jax.privacy import mechanisms
 
 KEY = jax.random.key(0)
-TERMS = messages.Terms(2.0, 0.8, 1e-5, "add_remove")
 
 
-def answered(question, private):
-  return respond.respond(question, private, mechanisms.Mechanism(TERMS, 1))
+@pytest.fixture(name="answered", scope="module")
+def _answered(tmp_path_factory):
+  """Returns the answer to a question, with noise from a seed."""
+  ledger = tmp_path_factory.mktemp("client") / "ledger"
+  return functools.partial(
+    ecos_jax.answer, sigma=2.0, ledger=ledger, insecure_noise_seed=1
+  )
 
 
 @pytest.fixture(name="parts", scope="module")
-def _parts():
+def _parts(answered):
   """Three far blobs of 1,000 samples; the client's are all of the second."""
   random = np.random.default_rng(0)
   places = 20 * np.eye(3, 6)
@@ -56,7 +58,9 @@ def test_from_pool_and_private_features_to_samples_like_the_clients(parts):
   assert np.all(np.abs(part - 60 * whole) < 1)
 
 
-def test_arrays_of_all_kinds_and_a_bank_give_the_same(parts, tmp_path):
+def test_arrays_of_all_kinds_and_a_bank_give_the_same(
+  parts, answered, tmp_path
+):
   pool, private, *_ = parts
   pool = pool.astype(np.float16)
   np.save(tmp_path / "pool.npy", pool)
@@ -79,7 +83,7 @@ def test_arrays_of_all_kinds_and_a_bank_give_the_same(parts, tmp_path):
   )
 
 
-def test_images_to_a_proxy(tmp_path):
+def test_images_to_a_proxy(answered, tmp_path):
   random = np.random.default_rng(0)
   images = random.integers(0, 256, (60, 30, 30, 3), np.uint8)
   features = ecos_jax.encode(images, "hog", batch_size=25)
@@ -90,7 +94,7 @@ def test_images_to_a_proxy(tmp_path):
   np.testing.assert_allclose(again, features, atol=1e-6)
   codebook = ecos_jax.fit_codebook(features, 4, KEY)
   question = ecos_jax.ask(codebook, "hog")
-  answer = answered(question, features[:20])
+  answer = answered(question, images[:20])
   choice = ecos_jax.choose(features, codebook, question, answer, 7, KEY)
   ecos_jax.write_proxy(
     tmp_path / "proxy",
@@ -105,9 +109,9 @@ def test_images_to_a_proxy(tmp_path):
     np.testing.assert_array_equal(item["image"], images[index])
 
 
-def test_several_clients_are_added_up(parts):
+def test_several_clients_are_added_up(parts, answered):
   pool, _, codebook, question, answer = parts
-  others = answered(question, pool[:300])
+  others = answered(question, pool[:300], name="others")
   choice = ecos_jax.choose(
     pool, codebook, question, [answer, others], 200, KEY, density_power=0.0
   )

@@ -18,7 +18,7 @@ _MANUAL = (
   ("proxy", "cloud.sampling:decompress"),
   ("proxy", "data.proxy:write"),
   ("model", "training.checkpoints:Checkpoints"),
-  ("model", "training.loop:accuracy"),
+  ("model", "training.evaluation:accuracy"),
 )
 _CLIENT = (
   ("request", "cloud.labels:request"),
@@ -26,8 +26,8 @@ _CLIENT = (
 )
 _DISTILL = (
   ("teacher", "training.checkpoints:Checkpoints"),
-  ("teacher", "training.loop:accuracy"),
-  ("logits", "pipeline.distillation:_finished_teacher"),
+  ("teacher", "training.evaluation:accuracy"),
+  ("logits", "pipeline.distillation:finished_teacher"),
 )
 _CASES = [("manual", *case) for case in _MANUAL]
 _CASES += [("client", *case) for case in _CLIENT]

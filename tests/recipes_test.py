@@ -83,17 +83,17 @@ def test_images_in_a_folder(tmp_path):
   assert summary["model"]["name"] == "efficientnet_lite0"
   dataset = proxy.open_proxy(run / "proxy/dataset")
   labels = [item["label"] for item in dataset]
-  # The client's are like the dogs, half of the pool, and nobody said so. Noise
-  # that passes for a score takes about a sixth.
+  # The client's images are like the dogs, half of the pool; no label said so.
+  # Noise that passes for a score takes about a sixth.
   assert np.mean(labels) > 0.65
 
 
 @pytest.mark.slow
-def test_two_hundred_thousand_embeddings(tmp_path):
+def test_embeddings(tmp_path):
   random = np.random.default_rng(0)
   centres = random.normal(size=(50, 384)).astype(np.float32)
-  member = random.integers(50, size=200_000)
-  noise = random.standard_normal((200_000, 384), np.float32)
+  member = random.integers(50, size=20_000)
+  noise = random.standard_normal((20_000, 384), np.float32)
   np.save(tmp_path / "embeddings.npy", (centres[member] + noise).astype("f2"))
   noise = random.standard_normal((3000, 384), np.float32)
   np.save(
@@ -111,7 +111,7 @@ def test_two_hundred_thousand_embeddings(tmp_path):
       for file in run.rglob("*")
       if file.is_file() and not file.is_symlink()
     )
-    < 10e6
+    < 3e6  # The embeddings take 15e6: they are linked.
   )
   assert json.loads((run / "summary.json").read_bytes())["model"] is None
 

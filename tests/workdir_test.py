@@ -40,7 +40,7 @@ def test_another_configuration_is_refused_and_named(work):
   work.stage("codebook", {"codebook.size": 100}, {"bank": "x"}, _fill([]))
   with pytest.raises(workdir_lib.WorkdirError) as caught:
     work.stage("codebook", {"codebook.size": 50}, {"bank": "x"}, _fill([]))
-  assert "--config.codebook.size was 100, now is 50" in str(caught.value)
+  assert "`codebook.size` was 100, now is 50" in str(caught.value)
   with pytest.raises(workdir_lib.WorkdirError, match="input 'bank' changed"):
     work.stage("codebook", {"codebook.size": 100}, {"bank": "y"}, _fill([]))
 
@@ -119,7 +119,7 @@ def test_a_manifest_of_another_shape_is_named(work):
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(workdir_lib.WorkdirError, match="--workdir"):
+  with pytest.raises(workdir_lib.WorkdirError, match="`workdir`"):
     workdir_lib.Workdir(tmp_path / "file")
 
 

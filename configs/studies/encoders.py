@@ -1,86 +1,40 @@
-"""Digits: the paper's features and sampler, and what each change is worth.
+"""The paper's features and sampler on Digits, changed one at a time.
 
   python -m ecos_jax.study --config=configs/studies/encoders.py \
     --workdir=runs/encoders --config.data.dir=DIR --out=docs/results.md
 
-DIR is the folder of the Digits benchmark's files. The argument `smoke` is for
-tests: embedded images, seconds.
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
-from pathlib import Path
-
-from ecos_jax.data import digits
+from ecos_jax.study import digits
 from ecos_jax.study import plan
-
-_BASE = Path(__file__).parents[1] / "digits_manual.py"
 
 
 def get_config(argument: str = "") -> plan.Study:
-  """Returns the study.
+  """Returns the study; `ecos_jax.study.digits` explains the argument."""
+  every = digits.every(argument)
+  few, many = (64, 65) if digits.smoke(argument) else (1000, 2000)
+  rows = ("sampling.budget", "encoder.name", "sampling.method")
 
-  Args:
-    argument: `smoke`, or nothing.
+  def grid(budget: int, encoders: tuple, methods: tuple) -> plan.Axes:
+    values = ((budget,), encoders, methods)
+    return dict(zip(rows, values, strict=True)) | every
 
-  Raises:
-    ConfigError: Another argument.
-  """
-  smoke = plan.smoke(argument)
-  every = {
-    "data.client": ("optdigits", "mnist") if smoke else digits.DOMAINS,
-    "seed": (1,) if smoke else (1, 2, 3),
-  }
-  budgets = (64, 65) if smoke else (1000, 2000)
-  study = plan.of(
-    f"{_BASE}:{argument}",
-    name="encoders",
+  return digits.study(
+    __file__,
+    argument,
     title="Features and sampler, one at a time",
     about=_ABOUT,
     grids=(
-      {
-        "sampling.budget": budgets[:1],
-        "encoder.name": ("hog", "hog_grey"),
-        "sampling.method": ("ecos_paper", "ecos"),
-        **every,
-      },
-      {
-        "sampling.budget": budgets[1:],
-        "encoder.name": ("hog",),
-        "sampling.method": ("ecos_paper",),
-        **every,
-      },
-      {
-        "sampling.budget": budgets[1:],
-        "encoder.name": ("hog_grey",),
-        "sampling.method": ("ecos",),
-        **every,
-      },
+      grid(few, ("hog", "hog_grey"), ("ecos_paper", "ecos")),
+      grid(many, ("hog",), ("ecos_paper",)),
+      grid(many, ("hog_grey",), ("ecos",)),
     ),
-    follow={"privacy.insecure_noise_seed": "seed"},
     tables=(
-      plan.Table(
-        "Mean over the clients",
-        rows=("sampling.budget", "encoder.name", "sampling.method"),
-        metrics=("accuracy", "share", "bytes_down"),
-        mean_over=("data.client",),
-      ),
-      plan.Table(
-        "Accuracy in %, by client",
-        rows=("sampling.budget", "encoder.name", "sampling.method"),
-        columns="data.client",
-        metrics=("accuracy",),
-      ),
-      plan.Table(
-        "Share in %, by client",
-        rows=("sampling.budget", "encoder.name", "sampling.method"),
-        columns="data.client",
-        metrics=("share",),
-      ),
+      digits.mean_over_clients(rows, ("accuracy", "share", "bytes_down")),
+      *digits.by_client(rows, "accuracy", "share"),
     ),
   )
-  study.train.steps = 2 if smoke else 1000
-  if not smoke:
-    study.train.batch_size = 32
-  return study
 
 
 _ABOUT = """

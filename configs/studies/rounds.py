@@ -1,62 +1,42 @@
-"""Digits: one round of questions and two, at equal epsilon and bytes.
+"""Asking once and asking twice on Digits, at equal epsilon and bytes.
 
   python -m ecos_jax.study --config=configs/studies/rounds.py \
     --workdir=runs/rounds --config.data.dir=DIR --out=docs/results.md
 
-DIR is the folder of the Digits benchmark's files. The argument `smoke` is for
-tests: embedded images, seconds.
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
-from pathlib import Path
-
-from ecos_jax.data import digits
+from ecos_jax.study import digits
 from ecos_jax.study import plan
-
-_BASE = Path(__file__).parents[1] / "digits_manual.py"
 
 
 def get_config(argument: str = "") -> plan.Study:
-  """Returns the study.
-
-  Args:
-    argument: `smoke`, or nothing.
-
-  Raises:
-    ConfigError: Another argument.
-  """
-  smoke = plan.smoke(argument)
+  """Returns the study; `ecos_jax.study.digits` explains the argument."""
+  smoke, every = digits.smoke(argument), digits.every(argument)
   # Centroids of the first round, and of both: two rounds send two headers more.
   rounds = ((0, 20), (5, 16)) if smoke else ((0, 100), (10, 96))
   fields = "privacy.sigma", "codebook.first_round", "codebook.size"
   metrics = "share", "distance", "epsilon", "bytes_down", "bytes_up"
-  study = plan.of(
-    f"{_BASE}:{argument}",
-    name="rounds",
+  return digits.study(
+    __file__,
+    argument,
+    steps=0,
     title="Asking once and asking twice",
     about=_ABOUT,
     grids=tuple(
       {
-        "data.client": ("optdigits", "mnist") if smoke else digits.DOMAINS,
+        **every,
         "privacy.sigma": (2.0,) if smoke else (10.0, 25.0),
         "codebook.first_round": (first,),
         "codebook.size": (size,),
-        "seed": (1,) if smoke else (1, 2, 3),
       }
       for first, size in rounds
     ),
-    follow={"privacy.insecure_noise_seed": "seed"},
     tables=(
-      plan.Table(
-        "Mean over the clients",
-        rows=fields,
-        metrics=metrics,
-        mean_over=("data.client",),
-      ),
+      digits.mean_over_clients(fields, metrics),
       plan.Table("By client", rows=("data.client", *fields), metrics=metrics),
     ),
   )
-  study.train.steps = 0
-  return study
 
 
 _ABOUT = """

@@ -1,18 +1,14 @@
-"""Digits: what each part of the sampler is worth, one changed at a time.
+"""The settings of the sampler on Digits, changed one at a time.
 
   python -m ecos_jax.study --config=configs/studies/sampler.py \
     --workdir=runs/sampler --config.data.dir=DIR --out=docs/results.md
 
-DIR is the folder of the Digits benchmark's files. The argument `smoke` is for
-tests: embedded images, seconds.
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
-from pathlib import Path
-
-from ecos_jax.data import digits
+from ecos_jax.study import digits
 from ecos_jax.study import plan
 
-_BASE = Path(__file__).parents[1] / "digits_manual.py"
 _CHANGES = {
   "sampling.filter": ("threshold",),
   "sampling.estimate": ("score",),
@@ -24,23 +20,12 @@ _CHANGES = {
 
 
 def get_config(argument: str = "") -> plan.Study:
-  """Returns the study.
-
-  Args:
-    argument: `smoke`, or nothing.
-
-  Raises:
-    ConfigError: Another argument.
-  """
-  smoke = plan.smoke(argument)
-  every = {
-    "data.client": ("optdigits",) if smoke else digits.DOMAINS,
-    "seed": (1,) if smoke else (1, 2, 3),
-  }
+  """Returns the study; `ecos_jax.study.digits` explains the argument."""
+  every = digits.every(argument)
   rows = ("sampling.method", *_CHANGES)
-  study = plan.of(
-    f"{_BASE}:{argument}",
-    name="sampler",
+  return digits.study(
+    __file__,
+    argument,
     title="The sampler, one setting at a time",
     about=_ABOUT,
     grids=(
@@ -50,32 +35,11 @@ def get_config(argument: str = "") -> plan.Study:
         for name, values in _CHANGES.items()
       ),
     ),
-    follow={"privacy.insecure_noise_seed": "seed"},
     tables=(
-      plan.Table(
-        "Mean over the clients",
-        rows=rows,
-        metrics=("accuracy", "share", "distance"),
-        mean_over=("data.client",),
-      ),
-      plan.Table(
-        "Accuracy in %, by client",
-        rows=rows,
-        columns="data.client",
-        metrics=("accuracy",),
-      ),
-      plan.Table(
-        "Share in %, by client",
-        rows=rows,
-        columns="data.client",
-        metrics=("share",),
-      ),
+      digits.mean_over_clients(rows, ("accuracy", "share", "distance")),
+      *digits.by_client(rows, "accuracy", "share"),
     ),
   )
-  study.train.steps = 2 if smoke else 1000
-  if not smoke:
-    study.train.batch_size = 32
-  return study
 
 
 _ABOUT = """

@@ -1,85 +1,53 @@
-"""Digits: how much like the client's data the proxy of each method is.
+"""How similar the proxy and the client's data are on Digits, by method.
 
   python -m ecos_jax.study --config=configs/studies/share_distance.py \
     --workdir=runs/share_distance --config.data.dir=DIR --out=docs/results.md
 
-DIR is the folder of the Digits benchmark's files. The argument `smoke` is for
-tests: embedded images, seconds.
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
-from pathlib import Path
-
-from ecos_jax.data import digits
+from ecos_jax.study import digits
 from ecos_jax.study import plan
-
-_BASE = Path(__file__).parents[1] / "digits_manual.py"
 
 
 def get_config(argument: str = "") -> plan.Study:
-  """Returns the study.
-
-  Args:
-    argument: `smoke`, or nothing.
-
-  Raises:
-    ConfigError: Another argument.
-  """
-  smoke = plan.smoke(argument)
-  clients = ("optdigits", "mnist") if smoke else digits.DOMAINS
-  seeds = (1,) if smoke else (1, 2, 3)
+  """Returns the study; `ecos_jax.study.digits` explains the argument."""
+  every = digits.every(argument)
   methods = ("ecos", "ecos_paper", "random", "kcenter", "mak")
-  study = plan.of(
-    f"{_BASE}:{argument}",
-    name="share_distance",
+  metrics = ("share", "distance")
+  return digits.study(
+    __file__,
+    argument,
+    steps=0,
     title="How similar the proxy and the client's data are",
     about=_ABOUT,
     grids=(
       {
         "data.split": ("id_ood",),
-        "data.client": clients,
         "sampling.method": (*methods, "ideal"),
-        "seed": seeds,
+        **every,
       },
-      {
-        "data.split": ("ood",),
-        "data.client": clients,
-        "sampling.method": methods,
-        "seed": seeds,
-      },
+      {"data.split": ("ood",), "sampling.method": methods, **every},
     ),
-    follow={"privacy.insecure_noise_seed": "seed"},
     tables=(
-      plan.Table(
-        "Mean over the clients",
-        rows=("data.split", "sampling.method"),
-        metrics=("share", "distance"),
-        mean_over=("data.client",),
-      ),
+      digits.mean_over_clients(("data.split", "sampling.method"), metrics),
       plan.Table(
         "By client",
         rows=("data.split", "data.client", "sampling.method"),
-        metrics=("share", "distance"),
+        metrics=metrics,
       ),
     ),
-    plots=(
+    plots=tuple(
       plan.Plot(
-        "share",
+        metric,
         x="data.client",
-        y="share",
+        y=metric,
         lines="sampling.method",
         panels="data.split",
-      ),
-      plan.Plot(
-        "distance",
-        x="data.client",
-        y="distance",
-        lines="sampling.method",
-        panels="data.split",
-      ),
+      )
+      for metric in metrics
     ),
   )
-  study.train.steps = 0
-  return study
 
 
 _ABOUT = """

@@ -1,85 +1,61 @@
-"""Selective manual labelling on Digits: accuracy against the noise.
+"""Manual labelling on Digits: accuracy against epsilon.
 
   python -m ecos_jax.study --config=configs/studies/sml_epsilon.py \
     --workdir=runs/sml_epsilon --config.data.dir=DIR --out=docs/results.md
 
-DIR is the folder of the Digits benchmark's files. The argument `smoke` is for
-tests: embedded images, seconds.
+DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
-from pathlib import Path
-
-from ecos_jax.data import digits
+from ecos_jax.study import digits
 from ecos_jax.study import plan
 
-_BASE = Path(__file__).parents[1] / "digits_manual.py"
+_PAPER = plan.Quoted(
+  "Accuracy in % against epsilon (read off a figure of DomainNet, so the level "
+  "says nothing of Digits). That its sigma are those of the first row is our "
+  "inference: they reproduce its epsilon by its bound, for a sample that is "
+  "replaced; ours is exact, for one that is added or removed.",
+  (
+    ("sigma", "70", "55", "40", "25", "10", "5"),
+    ("its epsilon", "0.0785", "0.101", "0.1385", "0.2245", "0.583", "1.229"),
+    ("accuracy", "83.72", "83.80", "84.11", "84.47", "85.02", "85.17"),
+  ),
+)
 
 
 def get_config(argument: str = "") -> plan.Study:
-  """Returns the study.
-
-  Args:
-    argument: `smoke`, or nothing.
-
-  Raises:
-    ConfigError: Another argument.
-  """
-  smoke = plan.smoke(argument)
-  clients = ("optdigits", "mnist") if smoke else digits.DOMAINS
-  seeds = (1,) if smoke else (1, 2, 3)
+  """Returns the study; `ecos_jax.study.digits` explains the argument."""
+  smoke, every = digits.smoke(argument), digits.every(argument)
   sigmas = (70.0, 55.0, 40.0, 25.0, 10.0, 5.0, 0.25)
   if smoke:
     sigmas = (1.0, 0.25)
-  every = {"data.client": clients, "seed": seeds}
-  study = plan.of(
-    f"{_BASE}:{argument}",
-    name="sml_epsilon",
+  rows = ("sampling.method", "privacy.sigma")
+  return digits.study(
+    __file__,
+    argument,
     title="Manual labelling: accuracy against epsilon",
     about=_ABOUT,
     grids=(
       {"sampling.method": ("ecos",), "privacy.sigma": sigmas, **every},
       {"sampling.method": ("random",), **every},
     ),
-    follow={"privacy.insecure_noise_seed": "seed"},
     tables=(
-      plan.Table(
-        "Mean over the clients",
-        rows=("sampling.method", "privacy.sigma"),
-        metrics=("epsilon", "accuracy", "share"),
-        mean_over=("data.client",),
-      ),
-      plan.Table(
-        "Accuracy in %, by client",
-        rows=("sampling.method", "privacy.sigma"),
-        columns="data.client",
-        metrics=("accuracy",),
-      ),
+      digits.mean_over_clients(rows, ("epsilon", "accuracy", "share")),
+      *digits.by_client(rows, "accuracy"),
     ),
-    plots=(
+    plots=tuple(
       plan.Plot(
-        "accuracy",
+        metric,
         x="epsilon",
-        y="accuracy",
+        y=metric,
         lines="sampling.method",
         mean_over=("data.client",),
         log_x=True,
-      ),
-      plan.Plot(
-        "share",
-        x="epsilon",
-        y="share",
-        lines="sampling.method",
-        mean_over=("data.client",),
-        log_x=True,
-      ),
+      )
+      for metric in ("accuracy", "share")
     ),
     labels={"privacy.sigma": {0.25: "none"}},
-    paper="sml_epsilon",
+    paper=_PAPER,
   )
-  study.train.steps = 2 if smoke else 1000
-  if not smoke:
-    study.train.batch_size = 32
-  return study
 
 
 _ABOUT = """

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import statistics
 from typing import Any
 
-from ecos_jax import tables
+from ecos_jax import text_tables
 from ecos_jax.benchmark import cases
 
 # A rate a little over the peak is noise of the two measurements.
@@ -159,4 +159,4 @@ def table(rows: list[dict[str, Any]]) -> str:
         _remark(found),
       )
     )
-  return tables.aligned(lines, left=(0, 1, 2, 9))
+  return text_tables.aligned(lines, left=(0, 1, 2, 9))

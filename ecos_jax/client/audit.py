@@ -26,7 +26,7 @@ An audit cannot show that a mechanism is private. It resolves no event rarer
 than about one in the number of trials, so the bound stays below the truth.
 
 This is an entry point that imports the client, so that what is attacked is the
-path that ships: `respond.vote` and `respond.release`.
+path that ships: `coverage.nearest` and `coverage.release`.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
-from ecos_jax.client import respond
-from ecos_jax.privacy import accounting
+from ecos_jax.client import coverage
+from ecos_jax.privacy import composition
 from ecos_jax.privacy import mechanisms
 
 _REPETITIONS = 10_000
@@ -122,9 +122,9 @@ def _draw(
   trials: int,
 ) -> np.ndarray:
   """Returns answers, [trials, R]."""
-  votes = respond.vote(query, data, batch_size=1024)
+  votes = coverage.nearest(data, query.centroids)
   answers = [
-    respond.release(
+    coverage.release(
       votes,
       len(query.centroids),
       mechanism,
@@ -204,12 +204,12 @@ def lower_bound(
 def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
   """Returns whether calls that should differ by their noise do not."""
   query, _, data = neighbours(relation)
-  _, log_mass = accounting.log_noise(mechanism.terms.sigma)
+  _, log_mass = composition.log_noise(mechanism.terms.sigma)
   # So many calls agree in a bin with a probability of at most the risk.
   calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
-  votes = respond.vote(query, data, batch_size=1024)
+  votes = coverage.nearest(data, query.centroids)
   first, *others = (
-    respond.release(votes, len(query.centroids), mechanism)[0]
+    coverage.release(votes, len(query.centroids), mechanism)[0]
     for _ in range(calls)
   )
   return bool(np.all(np.stack(others) == first, axis=0).any())

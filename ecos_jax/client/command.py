@@ -1,7 +1,7 @@
 """What the commands of the client share: flags, names of data, files, consent.
 
-A command must destroy nothing by a slip of the hand: a ledger that is replaced
-by a response is a spend forgotten.
+A wrong flag must destroy nothing: a ledger that is replaced by a response
+forgets what was spent.
 """
 
 from pathlib import Path
@@ -10,10 +10,14 @@ import sys
 from absl import flags
 
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
+from ecos_jax.client import answering
+from ecos_jax.client import encoding
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import pools
+from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 
 
@@ -118,6 +122,34 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
     return pools.open_source(f.data, f.data_dir, classes)
 
 
+def encoder_of(message: messages.Question) -> registry.Encoder:
+  """Returns the encoder of a message: --encoder, or with --weights.
+
+  Raises:
+    EcosError: It cannot be loaded, or is not the message's.
+  """
+  f = flags.FLAGS
+  own = f.encoder and registry.get(f.encoder, flags=encoding.FLAGS)
+  return encoding.encoder_of(message, own, f.weights)
+
+
+def account(ledger: Path, name: str) -> answering.Account:
+  """Returns the account of the private data, with consent from the terminal."""
+  return answering.Account(ledger, name, flags.FLAGS.max_epsilon, _consent)
+
+
+def write(out: Path, answered: answering.Answered) -> None:
+  """Writes an answer and says what to do with it."""
+  if answered.stored is not None:
+    print(
+      f"stored   this was answered at {answered.stored}, so it costs nothing "
+      "now; it knows nothing of changes to the data since"
+    )
+  data = answered.answer.to_bytes()
+  files.write(out, data)
+  print(f"wrote    {out} ({len(data)} bytes): carry it to the cloud")
+
+
 def _same_file(a: Path, b: Path) -> bool:
   both = a.exists() and b.exists()
   return a.samefile(b) if both else a.resolve() == b.resolve()
@@ -162,7 +194,7 @@ def checked_paths(message: str) -> tuple[Path, Path]:
   return out, ledger_path
 
 
-def consent(text: str) -> None:
+def _consent(text: str) -> None:
   """Shows the text, and asks unless --yes is given.
 
   Raises:

@@ -1,71 +1,124 @@
-"""Which encoder the client's images go through: the one that a message names.
+"""The private samples as features, made with the encoder that a message names.
 
-Cloud and client must have the very same; a digest of its settings and weights
-says whether they do.
+Cloud and client must have the very same encoder; a digest of its settings and
+weights says whether they do.
 """
 
-from absl import flags
+from collections.abc import Iterator
+
+import numpy as np
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.config import limits
+from ecos_jax.data import features as feature_files
+from ecos_jax.data import pools
+from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
 
-_FLAGS = registry.Flags(
-  name="--encoder",
+# Features [n, d] float, or images: uint8 [n, h, w, 3] or a source.
+Data = np.ndarray | pools.Source
+
+FLAGS = registry.Flags(
+  name="`encoder`",
   image_size="encoder_settings.image_size",
-  weights="--weights",
+  weights="`weights`",
 )
 
 
+def blocks(
+  message: messages.Question,
+  data: Data,
+  encoder: registry.Encoder | None = None,
+  batch_size: int = 1024,
+) -> Iterator[np.ndarray]:
+  """Yields the features of all samples, in blocks [b, d].
+
+  Args:
+    message: From the cloud.
+    data: The private samples.
+    encoder: As in `encoder_of`.
+    batch_size: Images to read and encode at once.
+
+  Raises:
+    EcosError: An image cannot be read, the encoder is not the one installed
+      here, or d differs.
+  """
+  if isinstance(data, np.ndarray) and data.dtype != np.uint8:
+    yield data
+    return
+  if isinstance(data, np.ndarray):
+    data = pools.ArraySource("`data`", data)
+  if not isinstance(data, feature_files.FeatureSource):
+    encoder = encoder_of(message, encoder)
+  elif data.dimension != message.dimension:
+    raise errors.EcosError(
+      f"`data` must hold features [n, {message.dimension}], as the query's"
+    )
+  for start in range(0, len(data), batch_size):
+    rows = np.arange(start, min(start + batch_size, len(data)))
+    yield encode.of_rows(data, rows, encoder, batch_size)
+
+
+def features(
+  message: messages.Question,
+  data: Data,
+  encoder: registry.Encoder | None = None,
+  batch_size: int = 1024,
+) -> np.ndarray:
+  """Returns the features of all samples, [n, d]; see `blocks`."""
+  none = np.zeros((0, message.dimension), np.float32)
+  found = list(blocks(message, data, encoder, batch_size)) or [none]
+  return np.concatenate(found)
+
+
 def encoder_of(
-  message: messages.Query | messages.LabelRequest,
+  message: messages.Question,
   encoder: registry.Encoder | None = None,
   weights: str | None = None,
 ) -> registry.Encoder:
-  """Returns the message's encoder, if this installation has the very same.
+  """Returns the message's encoder, as this installation has it.
 
-  Of the message only a name that is known here, a size and a type are followed:
-  it cannot make the client run code, open a file or fetch one.
+  The message can only choose a known name, a size and a type: it cannot make
+  the client run code, open a file or fetch one.
 
   Args:
     message: From the cloud; not trusted.
-    encoder: The client's own, which the message's must be.
+    encoder: The client's own encoder, which must be the message's.
     weights: The client's own file of weights, as in `registry.get`.
 
   Raises:
-    EcosError: It has not, or the message's features are not that encoder's.
+    EcosError: The encoder here differs, or the message's features are not that
+      encoder's.
   """
   if encoder is None:
     encoder = _built(message, weights)
   if encoder.digest != message.encoder_digest:
     raise messages.ProtocolError(_difference(message, encoder))
-  query = isinstance(message, messages.Query)
-  d = (message.centroids if query else message.features).shape[1]
-  if encoder.dimension != d:
+  if encoder.dimension != message.dimension:
     raise messages.ProtocolError(
-      f"{'centroids' if query else 'features'} have d = {d}, the encoder "
+      f"{message.ARRAY} have d = {message.dimension}, the encoder "
       f"{encoder.name} has d = {encoder.dimension}"
     )
   return encoder
 
 
-def _built(
-  message: messages.Query | messages.LabelRequest, weights: str | None
-) -> registry.Encoder:
-  """Returns the encoder of that name and those settings, as it is here."""
+def _built(message: messages.Question, weights: str | None) -> registry.Encoder:
+  """Returns the encoder with the message's name and settings."""
   name, settings = message.encoder_name, message.encoder_settings
   if name not in registry.names():
     raise messages.ProtocolError(
-      f"encoder_name: unknown encoder {name}; the one of the cloud must be one "
-      f"of {', '.join(registry.names())}, or --encoder must name your own"
+      f"encoder_name: unknown encoder {name}; it must be one of "
+      f"{', '.join(registry.names())}, or `encoder` must be your own"
     )
   options = {}
   if name in registry.PRETRAINED:
     size, dtype = settings.get("image_size"), settings.get("dtype")
-    if type(size) is not int or not 0 < size <= config.MAX_IMAGE_SIZE:
+    if type(size) is not int or not 0 < size <= limits.MAX_IMAGE_SIZE:
       raise messages.ProtocolError(
         "encoder_settings.image_size must be an integer in [1, "
-        f"{config.MAX_IMAGE_SIZE}]"
+        f"{limits.MAX_IMAGE_SIZE}]"
       )
     if dtype not in (known := [member.value for member in config.ComputeType]):
       raise messages.ProtocolError(
@@ -73,38 +126,26 @@ def _built(
       )
     if weights is None and name not in registry.INSTALLED:
       raise messages.ProtocolError(
-        f"the cloud encodes by {name} with the weights "
-        f"{settings.get('source')}: give them as --weights"
+        f"the cloud encodes with {name} and the weights "
+        f"{settings.get('source')}: give them as `weights`"
       )
     options = {"image_size": size, "dtype": dtype}
-  return registry.get(name, weights=weights, flags=_FLAGS, **options)
+  return registry.get(name, weights=weights, flags=FLAGS, **options)
 
 
-def _difference(
-  message: messages.Query | messages.LabelRequest, encoder: registry.Encoder
-) -> str:
+def _difference(message: messages.Question, encoder: registry.Encoder) -> str:
   """Returns how the message's encoder differs from the one here."""
   name, settings = message.encoder_name, message.encoder_settings
   if name != encoder.name:
-    return f"encoder_name: the cloud has {name}, --encoder is {encoder.name}"
+    return f"encoder_name: the cloud has {name}, `encoder` is {encoder.name}"
   wanted, here = (s.get("weights") for s in (settings, encoder.settings))
   if wanted != here:
     return (
-      f"encoder_digest: the cloud encodes by {name} with the weights {wanted} "
+      f"encoder_digest: the cloud encodes with {name} and the weights {wanted} "
       f"({settings.get('source')}), those of {encoder.source} are {here}: give "
-      "the same as --weights"
+      "the same as `weights`"
     )
   return (
     f"encoder_digest: the encoder {name} of the cloud differs from the one "
     "installed here: cloud and client need the same ecos_jax"
   )
-
-
-def own_encoder() -> registry.Encoder | None:
-  """Returns the encoder that the flag --encoder names, if it does.
-
-  Raises:
-    EcosError: It cannot be loaded.
-  """
-  name = flags.FLAGS.encoder
-  return None if name is None else registry.get(name, flags=_FLAGS)

@@ -29,13 +29,10 @@ from ecos_jax.client import neighbours
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 
 _SCREEN, _VOTE = 0, 1
-
-
-class RefusedError(errors.EcosError):
-  """The budget does not allow one answer; nothing was spent."""
 
 
 class Samples(NamedTuple):
@@ -43,9 +40,6 @@ class Samples(NamedTuple):
 
   features: np.ndarray
   labels: np.ndarray
-
-
-Data = pools.Source | Samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +148,14 @@ def plan(
     insecure_noise_seed: As in `Labeller`.
 
   Raises:
-    RefusedError: Not one answer is affordable.
+    ledger.BudgetError: Not one answer is affordable.
   """
 
   def alone(cost: accounting.Cost | None) -> float:
     return cost.epsilon(terms.delta, terms.relation) if cost else 0.0
 
   answers = requests
-  for flag, budget, total in (
+  for name, budget, total in (
     ("epsilon", epsilon, alone),
     ("max_epsilon", max_epsilon, composed),
   ):
@@ -176,8 +170,8 @@ def plan(
       if not answers:
         spent = total(None)
         before = f"{spent:.6g} was spent before, and " if spent else ""
-        raise RefusedError(
-          f"refused: --{flag}={budget:g} is not enough: {before}with "
+        raise ledger.BudgetError(
+          f"refused: `{name}`={budget:g} is not enough: {before}with "
           f"{requests:,} requests screened and one answered it would be "
           f"{priced(1):.6g}; nothing was spent now: send fewer requests, or "
           "give more noise or a larger budget"
@@ -187,73 +181,58 @@ def plan(
 
 def encode(
   request: messages.LabelRequest,
-  data: Data,
-  batch_size: int,
+  data: pools.Source,
   encoder: registry.Encoder | None = None,
+  batch_size: int = 1024,
 ) -> Samples:
+  """Returns images with labels as samples; see `encoding.features`."""
+  features = encoding.features(request, data, encoder, batch_size)
+  return Samples(features, data.labels(np.arange(len(data))))
+
+
+def voting(request: messages.LabelRequest, samples: Samples) -> Samples:
   """Returns the samples that can vote: those whose label is a class.
 
-  Args:
-    request: From the cloud.
-    data: Images with labels, or features with labels.
-    batch_size: Images to read and encode at once.
-    encoder: As in `encoding.encoder_of`.
-
   Raises:
-    EcosError: No sample has a label, d differs, or the encoder is not the one
-      installed here.
+    EcosError: No sample has such a label, or the arrays do not fit.
   """
-  d = request.features.shape[1]
-  if isinstance(data, Samples):
-    features, labels = data
-    if features.ndim != 2 or features.shape[1] != d:
-      raise errors.EcosError(f"features must be [n, {d}], as the request's")
-  else:
-    encoder = encoding.encoder_of(request, encoder)
-    labels = data.labels(np.arange(len(data)))
-    features = np.empty((len(data), d), np.float32)
-    for start in range(0, len(data), batch_size):
-      indices = np.arange(start, min(start + batch_size, len(data)))
-      images = data.images(indices, encoder.image_size)
-      features[indices] = registry.encode(encoder, images, batch_size)
-  known = (labels >= 0) & (labels < request.terms.classes)
+  features, labels = samples
+  classes, d = request.terms.classes, request.dimension
+  if features.ndim != 2 or features.shape[1] != d:
+    raise errors.EcosError(
+      f"`data` must hold features [n, {d}], as the request's"
+    )
+  # No counts in errors: the number of samples is private.
+  if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu":
+    raise errors.EcosError("`labels` must be [n] integers, one for each sample")
+  known = (labels >= 0) & (labels < classes)
   if not known.any():
     raise errors.EcosError(
-      f"--data: no sample has a label in [0, {request.terms.classes - 1}], so "
-      "none can vote: give an .npz with images and labels, a folder with "
-      "folders 0, 1, ... or with those that --classes names, or a TFDS dataset "
-      "with labels"
+      f"`data`: no sample has a label in [0, {classes - 1}], so none can vote: "
+      "give an .npz with images and labels, a folder with folders 0, 1, ... or "
+      "with those that `classes` names, or a TFDS dataset with labels"
     )
   return Samples(features[known], labels[known])
 
 
 def label(
-  request_bytes: bytes,
-  data: Data,
-  labeller: Labeller,
-  *,
-  encoder: registry.Encoder | None = None,
-  batch_size: int = 1024,
-) -> bytes:
-  """Returns the labels of a request, as bytes, for one spend of the labeller.
+  request: messages.LabelRequest, samples: Samples, labeller: Labeller
+) -> messages.LabelResponse:
+  """Returns the labels of a request, which spends the labeller once.
 
   Args:
-    request_bytes: From the cloud; not trusted.
-    data: Images with labels, or features with labels.
-    labeller: What the client decided; for as many requests as there are.
-    encoder: As in `encoding.encoder_of`.
-    batch_size: Images to read and encode at once.
+    request: From the cloud.
+    samples: The private samples.
+    labeller: What the client decided, planned for this number of requests.
 
   Raises:
-    EcosError: The request is refused, or the data do not fit it.
+    EcosError: The samples or the labeller do not fit the request.
   """
-  request = messages.LabelRequest.from_bytes(request_bytes)
   m, terms = len(request.features), labeller.terms
   if (m, request.terms.classes) != (labeller.requests, terms.classes):
     raise errors.EcosError("the labeller was planned for another request")
-  samples = encode(request, data, batch_size, encoder)
   voters = neighbours.Neighbours(
-    *samples, k=terms.neighbours, classes=terms.classes
+    *voting(request, samples), k=terms.neighbours, classes=terms.classes
   )
 
   def noised(step: int, start: int, rows: np.ndarray) -> np.ndarray:
@@ -275,7 +254,7 @@ def label(
     if not left:
       considered = int(passed[-1]) + 1
       break
-  response = messages.LabelResponse(
+  return messages.LabelResponse(
     labels=labels,
     request_digest=request.digest,
     terms=terms,
@@ -284,4 +263,22 @@ def label(
     epsilon=labeller.cost.epsilon(terms.delta, terms.relation),
     private=labeller.insecure_noise_seed is None,
   )
-  return response.to_bytes()
+
+
+def outcome(requests: int, considered: int, answered: int) -> str:
+  """Returns in words how many requests were labelled.
+
+  Args:
+    requests: Number of requests.
+    considered: Of these, considered before the answers were used up.
+    answered: Of these, labelled; the client abstained from the others.
+  """
+  abstained = considered - answered
+  text = (
+    f"{answered:,} of {requests:,} answered, {abstained:,} of {considered:,} "
+    f"abstained ({100 * abstained / considered:.1f} %)"
+  )
+  if considered < requests:
+    rest = requests - considered
+    text += f", {rest:,} not considered: the budget is used up"
+  return text

@@ -1,1 +1,1 @@
-"""What runs beside the accelerators; it never sees private data."""
+"""The cloud's side, which never sees private data."""

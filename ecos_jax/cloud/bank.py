@@ -1,20 +1,17 @@
 """The feature bank: the features of the whole pool on disk, row i = sample i.
 
-A folder, local or in a bucket (fsspec), of `.npy` shards, which every tool
-reads, and `bank.json`, written last: the rows, size and sha256 of every shard,
-and the digests of encoder and pool. Until then each finished shard has a small
-JSON fragment, written after it: a killed build goes on behind the shards that
-have one.
+A bank is a folder, local or in a bucket (fsspec), of `.npy` shards, which every
+tool reads, and `bank.json`: the rows, size and sha256 of every shard, and the
+digests of the encoder and the pool. `bank.json` is written last. Until then a
+small JSON file, written after each shard, says that the shard is complete: an
+interrupted build continues after these.
 
-Opening compares the size of every shard, which costs one listing; `verify`
-reads everything and compares checksums: the main job does, before it reads a
-bank that an earlier call made. A bank holds finite numbers only: others are
-refused when it is made.
+Opening a bank compares the sizes of the shards, which costs one listing.
+`verify` reads everything and compares checksums. A bank holds only finite
+numbers: others are refused when it is built.
 """
 
-import collections
 from collections.abc import Iterator
-from concurrent import futures
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,15 +27,21 @@ MANIFEST = "bank.json"
 VERSION = 1
 _WINDOW_BYTES = 64 << 20
 _ALIGNMENT = 64
-# Blocks read ahead, each by a thread of its own: that hides the latency of a
-# bucket, and some of a cold disk's.
+# Blocks read ahead, each by its own thread: hides the latency of a bucket, and
+# some of a cold disk's.
 _AHEAD = 4
 
 
 class Shard(NamedTuple):
-  """Rows [start, start + rows) in one file of `size` bytes.
+  """Rows [start, start + rows) of a bank, in one file.
 
-  `offset` is where the numbers begin.
+  Attributes:
+    file: Its name.
+    start: The first row.
+    rows: How many.
+    offset: Where the numbers begin, in bytes.
+    size: Of the whole file, in bytes.
+    sha256: Of the whole file, as hex.
   """
 
   file: str
@@ -58,14 +61,14 @@ def _aligned(rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
 
 
 class FeatureBank:
-  """An open bank; all reads are checked for length, none for checksums.
+  """An open bank. Reads check lengths; only `verify` checks checksums.
 
   Attributes:
     shape: (N, d).
     dtype: float16 or float32.
     encoder: Digest of the encoder.
     pool: Digest of the pool.
-    digest: sha256 (hex) of what it holds: rows, shards and the digests above.
+    digest: sha256 (hex) of the manifest, which has the digests of all content.
   """
 
   def __init__(self, folder: storage.Folder, manifest: dict[str, Any]):
@@ -82,15 +85,15 @@ class FeatureBank:
 
   @classmethod
   def open(cls, path: Path | str, digest: str | None = None) -> "FeatureBank":
-    """Returns the bank in a folder, after a check of all sizes.
+    """Returns the bank in a folder, after checking the sizes of its files.
 
     Args:
       path: A folder, or a URL that fsspec knows.
-      digest: What its digest must be; None: it is not checked.
+      digest: The digest that the bank must have; None for any.
 
     Raises:
-      BankError: There is none, it is damaged, a shard is missing or has
-        another size, or there is a shard that is not of this bank.
+      BankError: The folder has no bank, a file is damaged or missing or of
+        another size, or there is a .npy file that is not part of the bank.
     """
     folder = storage.Folder(path)
     sizes = folder.sizes()
@@ -100,10 +103,10 @@ class FeatureBank:
       )
     manifest = folder.read_json(MANIFEST)
     if manifest.get("version") != VERSION:
-      raise storage.BankError(
-        f"{folder.path(MANIFEST)} is of version {manifest.get('version')}, "
-        f"this program reads version {VERSION}: delete {path}, and build the "
-        "bank again"
+      raise folder.error(
+        MANIFEST,
+        f"is of version {manifest.get('version')}, this program reads version "
+        f"{VERSION}",
       )
     try:
       bank = cls(folder, manifest)
@@ -118,10 +121,7 @@ class FeatureBank:
           if shard.file in sizes
           else "is missing"
         )
-        raise storage.BankError(
-          f"{folder.path(shard.file)} {state}: delete {path}, and build the "
-          "bank again"
-        )
+        raise folder.error(shard.file, state)
     listed = {shard.file for shard in bank._shards}
     foreign = sorted(f for f in sizes if f.endswith(".npy") and f not in listed)
     if foreign:
@@ -135,7 +135,7 @@ class FeatureBank:
     """Reads every shard and compares checksums; processes share the work.
 
     Args:
-      alone: Whether this process does it all.
+      alone: Whether this process does all of it.
 
     Raises:
       BankError: A shard was altered.
@@ -147,23 +147,20 @@ class FeatureBank:
       own, desc="checking the bank", unit=" shards", disable=None
     ):
       if self._folder.sha256(shard.file) != shard.sha256:
-        raise storage.BankError(
-          f"{self._folder.path(shard.file)} was altered since it was written: "
-          f"delete {self._folder.name}, and build the bank again"
-        )
+        raise self._folder.error(shard.file, "was altered after it was written")
 
   def blocks(
     self, rows: int, part: slice = slice(None)
   ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (first row, features [<= rows, d]) in order.
 
-    Threads read the next blocks meanwhile, into a few buffers: a block is valid
+    Threads read the next blocks meanwhile into a few buffers: a block is valid
     until the next but one is asked for.
 
     Args:
       rows: Rows of a block; the last may have fewer.
-      part: The rows of each block that are read and yielded, for a process that
-        needs no others; the first row stays that of the whole block.
+      part: Which rows of each block to read and yield, for a process that needs
+        no others; the first row is still that of the whole block.
     """
     n, d = self.shape
     begin, end, _ = part.indices(rows)
@@ -178,16 +175,7 @@ class FeatureBank:
       self._read(start + begin, block)
       return start, block
 
-    count = -(-n // rows)
-    with futures.ThreadPoolExecutor(_AHEAD) as reader:
-      reads = collections.deque(
-        reader.submit(read, number) for number in range(min(_AHEAD, count))
-      )
-      for following in range(_AHEAD, count + _AHEAD):
-        block = reads.popleft().result()
-        if following < count:
-          reads.append(reader.submit(read, following))
-        yield block
+    return storage.ahead(read, range(-(-n // rows)), _AHEAD)
 
   def _read(self, start: int, out: np.ndarray) -> None:
     """Fills `out` [m, d] with the rows from `start` on."""
@@ -206,10 +194,13 @@ class FeatureBank:
       done += count
 
   def take(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the features of some samples, float32 [m, d].
+    """Returns some rows, float32 [m, d].
 
     Args:
-      indices: [m] rows in any order.
+      indices: int64 [m], in any order, with or without repetition.
+
+    Raises:
+      IndexError: An index does not lie in 0..N - 1.
     """
     indices = np.asarray(indices, np.int64)
     if len(indices) and not (
@@ -232,7 +223,7 @@ class FeatureBank:
     d = self.shape[1]
     row_bytes = d * self.dtype.itemsize
     if self._folder.is_local:
-      # Mapped pages count as memory, so only a part is mapped at a time.
+      # Mapped pages count as memory, so only a window is mapped at a time.
       step = max(_WINDOW_BYTES // row_bytes, 1)
       parts = []
       for first in range(0, shard.rows, step):

@@ -1,12 +1,12 @@
-"""What ECOS is compared with: other ways to choose a proxy from the pool."""
+"""Other ways to choose a proxy from the pool, to compare ECOS with."""
 
 import jax
 import numpy as np
 
 from ecos_jax import errors
-from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import start as start_lib
 
@@ -19,8 +19,7 @@ _MAK_CANDIDATES = 1.5
 def _check_budget(budget: int, n: int) -> None:
   if not 1 <= budget <= n:
     raise errors.EcosError(
-      f"--config.sampling.budget={budget}: it must lie between 1 and the size "
-      f"of the pool, {n}"
+      f"`budget` must lie between 1 and the size of the pool, {n}, got {budget}"
     )
 
 
@@ -51,14 +50,13 @@ def random(n: int, budget: int, key: jax.Array) -> np.ndarray:
   return start_lib.subsample(n, budget, key)
 
 
-def kcenter(
-  bank: bank_lib.FeatureBank, budget: int, key: jax.Array
-) -> np.ndarray:
+def kcenter(bank: chunks.Features, budget: int, key: jax.Array) -> np.ndarray:
   """Returns k-center greedy of the pool, int64 [B], sorted.
 
-  Begins with a random sample and always adds the one farthest from all chosen
-  (Sener and Savarese 2018, algorithm 1). Knows nothing of the client. A pool of
-  more than 65,536 samples and 8 B is represented by that many at random.
+  It begins with a random sample and always adds the one farthest from all
+  chosen (Sener and Savarese 2018, algorithm 1). It knows nothing of the client.
+  If the pool has more than max(65,536, 8 B) samples, it chooses from that many
+  random ones.
 
   Args:
     bank: Features, [N, d].
@@ -75,20 +73,20 @@ def kcenter(
   rows = start_lib.subsample(n, limit, sample_key)
   start = int(start_lib.generator(start_key).integers(limit))
   nearest = np.full(limit, np.inf, np.float32)
-  return rows[_k_center(bank.take(rows), nearest, start, budget)]
+  return rows[_k_center(chunks.take(bank, rows), nearest, start, budget)]
 
 
 def mak(
-  bank: bank_lib.FeatureBank,
+  bank: chunks.Features,
   client_features: np.ndarray,
   budget: int,
   key: jax.Array,
 ) -> np.ndarray:
   """Returns the choice of MAK, which sees the client's features: NOT PRIVATE.
 
-  For simulation only, as the upper baseline. The candidates are the 1.5 B
-  samples nearest to 10 means of the client's features; of these, k-center
-  greedy that counts the client's features as chosen (MAK, NeurIPS 2021).
+  For simulation only, as an upper baseline (MAK, NeurIPS 2021). The candidates
+  are the 1.5 B samples nearest to 10 means of the client's features. Of these
+  it chooses by k-center greedy, as if the client's features were chosen before.
 
   Args:
     bank: Features, [N, d].
@@ -110,6 +108,6 @@ def mak(
   distances = np.concatenate(parts)
   count = min(n, int(_MAK_CANDIDATES * budget))
   rows = np.sort(np.argsort(distances, kind="stable")[:count])
-  features = bank.take(rows)
+  features = chunks.take(bank, rows)
   nearest = np.asarray(assign.assign(features, client_features).distances)
   return rows[_k_center(features, nearest, int(np.argmax(nearest)), budget)]

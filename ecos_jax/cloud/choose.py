@@ -217,7 +217,7 @@ def quotas(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
     EcosError: The budget is not positive.
   """
   if budget < 1:
-    raise errors.EcosError(f"--config.sampling.budget={budget}: it must be > 0")
+    raise errors.EcosError(f"`budget` must be > 0, got {budget}")
   if not np.isfinite(weights).all() or weights.min() < 0:
     raise ValueError("weights must be finite and not negative")
   # Python integers: products of counts overflow int64 in huge pools. A power of

@@ -191,8 +191,8 @@ def _fit(
   """Returns k-means on `sample`, with centroids of the type of `features`."""
   if not 1 <= config.size <= features.shape[0]:
     raise errors.EcosError(
-      f"--config.codebook.size={config.size}: it must lie between 1 and the "
-      f"number of samples, {features.shape[0]}"
+      f"`size` must lie between 1 and the number of samples, "
+      f"{features.shape[0]}, got {config.size}"
     )
   if config.algorithm is config_lib.Algorithm.MINI_BATCH:
     fitted = mini_batch.fit(sample, config.size, key, mesh=mesh)

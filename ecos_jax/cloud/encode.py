@@ -1,16 +1,14 @@
-"""How a feature bank comes to be: encoded from a pool, or from files there are.
+"""Builds a feature bank: encodes a pool, or adopts `.npy` files of features.
 
-Encoding overlaps reading, the device and writing, and an interrupted build goes
-on behind the shards that are complete. Several processes share the shards, and
-process 0 writes the manifest once all are there: the files are the same,
-whoever wrote them. Existing `.npy` embeddings become a bank by a manifest
-beside them. Features that are not finite are refused by row.
+Reading, encoding and writing overlap, and an interrupted build continues after
+its complete shards. Several processes share the shards, and process 0 writes
+the manifest once all are there. An adopted file is not copied: the manifest is
+written beside it. Features that are not finite are refused, with their rows.
 """
 
-import collections
-from collections.abc import Sequence
-from concurrent import futures
+from collections.abc import Iterator, Sequence
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -31,7 +29,7 @@ from ecos_jax.encoders import registry
 
 _DTYPES = ("float16", "float32")
 _BLOCK_BYTES = 16 << 20
-# Shards in memory that are being written: hides the latency of a bucket.
+# Shards in memory that are being written.
 _WRITES = 4
 
 
@@ -63,7 +61,7 @@ def _check_identity(
   for name, wanted in identity.items():
     if found.get(name) != wanted:
       raise storage.BankError(
-        f"{folder.name} holds a feature bank made otherwise: {name} was "
+        f"{folder.name} holds another feature bank: its {name} was "
         f"{found.get(name)}, now is {wanted}; delete it, or take another folder"
       )
 
@@ -80,7 +78,7 @@ def _write_shard(
     raise storage.BankError(
       f"the features of samples {', '.join(map(str, start + bad))} are not "
       f"finite in {features.dtype}: look at these images, or set "
-      "--config.bank.dtype=float32"
+      "`bank.dtype`=float32"
     )
   header = io.BytesIO()
   np.lib.format.write_array_header_1_0(
@@ -143,19 +141,17 @@ def build(
   shard_rows: int = 8192,
   batch_size: int = 1024,
 ) -> bank_lib.FeatureBank:
-  """Returns the bank of a pool, encoding what is not there yet.
+  """Returns the bank of a pool, after encoding the shards that are missing.
 
-  A thread reads the images of the next batch and others write up to four shards
-  while the device encodes. All processes must call this alike; each encodes and
-  writes its part of the shards.
+  All processes must call this alike; each encodes a part of the shards.
 
   Args:
     path: A folder, or a URL that fsspec knows.
     pool: The images.
-    encoder: Gives [b, d] float32 for a batch of images.
-    dtype: 'float16' or 'float32', what the bank holds.
+    encoder: Maps a batch of images to float32 [b, d].
+    dtype: Of the numbers in the bank, 'float16' or 'float32'.
     shard_rows: Rows of a shard.
-    batch_size: Images a call of the encoder.
+    batch_size: Images to encode at once.
 
   Raises:
     BankError: The pool is empty, the folder holds another bank, or features
@@ -164,7 +160,7 @@ def build(
   """
   if dtype not in _DTYPES:
     raise storage.BankError(
-      f"--config.bank.dtype={dtype}: it must be one of {', '.join(_DTYPES)}"
+      f"`bank.dtype`={dtype}: it must be one of {', '.join(_DTYPES)}"
     )
   n = len(pool)
   if not n:
@@ -184,8 +180,13 @@ def build(
   todo = distributed.first(lambda: _unfinished(folder, identity, ranges))
   if todo is not None:
     own = todo[jax.process_index() :: jax.process_count()]
+    shards = [(number, ranges[number]) for number in own]
+    encoded = _encoded(pool, encoder, dtype, batch_size, shards)
+    write = functools.partial(_write_shard, folder, identity)
     with distributed.saving():
-      _encode(folder, identity, pool, encoder, batch_size, ranges, own)
+      # Writing in threads hides the latency of a bucket.
+      for _ in storage.ahead(lambda shard: write(*shard), encoded, _WRITES - 1):
+        pass
       distributed.barrier()
       if distributed.first(distributed.told_to_stop):
         raise errors.PreemptedError
@@ -193,66 +194,49 @@ def build(
   return bank_lib.FeatureBank.open(path)
 
 
-def _encode(
-  folder: storage.Folder,
-  identity: dict[str, Any],
+def _encoded(
   pool: pools.Pool,
   encoder: registry.Encoder,
+  dtype: str,
   batch_size: int,
-  ranges: Sequence[range],
-  own: Sequence[int],
-) -> None:
-  """Encodes and writes the shards `own`; ends early when told to stop."""
-  dtype = identity["dtype"]
+  shards: Sequence[tuple[int, range]],
+) -> Iterator[tuple[int, int, np.ndarray]]:
+  """Yields (number, first row, features) of shards; ends early if told to.
+
+  A thread reads the next images while the device encodes.
+  """
   batches = [
-    (number, start, min(start + batch_size, ranges[number].stop))
-    for number in own
-    for start in ranges[number][::batch_size]
+    (number, rows, batch)
+    for number, rows in shards
+    for start in rows[::batch_size]
+    for batch in [range(start, min(start + batch_size, rows.stop))]
   ]
 
-  def read(batch: tuple[int, int, int]) -> np.ndarray:
-    return pool.images(np.arange(batch[1], batch[2]), encoder.image_size)
+  def read(batch: tuple[int, range, range]) -> np.ndarray:
+    return pool.images(np.arange(batch[2].start, batch[2].stop), size)
 
+  size = encoder.image_size
+  features = np.zeros((0, encoder.dimension), dtype)
   progress = tqdm.tqdm(
-    total=sum(len(ranges[number]) for number in own),
+    total=sum(len(rows) for _, rows in shards),
     desc="encoding",
     unit=" images",
     disable=None,
   )
-  writing = collections.deque[futures.Future]()
-  # Left last: writes under way end before an error goes up.
-  with (
-    progress,
-    futures.ThreadPoolExecutor(1) as reader,
-    futures.ThreadPoolExecutor(_WRITES) as writer,
-  ):
-    following = reader.submit(read, batches[0]) if batches else None
-    features = np.zeros((0, encoder.dimension), dtype)
-    for i, (number, start, stop) in enumerate(batches):
-      rows = ranges[number]
-      if start == rows.start:
-        if len(writing) == _WRITES:
-          writing.popleft().result()
+  with progress:
+    images = storage.ahead(read, batches, 1)
+    for number, rows, batch in batches:
+      if batch.start == rows.start:
         features = np.empty((len(rows), encoder.dimension), dtype)
-      assert following is not None
-      images = following.result()
-      if i + 1 < len(batches):
-        following = reader.submit(read, batches[i + 1])
-      encoded = registry.encode(encoder, images, batch_size)
+      encoded = registry.encode(encoder, next(images), batch_size)
       # What float16 cannot hold becomes infinite, and is refused by name.
       with np.errstate(over="ignore"):
-        features[start - rows.start : stop - rows.start] = encoded
-      progress.update(stop - start)
-      if stop == rows.stop:
-        writing.append(
-          writer.submit(
-            _write_shard, folder, identity, number, rows.start, features
-          )
-        )
+        features[batch.start - rows.start :][: len(batch)] = encoded
+      progress.update(len(batch))
+      if batch.stop == rows.stop:
+        yield number, rows.start, features
       if distributed.told_to_stop():
-        break
-    for write in writing:
-      write.result()
+        return
 
 
 def _complete(
@@ -267,7 +251,7 @@ def _complete(
 
 def _adopt(folder: storage.Folder, file: str, size: int, start: int):
   """Returns the shard of an existing .npy file, its d and its dtype."""
-  # The user's own file, where it is linked.
+  # Errors name the user's own file, not a link to it.
   link = folder.path(file)
   path = Path(link).resolve() if Path(link).is_symlink() else link
   try:
@@ -314,19 +298,19 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
 def from_npy(
   path: Path | str, *, encoder: str, pool: str
 ) -> bank_lib.FeatureBank:
-  """Returns the bank of existing `.npy` files, by a manifest beside them.
+  """Returns the bank of existing `.npy` files; writes a manifest beside them.
 
-  Nothing is copied; process 0 reads everything once, for checksums and
-  finiteness.
+  Nothing is copied. Process 0 reads everything once, to compute checksums and
+  to find numbers that are not finite.
 
   Args:
-    path: Folder or URL with `.npy` files of [rows, d] float16 or float32, all
-      alike; in the order of their names they are the pool's rows.
-    encoder: Digest of the encoder they come from.
-    pool: Digest of the pool they belong to.
+    path: Folder or URL with `.npy` files, all float16 or all float32 [rows, d];
+      in the order of their names they are the rows of the pool.
+    encoder: Digest of the encoder that made the features.
+    pool: Digest of the pool.
 
   Raises:
-    BankError: There are none, they do not fit together, or some row is not
+    BankError: There is no such file, two do not fit together, or a row is not
       finite.
   """
   folder = storage.Folder(path)
@@ -337,12 +321,12 @@ def from_npy(
 def link(
   path: Path, files: Sequence[Path], *, encoder: str, pool: str
 ) -> bank_lib.FeatureBank:
-  """Returns the bank of existing local files, linked from an empty folder.
+  """Returns the bank of existing local files; writes links and a manifest.
 
-  So the folder of the files, which may be read-only, stays as it is.
+  So the folder of the files is not changed, and may be read-only.
 
   Args:
-    path: Gets a symbolic link to each file, and the manifest.
+    path: The folder for the symbolic links and the manifest.
     files: As in `from_npy`, in the order of the rows.
     encoder: As in `from_npy`.
     pool: As in `from_npy`.

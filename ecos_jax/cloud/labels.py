@@ -1,4 +1,4 @@
-"""The cloud's side of client labelling: the request, and its answer read."""
+"""The request to the client for labels, and its answer, on the cloud's side."""
 
 import numpy as np
 
@@ -14,11 +14,11 @@ def request(
 ) -> messages.LabelRequest:
   """Returns the request for the labels of some samples.
 
-  A client whose budget ends stops, so the samples that matter most come first,
-  or all come in random order.
+  The client stops when its budget ends: put the samples that matter most first,
+  or all in random order.
 
   Args:
-    features: [m, d], of public samples.
+    features: float16 or float32 [m, d], of public samples.
     encoder: What made the features.
     terms: What to propose to the client.
 

@@ -26,11 +26,11 @@ from ecos_jax.clustering import start as start_lib
 
 _CANDIDATES_PER_SAMPLE = 8
 _MIN_CANDIDATES = 4096
-# Rows of the assignment looked at together, and candidates worked on together.
+# Rows of the assignment to read at a time, and candidates to compare at a time.
 _SCAN_ROWS = 1 << 22
 _GROUP_ROWS = 1 << 15
 _MIN_WIDTH = 64
-# Clusters that the density at a sample is interpolated between.
+# The density at a sample is interpolated between so many nearby clusters.
 _NEIGHBOURS = 8
 
 
@@ -38,18 +38,18 @@ _NEIGHBOURS = 8
 def farthest_first(
   features: jax.Array, nearest: jax.Array, start: jax.Array, steps: jax.Array
 ) -> jax.Array:
-  """Returns the order of k-center greedy in many sets at once, int32 [g, m].
+  """Returns the order of k-center greedy in several sets, int32 [g, m].
 
-  Each step adds to every set the sample farthest from those chosen there
-  (Gonzalez 1985); ties go to the lowest index. All sets advance together, one
-  pass over the features a step.
+  Each step chooses in every set the sample farthest from those chosen before
+  (Gonzalez 1985); ties go to the lowest index. All sets advance together: a
+  step is one pass over the features.
 
   Args:
     features: float32 [g, m, d], g sets of m samples.
-    nearest: float32 [g, m], squared distance to what was chosen before;
-      infinity if nothing was, minus infinity for padding: never chosen.
-    start: int32 [g], the sample that each set begins with.
-    steps: int32, how many samples to choose from each set.
+    nearest: float32 [g, m], squared distance to the nearest earlier choice;
+      infinity if there is none; minus infinity for samples never to choose.
+    start: int32 [g], the first choice in each set.
+    steps: int32, the number of samples to choose in each set.
 
   Returns:
     The step at which each sample was chosen; `steps` or more if it was not.
@@ -59,7 +59,7 @@ def farthest_first(
 
   def step(i, carry):
     order, nearest, chosen = carry
-    # Sets that are used up choose again what has an earlier place.
+    # A set that is used up chooses samples again: their first step counts.
     order = order.at[sets, chosen].min(i)
     products = jnp.einsum(
       "gmd,gd->gm",
@@ -86,17 +86,17 @@ def _candidates(
 ) -> list[np.ndarray]:
   """Returns the candidates of each cluster, int64 [m_r], in random order.
 
-  Every row has a random rank that depends on the key and the row only; the
-  candidates are the lowest ranks of a cluster.
+  Every row has a random rank, which depends only on the key and the row. The
+  candidates are the rows of a cluster with the lowest ranks.
   """
   limits = np.maximum(_CANDIDATES_PER_SAMPLE * quotas, _MIN_CANDIDATES)
   limits = np.where(
     quotas > 0, np.minimum(_round_up_to_power_of_two(limits), sizes), 0
   )
-  # Ranks below this bound are enough: six standard deviations above the mean.
+  # The lowest ranks lie below this bound: six standard deviations of margin.
   bound = (limits + 6 * np.sqrt(limits) + 1) / np.maximum(sizes, 1)
   bound = np.where(limits == sizes, 2.0, bound) * (limits > 0)
-  # The label -1 is that of rows in no cluster: no rank is below 0.
+  # Rows in no cluster have the label -1, whose bound no rank is below.
   bound = np.append(bound, 0.0)
   random = start_lib.generator(key)
   found = []
@@ -117,11 +117,11 @@ def _candidates(
 def _groups(
   candidates: list[np.ndarray], quotas: np.ndarray
 ) -> Iterator[tuple[list[int], int, int]]:
-  """Yields (clusters, sets, width): what `farthest_first` takes in one call.
+  """Yields (clusters, sets, width) for each call of `farthest_first`.
 
-  Clusters of like size and like quota go together, so that few steps are spent
-  on clusters that are finished; the shapes are powers of two, so that few
-  programs are compiled.
+  Clusters of similar size and quota go together, so that few steps are spent on
+  clusters that are finished. The shapes are powers of two, so that few programs
+  are compiled.
   """
   lengths = np.array([len(rows) for rows in candidates])
   widths = np.maximum(_round_up_to_power_of_two(lengths), _MIN_WIDTH)
@@ -143,21 +143,21 @@ def _among(
   quota: int,
   options: config.Sampling,
 ) -> np.ndarray:
-  """Returns which samples of a cluster to choose among, the nearest first.
+  """Returns the samples of a cluster to choose from, the nearest first.
 
-  Of those that differ the share `likely` that is densest, of these the share
-  `central` that is nearest to the centroid; at least `quota`. Copies of others
-  come last.
+  Of the distinct samples these are the share `likely` with the highest density,
+  and of that the share `central` nearest to the centroid, but at least `quota`.
+  Copies of other samples come last.
 
   Args:
     features: float32 [m, d].
     density: float [m], from `_density`.
     distances: float32 [m], to the centroid.
-    ranks: int64 [m], random, for equal densities.
-    quota: How many will be chosen; at most m.
+    ranks: int64 [m], random order of samples with the same density.
+    quota: Number of samples that will be chosen; at most m.
     options: `likely` and `central`.
   """
-  # Adding 0 makes -0 a 0, so that equal rows are equal bytes.
+  # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
   rows = np.ascontiguousarray(features + np.float32(0))
   rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
   copies = np.ones(len(rows), np.bool_)
@@ -179,10 +179,11 @@ def _neighbours(centroids: np.ndarray, clusters: list[int]) -> np.ndarray:
 def _density(
   features: np.ndarray, centroids: np.ndarray, density: np.ndarray
 ) -> np.ndarray:
-  """Returns the density at samples, between those of nearby clusters, [m].
+  """Returns the density at samples, [m], interpolated between clusters.
 
-  A mean with the weights exp(-(a - a_min) / s), where a is the squared distance
-  to a centroid and s the median of a - a_min for the third nearest.
+  The mean of their densities with the weights exp(-(a - a_min) / s), where a is
+  the squared distance to a centroid and s the median over the samples of
+  a - a_min for the third nearest centroid.
 
   Args:
     features: float32 [m, d].
@@ -197,57 +198,45 @@ def _density(
   return weights @ density / weights.sum(axis=1)
 
 
-def _spread(
-  bank: chunks.Features,
+def _ordered(
+  features: chunks.Features,
   candidates: list[np.ndarray],
-  centroids: np.ndarray,
+  book: codebook.Codebook,
   density: np.ndarray,
   quotas: np.ndarray,
   options: config.Sampling,
-) -> dict[int, np.ndarray]:
-  """Returns the chosen rows of each cluster, in order; quota 0: no entry."""
-  chosen = {}
-  progress = tqdm.tqdm(
-    total=int(quotas.sum()), desc="sampling", unit=" samples", disable=None
-  )
-  with progress:
-    for clusters, sets, width in _groups(candidates, quotas):
-      features = np.zeros((sets, width, bank.shape[1]), np.float32)
-      nearest = np.full((sets, width), -np.inf, np.float32)
-      first = np.zeros(sets, np.int32)
-      members = [np.sort(candidates[r]) for r in clusters]
-      taken = chunks.take(bank, np.concatenate(members))
-      ends = np.cumsum([len(rows) for rows in members])
-      parts = np.split(taken, ends[:-1])
-      around = _neighbours(centroids, clusters)
-      for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
-        # Of the sorted rows: the candidates are in random order.
-        ranks = np.argsort(candidates[r])
-        among = _among(
-          part,
-          _density(part, centroids[around[i]], density[around[i]]),
-          np.sum((part - centroids[r]) ** 2, axis=1),
-          ranks,
-          int(quotas[r]),
-          options,
-        )
-        features[i, : len(part)] = part
-        nearest[i, among] = np.inf
-        first[i] = among[0]
-        if options.within is config.Within.RANDOM:
-          among = among[np.argsort(ranks[among])]
-        chosen[r] = members[i][among[: quotas[r]]]
-      if options.within is config.Within.KCENTER:
-        order = np.asarray(
-          farthest_first(
-            features, nearest, first, np.int32(quotas[clusters].max())
-          )
-        )
-        for i, (r, rows) in enumerate(zip(clusters, members, strict=True)):
-          steps = order[i, : len(rows)]
-          chosen[r] = rows[np.argsort(steps, kind="stable")[: quotas[r]]]
-      progress.update(int(quotas[clusters].sum()))
-  return chosen
+) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
+  """Yields (clusters, their sorted candidates, the order of these [g, m])."""
+  for clusters, sets, width in _groups(candidates, quotas):
+    padded = np.zeros((sets, width, features.shape[1]), np.float32)
+    order = np.full((sets, width), width)
+    nearest = np.full((sets, width), -np.inf, np.float32)
+    first = np.zeros(sets, np.int32)
+    members = [np.sort(candidates[r]) for r in clusters]
+    taken = chunks.take(features, np.concatenate(members))
+    parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
+    around = _neighbours(book.centroids, clusters)
+    for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
+      # The candidates are in random order: their places among sorted rows.
+      ranks = np.argsort(candidates[r])
+      among = _among(
+        part,
+        _density(part, book.centroids[around[i]], density[around[i]]),
+        np.sum((part - book.centroids[r]) ** 2, axis=1),
+        ranks,
+        int(quotas[r]),
+        options,
+      )
+      padded[i, : len(part)] = part
+      nearest[i, among] = np.inf
+      first[i] = among[0]
+      if options.within is config.Within.RANDOM:
+        among = among[np.argsort(ranks[among])]
+      order[i, among] = np.arange(len(among))
+    if options.within is config.Within.KCENTER:
+      steps = np.int32(quotas[clusters].max())
+      order = farthest_first(padded, nearest, first, steps)
+    yield clusters, members, order
 
 
 def decompress(
@@ -282,8 +271,18 @@ def decompress(
   if np.any(quotas > book.sizes):
     raise ValueError("a quota is larger than its cluster")
   candidates = _candidates(book.assignment, book.sizes, quotas, key)
+  chosen = list(candidates)
   partial = np.where(quotas < book.sizes, quotas, 0)
-  chosen = _spread(
-    features, candidates, book.centroids, density, partial, options
+  progress = tqdm.tqdm(
+    total=int(partial.sum()), desc="sampling", unit=" samples", disable=None
   )
-  return [chosen.get(r, rows) for r, rows in enumerate(candidates)]
+  with progress:
+    groups = _ordered(features, candidates, book, density, partial, options)
+    # The devices order one group while the next is prepared.
+    for clusters, members, order in chunks.one_ahead(groups):
+      order = np.asarray(order)
+      for r, rows, places in zip(clusters, members, order, strict=False):
+        first = np.argsort(places[: len(rows)], kind="stable")[: quotas[r]]
+        chosen[r] = rows[first]
+      progress.update(int(quotas[clusters].sum()))
+  return chosen

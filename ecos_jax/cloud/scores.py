@@ -1,20 +1,18 @@
-"""What noisy scores say of each cluster: which hold votes, and how many.
+"""Estimates the number of votes of each cluster from noisy scores.
 
-A score is a count of votes plus discrete Gaussian noise of a scale that is
-known, and no vote at all is noise alone. So one can test whether a cluster has
-votes, and estimate how many. Both post-process the response and cost no
-privacy, and both are O(R).
+A score is a count of votes plus discrete Gaussian noise of known scale. The
+estimate post-processes the answer, so it costs no privacy, and takes O(R).
 
-The estimate is empirical Bayes. Of the score s_r of a cluster of n_r samples
+It is empirical Bayes. The model of the score s_r of a cluster of n_r samples is
 
     s_r | q_r ~ Normal(q_r n_r, sigma^2),    q_r ~ G,
 
-where q_r is the density of the client's samples over that of the pool's, up to
-a factor. G may be any distribution on [0, oo) and is fitted to all scores by
-maximum likelihood (Kiefer and Wolfowitz 1956), on a grid, by EM (Laird 1978;
-Jiang and Zhang, Annals of Statistics 2009). The estimate of the votes is
-n_r E[q_r | s_r]. Where many clusters hold nothing, G puts mass near 0, and
-scores that noise can explain shrink to almost nothing: no threshold is needed.
+where q_r is the client's density over the pool's, up to a factor. G, any
+distribution on [0, oo), is fitted to all scores by maximum likelihood (Kiefer
+and Wolfowitz 1956), on a grid, by EM (Laird 1978; Jiang and Zhang, Annals of
+Statistics 2009). The estimate of the votes is n_r E[q_r | s_r]. If many
+clusters have no votes, G puts mass near 0, and scores that noise can explain
+shrink to almost nothing: no threshold is needed.
 """
 
 import numpy as np
@@ -24,10 +22,10 @@ from ecos_jax import errors
 
 _GRID = 256
 _ITERATIONS = 200
-# Clusters that G is fitted on; more would not make it much better.
+# G is fitted to at most so many clusters; more would change little.
 _FITTED = 4096
 _LEAST = 1e-15
-# Share of the votes that the covered clusters hold.
+# The covered clusters have this share of the votes.
 _COVERED = 0.95
 
 
@@ -40,15 +38,15 @@ def _kept(
   kept = (scores >= options.threshold * sigma) & (scores > 0)
   if not kept.any():
     raise errors.EcosError(
-      f"no score passes --config.sampling.threshold={options.threshold:g} at "
-      f"sigma {sigma:g} (the highest is {scores.max()}): lower it, lower "
-      "--config.privacy.sigma, or ask clients with more samples"
+      f"no score passes `sampling.threshold`={options.threshold:g} at sigma "
+      f"{sigma:g} (the highest is {scores.max()}): lower it, lower "
+      "`privacy.sigma`, or ask a client with more samples"
     )
   return kept
 
 
 def _grid(scores: np.ndarray, sizes: np.ndarray, sigma: float) -> np.ndarray:
-  """Returns 0 and densities from far below the noise to the largest."""
+  """Returns the grid of G: 0, and densities from below the noise upwards."""
   low = sigma / (8 * sizes.max())
   high = max((scores / sizes).max(), 2 * low)
   return np.append(0.0, np.geomspace(low, high, _GRID - 1))
@@ -57,7 +55,7 @@ def _grid(scores: np.ndarray, sizes: np.ndarray, sigma: float) -> np.ndarray:
 def posterior_mean(
   scores: np.ndarray, sizes: np.ndarray, sigma: float
 ) -> np.ndarray:
-  """Returns the votes to expect of each cluster, float64 [R], >= 0.
+  """Returns the posterior mean of each cluster's votes, float64 [R], >= 0.
 
   Args:
     scores: int64 [R], noisy.
@@ -75,9 +73,9 @@ def posterior_mean(
   fitted = likelihood(slice(None, None, -(-len(scores) // _FITTED)))
   prior = np.full(_GRID, 1 / _GRID)
   for _ in range(_ITERATIONS):
-    # Each cluster's posterior, averaged.
+    # The mean of the posteriors of all clusters.
     prior = prior * (fitted.T @ (1 / (fitted @ prior))) / len(fitted)
-  # A score unlike all that G was fitted on must not come out as 0 / 0.
+  # A score unlike all that G was fitted to must not result in 0 / 0.
   prior += _LEAST
   result = np.empty(len(scores))
   for start in range(0, len(scores), _FITTED):
@@ -109,15 +107,15 @@ def votes(
 
 
 def covered(votes: np.ndarray, sizes: np.ndarray, rows: int) -> np.ndarray:
-  """Returns which clusters a second round of questions is about, bool [R].
+  """Returns the clusters to ask about in a second round, bool [R].
 
-  The densest that hold 95 % of the votes, and then as many more as it takes to
-  hold `rows` samples.
+  These are the densest that have 95 % of the votes, and the next densest until
+  they have `rows` samples.
 
   Args:
-    votes: float64 [R], that each cluster is taken to have.
+    votes: float64 [R], the estimated votes of each cluster.
     sizes: int64 [R], samples of the pool in each cluster.
-    rows: How many samples they must hold; at most the sum of the sizes.
+    rows: Number of samples that they must have; at most the sum of the sizes.
   """
   order = np.argsort(-density(votes, sizes), kind="stable")
   held, members = np.cumsum(votes[order]), np.cumsum(sizes[order])
@@ -128,9 +126,9 @@ def covered(votes: np.ndarray, sizes: np.ndarray, rows: int) -> np.ndarray:
 
 
 def density(votes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-  """Returns v / n, float64 [R]: the client's density over the pool's.
+  """Returns votes / sizes, float64 [R]: the client's density over the pool's.
 
-  Up to a factor, that is how much of a cluster is likely the client's domain.
+  Up to a factor, this is the share of a cluster that is of the client's domain.
 
   Args:
     votes: float64 [R], from `votes`.

@@ -1,9 +1,12 @@
 """Files of a feature bank, on a local disk or in a bucket (fsspec)."""
 
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations import local
@@ -11,6 +14,9 @@ import numpy as np
 
 from ecos_jax import errors
 from ecos_jax import files
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class BankError(errors.EcosError):
@@ -22,11 +28,28 @@ def raw_bytes(array: np.ndarray) -> memoryview:
   return array.reshape(-1).view(np.uint8).data
 
 
+def ahead(
+  function: Callable[[_Item], _Result], items: Iterable[_Item], count: int
+) -> Iterator[_Result]:
+  """Yields function(item) in order; threads compute the next `count` meanwhile.
+
+  What threads have begun ends before the iteration does, or its error goes up.
+  """
+  with futures.ThreadPoolExecutor(count) as threads:
+    pending = collections.deque[futures.Future[_Result]]()
+    for item in items:
+      pending.append(threads.submit(function, item))
+      if len(pending) > count:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+
+
 class Folder:
   """A folder on any file system; files appear whole or not at all."""
 
   def __init__(self, path: Path | str):
-    """Points at a folder, or at a URL that fsspec knows."""
+    """Refers to a folder, or to a URL that fsspec knows; makes nothing."""
     self.fs, self.root = fsspec.core.url_to_fs(str(path))
     self.name = str(path)
     self.is_local = isinstance(self.fs, local.LocalFileSystem)
@@ -36,11 +59,11 @@ class Folder:
     return f"{self.root.rstrip('/')}/{file}"
 
   def make(self) -> None:
-    """Makes the folder, if it is not there."""
+    """Makes the folder if it does not exist."""
     self.fs.makedirs(self.root, exist_ok=True)
 
   def sizes(self) -> dict[str, int]:
-    """Returns the bytes of every file, by name."""
+    """Returns the size in bytes of every file, by name."""
     try:
       entries = self.fs.ls(self.root, detail=True, refresh=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -50,7 +73,7 @@ class Folder:
     }
 
   def write(self, file: str, *parts: bytes | memoryview) -> None:
-    """Writes a file of these parts, whole or not at all."""
+    """Writes a file that consists of these parts."""
     if self.is_local:
       files.write(Path(self.path(file)), *parts)
     else:
@@ -61,7 +84,7 @@ class Folder:
     """Returns the object in a JSON file.
 
     Raises:
-      BankError: It is damaged.
+      BankError: The file is damaged.
     """
     try:
       found = json.loads(self.fs.cat_file(self.path(file)))
@@ -71,35 +94,34 @@ class Folder:
       raise self.damaged(file)
     return found
 
-  def damaged(self, file: str) -> BankError:
-    """Returns the error about a file."""
+  def error(self, file: str, state: str) -> BankError:
+    """Returns an error about a file, with what to do."""
     return BankError(
-      f"{self.path(file)} is damaged: delete {self.name}, and build the bank "
-      "again"
+      f"{self.path(file)} {state}: delete {self.name}, and build the bank again"
     )
 
+  def damaged(self, file: str) -> BankError:
+    """Returns the error about a damaged file."""
+    return self.error(file, "is damaged")
+
   def read_into(self, file: str, offset: int, view: memoryview) -> None:
-    """Fills `view` from a file.
+    """Fills `view` with the bytes of a file from `offset` on.
 
     Raises:
       BankError: The file is shorter.
     """
-    if not self.is_local:
-      # One request: a file object of fsspec would read small pieces.
+    if self.is_local:
+      with Path(self.path(file)).open("rb") as stream:
+        stream.seek(offset)
+        count = stream.readinto(view)
+    else:
+      # One request: fsspec's file objects would read in small pieces.
       end = offset + len(view)
       data = self.fs.cat_file(self.path(file), start=offset, end=end)
-      if len(data) < len(view):
-        raise BankError(f"{self.path(file)} is truncated")
-      view[:] = data
-      return
-    with Path(self.path(file)).open("rb", buffering=0) as stream:
-      stream.seek(offset)
-      done = 0
-      while done < len(view):
-        count = stream.readinto(view[done:])
-        if not count:
-          raise BankError(f"{self.path(file)} is truncated")
-        done += count
+      count = len(data)
+      view[:count] = data
+    if count < len(view):
+      raise self.error(file, "is truncated")
 
   def sha256(self, file: str) -> str:
     """Returns the sha256 of a file, as hex."""

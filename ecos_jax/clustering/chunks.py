@@ -1,8 +1,9 @@
-"""How rows reach the devices: in chunks, and on each device block by block.
+"""Rows go to the devices in chunks, and on each device through in blocks.
 
-Chunks have few distinct static shapes and a dynamic number of valid rows: any n
-runs without compiling anew, and padding is not computed. On CPU, chunks of
-aligned features share their memory: a copy costs as much as a small product.
+Chunks have one of few static shapes, and a dynamic number of valid rows: so
+other n need no new compilation, and nothing is computed for padding. On CPU,
+chunks of aligned features share their memory: a copy costs as much as a small
+matrix product.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,15 +17,15 @@ from ecos_jax import errors
 from ecos_jax.clustering import kernels
 
 MEMORY_BUDGET = 256 << 20
-# Scores that stay in a CPU's cache between the product and the argmax.
+# Scores of a block: they stay in a CPU's cache until their argmax is taken.
 _CPU_SCORE_BYTES = 2 << 20
-# Chunks that the allocator recycles: fresh pages cost more than the copy.
+# Copied chunks: the allocator reuses smaller ones, and new pages are slow.
 _CPU_CHUNK_BYTES = 16 << 20
-# XLA uses memory without a copy, on CPU, if it begins at a multiple of this.
+# On CPU, XLA uses memory without a copy if it begins at a multiple of this.
 _CPU_ALIGNMENT = 64
-# On Hopper GPUs a kernel keeps no scores, so that a chunk is one block: of
-# whole rounds of 128 rows for each of 128 processors or so, and all rows that
-# stay on the device, up to a limit.
+# On Hopper GPUs the kernel keeps no scores, so a chunk is one block, large
+# enough for 128 rows on each of 132 processors. Rows that stay on the device
+# are one chunk, up to this size.
 _HOPPER_ROWS = 16384
 _HOPPER_CHUNK_BYTES = 2 << 30
 _DATA = jax.sharding.PartitionSpec("data")
@@ -32,9 +33,9 @@ _Part = TypeVar("_Part")
 
 
 class Rows(Protocol):
-  """Features that need not fit in memory; a feature bank is one.
+  """Features that need not fit in memory, such as a feature bank.
 
-  A block stays valid until the next but one is asked for; then its memory is
+  A block is valid until the next but one is asked for; then its memory is
   reused.
   """
 
@@ -49,17 +50,19 @@ class Rows(Protocol):
   def blocks(
     self, rows: int, part: slice = slice(None)
   ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first row, [<= rows, d]) in order, of each block only a part.
+    """Yields (first row of the block, a part of the block) in order.
 
-    The first row is that of the whole block; a part that lies behind the last
-    row is empty, and comes all the same.
+    Args:
+      rows: Rows of a block; the last may have fewer.
+      part: Which rows of each block to yield; the array is empty where the
+        block has none of them.
     """
 
   def take(self, indices: np.ndarray) -> np.ndarray:
     """Returns the rows at `indices`, float32 [m, d]."""
 
 
-# [n, d], in memory or not.
+# [n, d] in memory or elsewhere.
 Features = np.ndarray | Rows
 
 
@@ -93,14 +96,19 @@ def take(features: Features, rows: np.ndarray) -> np.ndarray:
 
 
 class Plan(NamedTuple):
-  """Static shapes: rows of a chunk over all devices, of a block on one."""
+  """Static shapes.
+
+  Attributes:
+    chunk: Rows of a chunk, over all devices.
+    block: Rows of a block, on one device.
+  """
 
   chunk: int
   block: int
 
 
 def single_device_mesh() -> jax.sharding.Mesh:
-  """Returns the mesh of this process's first device."""
+  """Returns a mesh with the first device of this process."""
   return jax.make_mesh(
     (1,),
     ("data",),
@@ -122,19 +130,19 @@ def plan(
   *,
   in_memory: bool = False,
 ) -> Plan:
-  """Returns the shapes that suit [n, d] features and k centroids.
+  """Returns the shapes for features [n, d] and k centroids.
 
-  Different n share compiled code: a single chunk is rounded up to eighths of a
-  power of two, several are whole blocks. Of these sizes it is the one that
-  leaves devices idle least while the last chunk is computed.
+  Many n share a shape and its compiled code. A single chunk has its rows
+  rounded up to eighths of a power of two. Of several chunks each is a number of
+  whole blocks, chosen so that devices idle least in the last chunk.
 
   Args:
     shape: (n, d).
     k: Number of centroids.
     mesh: Devices to share the rows of a chunk.
     memory_budget: Bytes for a chunk and for the scores of a block, together.
-    in_memory: Whether the rows are: then chunks need not be small enough to be
-      recycled, and none is longer than the features where there are several.
+    in_memory: Whether chunks share the memory of the features: then they may be
+      larger, but not larger than the features.
   """
   n, d = shape
   share = memory_budget // 4
@@ -172,27 +180,10 @@ def plan(
 def _own_rows(
   sharding: jax.sharding.NamedSharding, shape: tuple[int, int]
 ) -> slice:
-  """Returns which rows of a sharded array this process holds: contiguous."""
+  """Returns the rows of a sharded array that this process holds."""
   indices = sharding.addressable_devices_indices_map(shape).values()
   spans = [index[0].indices(shape[0]) for index in indices if index]
   return slice(min(s[0] for s in spans), max(s[1] for s in spans))
-
-
-def _sharded(
-  own: np.ndarray,
-  first: int,
-  rows: int,
-  sharding: jax.sharding.NamedSharding,
-) -> jax.Array:
-  """Returns the array of `rows` rows whose part from `first` on is `own`."""
-
-  def piece(index: tuple[slice, ...] | None) -> np.ndarray:
-    assert index is not None
-    start, stop, _ = index[0].indices(rows)
-    return own[start - first : stop - first]
-
-  shape = rows, own.shape[1]
-  return jax.make_array_from_callback(shape, sharding, piece)
 
 
 def read(
@@ -200,8 +191,8 @@ def read(
 ) -> Iterator[tuple[int, int, jax.Array]]:
   """Yields (first row, valid rows, chunk [rows, d] sharded over 'data').
 
-  Each process reads no more than its own rows of a chunk. A chunk may share
-  memory with the block it came from, so what is computed from it must be ready
+  Each process reads only its own rows of a chunk. A chunk may share memory with
+  the block that it came from, so all that is computed from it must be ready
   before the next but one is asked for.
   """
   n, d = features.shape
@@ -218,17 +209,14 @@ def read(
     missing = own.stop - own.start - len(block)
     if missing:
       block = np.pad(block, ((0, missing), (0, 0)))
-    yield (
-      start,
-      min(rows, n - start),
-      _sharded(block, own.start, rows, sharding),
-    )
+    chunk = jax.make_array_from_process_local_data(sharding, block, (rows, d))
+    yield start, min(rows, n - start), chunk
 
 
 def one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
-  """Yields the parts, each after the next one was asked for.
+  """Yields the parts, each after the next one is dispatched.
 
-  So a device computes the next, dispatched by then, while one is fetched.
+  So the devices compute the next part while one is fetched.
   """
   under_way = None
   for part in parts:
@@ -240,7 +228,7 @@ def one_ahead(parts: Iterable[_Part]) -> Iterator[_Part]:
 
 
 def shares_memory(features: Features, mesh: jax.sharding.Mesh) -> bool:
-  """Returns whether chunks on the devices of a mesh are not copies."""
+  """Returns whether chunks on the devices of a mesh need no copy."""
   return (
     isinstance(features, np.ndarray)
     and features.flags.c_contiguous
@@ -258,11 +246,11 @@ def scan_blocks(
   valid: jax.Array,
   block: int,
 ) -> Any:
-  """Returns the carry after `body` has seen the valid rows of a local chunk.
+  """Returns the carry after `body` has seen all valid rows of a local chunk.
 
-  For use inside `shard_map` over 'data'. The last block overlaps the one before
-  where the chunk is not a whole number of blocks; `fresh` tells which rows are
-  valid and were not seen.
+  For use inside `shard_map` over 'data'. If the chunk is not a whole number of
+  blocks, the last block overlaps the one before. `fresh` marks the rows that
+  are valid and were not in an earlier block.
 
   Args:
     body: (carry, first local row, features [block, d] of the chunk's type,

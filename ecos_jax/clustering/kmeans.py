@@ -1,15 +1,15 @@
-"""k-means on any number of rows: in memory or streamed, on one device or many.
+"""k-means on any number of rows, in memory or streamed, on one or more devices.
 
 Rows pass through the devices in chunks, each sharded over the mesh axis 'data'.
-Per chunk only the [k, d] sums and [k] counts leave the devices; they are added
-up in float64 on the host, the same numbers in every process, so that all
-processes decide alike. Chunks that fit the memory budget stay on the devices;
-others are read again for every pass.
+Per chunk, only sums [k, d] and counts [k] leave the devices. The host adds them
+up in float64; all processes get the same numbers, so all decide alike. Chunks
+that fit the memory budget stay on the devices; otherwise each pass reads the
+rows again.
 
-Few passes over everything are needed, for two reasons. The start is nested:
-Lloyd's iterations run on a small sample first, then on twice as many rows, and
-so on, so that the iterations on all rows begin near their end. And rows whose
-nearest centroid cannot have changed are not compared again (`lloyd.pruned`).
+Two things make passes over all rows few and cheap. The start is nested: Lloyd's
+iterations run on a small sample, then on twice as many rows, and so on, so that
+they have nearly converged when they reach all rows. And rows whose nearest
+centroid cannot have changed are not compared again (`lloyd.pruned`).
 
     >>> corners = np.array([[0, 0], [0, 9], [9, 0]], np.float32)
     >>> features = np.repeat(corners, 50, axis=0)
@@ -32,26 +32,25 @@ from ecos_jax.clustering import chunks
 from ecos_jax.clustering import lloyd
 from ecos_jax.clustering import start as start_lib
 
-# Rows a centroid that are ample to fit on.
-SAMPLE_PER_CENTROID = 256
 _MEMORY_BUDGET = 2 << 30
-# With fewer centroids the product is too cheap for pruning to pay.
+# With fewer centroids the matrix product is too cheap for pruning to pay.
 _MIN_PRUNED_CENTROIDS = 256
-# A pruned step costs more than a plain one if most rows are compared.
+# If more rows than this share are compared, a pruned pass costs more than a
+# plain one.
 _MAX_COMPARED = 0.8
 
 
 class KMeans(NamedTuple):
-  """A clustering, as numpy arrays.
+  """A clustering of the rows that were fitted, as numpy arrays.
 
   Attributes:
     centroids: float32 [k, d].
-    sizes: int64 [k], how many of the rows fitted on are nearest to each.
+    sizes: int64 [k], the number of rows nearest to each centroid.
     inertia: float64 [iterations + 1], the sum of squared distances before each
-      iteration on all of these rows; the last is that of `centroids`.
-    iterations: How often the centroids were moved there.
+      iteration on all rows; the last one is that of `centroids`.
+    iterations: Number of iterations on all rows.
     converged: Whether the inertia stopped falling.
-    reseeded: How many empty clusters were moved to a far sample.
+    reseeded: Number of times that an empty cluster was moved to a far row.
   """
 
   centroids: np.ndarray
@@ -65,7 +64,7 @@ class KMeans(NamedTuple):
 class _Passes:
   """Passes over the same rows, pruned where that pays.
 
-  Bounds are kept with the chunks, so only chunks in memory are pruned.
+  Only chunks that stay on the devices are pruned: their bounds stay there too.
   """
 
   def __init__(self, features, plan, mesh, *, resident: bool, prune: bool):
@@ -78,7 +77,7 @@ class _Passes:
     self._prune = prune and resident
     self._bounds: list[lloyd.Bounds] | None = None
     self._before = np.zeros(0)
-    # Plain passes before the next attempt, and after it if it fails.
+    # Plain passes until pruning is tried again, and after it if it fails.
     self._wait = 0
     self._patience = 1
 
@@ -120,7 +119,10 @@ class _Passes:
     return total(self._parts(centroids))
 
   def farthest(self, centroids: np.ndarray, count: int) -> np.ndarray:
-    """Returns up to `count` rows, float32 [m, d], the farthest first."""
+    """Returns the `count` rows farthest from their centroid, float32 [m, d].
+
+    The farthest is first; rows that equal their centroid are left out.
+    """
     distances = np.zeros(0, np.float32)
     rows = np.zeros(0, np.int64)
     for start, part in assign.stream(self._features, centroids, mesh=self.mesh):
@@ -129,7 +131,7 @@ class _Passes:
       kept = np.argsort(-distances, kind="stable")[:count]
       distances, rows = distances[kept], rows[kept]
     far = chunks.take(self._features, rows)
-    # What rounding makes of a sample on its centroid is no distance.
+    # Rounding gives a row that equals its centroid a small distance.
     return far[distances > 1e-6 * np.sum(far * far, axis=1)]
 
 
@@ -143,11 +145,12 @@ def check_size(k: int, n: int) -> None:
 
 
 def total(parts: Iterable) -> tuple[np.ndarray, np.ndarray, float]:
-  """Returns float64 [k, d] sums, int64 [k] counts, and the inertia of chunks.
+  """Returns the sums float64 [k, d], counts int64 [k] and inertia of all parts.
 
   Args:
-    parts: Sums [k, d], counts [k] and inertia of each, first in a tuple and
-      dispatched when asked for; one is fetched while the next is computed.
+    parts: Tuples that begin with the sums [k, d], counts [k] and inertia of a
+      chunk. Each is dispatched when it is asked for, and fetched while the next
+      is computed.
 
   Raises:
     EcosError: The inertia is not finite.
@@ -170,45 +173,97 @@ def _in_memory(features: chunks.Rows, rows: int) -> np.ndarray:
   return array
 
 
-def _lloyd(
-  passes: _Passes,
-  centroids: np.ndarray,
-  iterations: int,
-  tolerance: float,
-  progress: tqdm.tqdm,
-) -> KMeans:
-  """Returns the clustering that Lloyd's iterations reach from `centroids`."""
-  centroids = centroids.copy()
-  inertias: list[float] = []
-  reseeded = 0
-  while True:
-    sums, counts, inertia = passes.run(centroids)
-    inertias.append(inertia)
-    progress.set_postfix(inertia=f"{inertia:.6g}")
-    empty = np.flatnonzero(counts == 0)
-    far = (
-      passes.farthest(centroids, len(empty)) if len(empty) else centroids[:0]
+class _Lloyd(NamedTuple):
+  """How to iterate."""
+
+  plan: chunks.Plan
+  mesh: jax.sharding.Mesh
+  prune: bool
+  iterations: int
+  tolerance: float
+  progress: tqdm.tqdm
+
+  def run(
+    self,
+    features: chunks.Features,
+    centroids: np.ndarray,
+    *,
+    resident: bool = True,
+    share: float = 1.0,
+  ) -> KMeans:
+    """Returns the clustering that the iterations reach from `centroids`.
+
+    Args:
+      features: [n, d].
+      centroids: float32 [k, d].
+      resident: Whether the features stay on the devices.
+      share: Rows of all that these are: an iteration goes on as long as it
+        gains as much for its work as the last one on all rows would.
+    """
+    self.progress.set_description(f"k-means on {features.shape[0]:,} rows")
+    passes = _Passes(
+      features, self.plan, self.mesh, resident=resident, prune=self.prune
     )
-    converged = (
-      not len(far)
-      and len(inertias) > 1
-      and inertias[-2] - inertia <= tolerance * inertias[-2]
+    centroids = centroids.copy()
+    inertias: list[float] = []
+    reseeded = 0
+    while True:
+      sums, counts, inertia = passes.run(centroids)
+      inertias.append(inertia)
+      self.progress.set_postfix(inertia=f"{inertia:.6g}")
+      empty = np.flatnonzero(counts == 0)
+      far = centroids[:0]
+      if len(empty):
+        far = passes.farthest(centroids, len(empty))
+      converged = (
+        not len(far)
+        and len(inertias) > 1
+        and inertias[-2] - inertia <= self.tolerance * share * inertias[-2]
+      )
+      if converged or len(inertias) > int(self.iterations / share):
+        break
+      occupied = counts > 0
+      centroids[occupied] = sums[occupied] / counts[occupied, None]
+      centroids[empty[: len(far)]] = far
+      reseeded += len(far)
+      self.progress.update()
+    return KMeans(
+      centroids,
+      counts,
+      np.asarray(inertias),
+      len(inertias) - 1,
+      bool(converged),
+      reseeded,
     )
-    if converged or len(inertias) > iterations:
-      break
-    occupied = counts > 0
-    centroids[occupied] = sums[occupied] / counts[occupied, None]
-    centroids[empty[: len(far)]] = far
-    reseeded += len(far)
-    progress.update()
-  return KMeans(
-    centroids,
-    counts,
-    np.asarray(inertias),
-    len(inertias) - 1,
-    bool(converged),
-    reseeded,
-  )
+
+  def start(
+    self,
+    features: chunks.Features,
+    n: int,
+    k: int,
+    key: jax.Array,
+    limit: float,
+  ) -> np.ndarray:
+    """Returns the first centroids, from k-means|| and nested samples.
+
+    Args:
+      features: [n, d].
+      n: Rows of it.
+      k: Number of centroids.
+      key: Random key.
+      limit: Maximum number of rows of a nested sample.
+    """
+    rows = start_lib.subsample(n, start_lib.sample_rows(n, k), key)
+    sample = chunks.take(features, rows)
+    centroids = start_lib.centroids(sample, k, key, self.mesh)
+    # Whole chunks, so that all sizes share compiled code.
+    size = -(-len(rows) // self.plan.chunk) * self.plan.chunk
+    while size <= limit:
+      rows = start_lib.subsample(n, size, jax.random.fold_in(key, size))
+      sample = chunks.take(features, rows)
+      centroids = self.run(sample, centroids, share=size / n).centroids
+      size *= 2
+    return centroids
 
 
 def fit(
@@ -227,28 +282,28 @@ def fit(
 ) -> KMeans:
   """Returns k centroids by Lloyd's algorithm (Lloyd 1982), from k-means||.
 
-  The same for a key; on other numbers of devices, and streamed where it would
-  be pruned in memory, to rounding. An empty cluster moves to the sample
-  farthest from its centroid.
+  Deterministic given the key. On other numbers of devices, and for features
+  that are streamed rather than pruned in memory, results differ by rounding. An
+  empty cluster moves to the row farthest from its centroid.
 
   Args:
-    features: [n, d], an array or a feature bank; float16, bfloat16 or float32.
+    features: float16, bfloat16 or float32 [n, d]: an array or a feature bank.
     k: Number of centroids.
     key: Random key.
     init: The first centroids, [k, d]; None for k-means|| on a sample.
-    iterations: Moves of the centroids at most; on a nested sample as many more
-      as it has fewer rows.
+    iterations: Maximum number of iterations; on a nested sample it grows as
+      the sample is smaller.
     tolerance: Stops when the inertia falls by less than this share of it; on a
-      nested sample, by a share that is as much smaller.
-    sample: Rows to fit on, drawn at random, in the memory of every process;
-      256 k is ample. None or n and more: all of them.
+      nested sample it shrinks with the sample.
+    sample: Number of random rows to fit, in the memory of every process; 256 k
+      is ample. None, or n or more: all rows.
     nested: Whether to iterate on samples that double before all rows; not with
       `init`.
-    prune: Whether to spare rows whose nearest centroid cannot have changed,
+    prune: Whether to skip rows whose nearest centroid cannot have changed,
       where that pays.
     mesh: Devices to share the rows; None for one.
-    memory_budget: Bytes of features to keep on the devices; what is larger is
-      read again in each pass. No nested sample takes more.
+    memory_budget: Bytes of features to keep on the devices; larger features are
+      read again in each pass. Nested samples take no more.
 
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.
@@ -275,36 +330,14 @@ def fit(
   prune = prune and k >= _MIN_PRUNED_CENTROIDS and not on_gpu
 
   with tqdm.tqdm(desc="k-means", unit=" iterations", disable=None) as progress:
+    solver = _Lloyd(plan, mesh, prune, iterations, tolerance, progress)
     if init is None:
-      rows = start_lib.subsample(n, start_lib.sample_rows(n, k), start_key)
-      centroids = start_lib.centroids(
-        chunks.take(features, rows), k, start_key, mesh
-      )
-      # Whole chunks, so that all sizes share compiled code.
-      size = -(-len(rows) // plan.chunk) * plan.chunk
-      while nested and size <= min(0.7 * n, memory_budget // (4 * d)):
-        level_key = jax.random.fold_in(start_key, size)
-        part = chunks.take(features, start_lib.subsample(n, size, level_key))
-        # As much gain for the work as in the last iteration on all rows.
-        work = size / n
-        progress.set_description(f"k-means on {size:,} rows")
-        centroids = _lloyd(
-          _Passes(part, plan, mesh, resident=True, prune=prune),
-          centroids,
-          int(iterations / work),
-          tolerance * work,
-          progress,
-        ).centroids
-        size *= 2
+      limit = min(0.7 * n, memory_budget // (4 * d)) if nested else 0
+      centroids = solver.start(features, n, k, start_key, limit)
     else:
       centroids = np.array(init, np.float32)
     if centroids.shape != (k, d):
-      raise ValueError(f"init must be [{k}, {d}], got {list(centroids.shape)}")
-    progress.set_description(f"k-means on {n:,} rows")
-    return _lloyd(
-      _Passes(features, plan, mesh, resident=resident, prune=prune),
-      centroids,
-      iterations,
-      tolerance,
-      progress,
-    )
+      raise ValueError(
+        f"`init` must be [{k}, {d}], got {list(centroids.shape)}"
+      )
+    return solver.run(features, centroids, resident=resident)

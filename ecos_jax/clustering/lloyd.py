@@ -1,15 +1,14 @@
 """One iteration of Lloyd's algorithm on a chunk of rows, plain or pruned.
 
-Both give the sums [k, d], the counts [k] and the inertia of a chunk sharded
+Both return the sums [k, d], counts [k] and inertia of a chunk that is sharded
 over the mesh axis 'data'; only these cross devices. The plain step compares
-every row with every centroid. The pruned one spares most rows that, by the
-triangle inequality: each row keeps a lower bound of its distance to all
-centroids but its own (Hamerly 2010), which shrinks by as much as any of these
-moved. A few centroids move far more than the rest and would spoil the bounds of
-all rows, so the rows are compared with these few directly. Rows that still may
-have a new nearest centroid are packed into full blocks, which go through the
-whole matrix product. What rounding could decide is never pruned: the labels are
-those of the plain step.
+every row with every centroid. The pruned step skips this for most rows, by the
+triangle inequality: each row keeps a lower bound of its distance to all other
+centroids (Hamerly 2010), which shrinks by the farthest move of any of these. A
+few centroids move much farther than the rest and would spoil the bounds of all
+rows, so rows are compared with these few directly. The rows that may have a new
+nearest centroid are packed into full blocks and compared with all centroids.
+The bounds allow for rounding, so the labels are those of the plain step.
 """
 
 import functools
@@ -24,22 +23,22 @@ from ecos_jax.clustering import chunks
 
 _ROWS = jax.P("data")
 _EVERYWHERE = jax.P()
-# The share of centroids that a row is compared with before it is pruned, and of
-# a block that is packed at a time.
+# Every row is compared with the k / 16 centroids that moved farthest.
 _MOVERS = 16
+# The rows to compare with all centroids are packed into 1/8 of a block.
 _PACKED = 8
-# Bounds the rounding of |x|^2 - 2 x.c + |c|^2, as a share of |x|^2 + |c|^2.
+# Bounds the rounding of |x|^2 - 2 x.c + |c|^2, relative to |x|^2 + |c|^2.
 _ROUNDING = 2e-6
 
 
 class Sums(NamedTuple):
-  """What a chunk adds to the next centroids.
+  """Sums over the rows of a chunk.
 
   Attributes:
     features: float32 [k, d], the sum of the rows nearest to each centroid.
-    counts: int32 [k], how many they are.
-    inertia: float32, the sum of their squared distances.
-    compared: int32, the rows that were compared with every centroid.
+    counts: int32 [k], the number of these rows.
+    inertia: float32, the sum of squared distances to the nearest centroid.
+    compared: int32, the number of rows compared with every centroid.
   """
 
   features: jax.Array
@@ -49,11 +48,11 @@ class Sums(NamedTuple):
 
 
 class Bounds(NamedTuple):
-  """What is known of each row of a chunk, padding included.
+  """Bounds for each row of a chunk, padding included.
 
   Attributes:
     labels: int32 [rows], the nearest centroid before the last move.
-    lower: float32 [rows], a lower bound of the distance to all others.
+    lower: float32 [rows], a lower bound of the distance to all other centroids.
   """
 
   labels: jax.Array
@@ -64,8 +63,8 @@ class Moves(NamedTuple):
   """How far the centroids moved since the bounds were computed.
 
   Attributes:
-    fastest: int32 [m], those that moved farthest.
-    rest: float32, the farthest move of all others.
+    fastest: int32 [m], the centroids that moved farthest.
+    rest: float32, the farthest move of all other centroids.
   """
 
   fastest: np.ndarray
@@ -151,79 +150,80 @@ def pruned(
   block: int,
 ) -> tuple[Sums, Bounds]:
   """Returns the sums of a chunk [rows, d], and the bounds for the next step."""
-  packed = max(block // _PACKED, 1)
-
-  def local(chunk, valid, bounds, moves, centroids):
-    half_norms = jnp.sum(centroids * centroids, axis=1) / 2
-    largest = 2 * jnp.max(half_norms)
-    every = jnp.arange(len(centroids), dtype=jnp.int32)
-
-    def scores(features, columns):
-      products = jax.lax.dot_general(
-        features,
-        centroids[columns],
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-      )
-      return products - half_norms[columns]
-
-    def lower_bound(norms, scores):
-      slack = _ROUNDING * (norms + largest)
-      return jnp.sqrt(jnp.maximum(norms - 2 * scores - slack, 0))
-
-    def compare(features, norms):
-      """Returns labels, squared distances and bounds after all centroids."""
-      best, labels, second = assign.top_two(scores(features, every))
-      distances = jnp.maximum(norms - 2 * best, 0)
-      return labels, distances, lower_bound(norms, second)
-
-    def body(carry, start, features, fresh):
-      sums, after = carry
-      features = features.astype(jnp.float32)
-      before = Bounds(
-        *(jax.lax.dynamic_slice_in_dim(b, start, block) for b in bounds)
-      )
-      norms = jnp.sum(features * features, axis=1)
-      distances = jnp.sum((features - centroids[before.labels]) ** 2, axis=1)
-      own = before.labels[:, None] == moves.fastest
-      fast = jnp.where(own, -jnp.inf, scores(features, moves.fastest)).max(1)
-      # Rounded down, so that many moves do not add up to too high a bound.
-      rest = (before.lower - moves.rest) * (1 - jnp.finfo(jnp.float32).eps)
-      lower = jnp.minimum(rest, lower_bound(norms, fast))
-      upper = jnp.sqrt(distances + _ROUNDING * (norms + largest))
-      undecided = upper >= lower
-      rows = jnp.nonzero(undecided, size=block, fill_value=block)[0]
-      blocks = -(-jnp.sum(undecided) // packed)
-
-      def step(i, state):
-        part = jax.lax.dynamic_slice_in_dim(rows, i * packed, packed)
-        found = compare(
-          features.at[part].get(mode="clip"), norms.at[part].get(mode="clip")
-        )
-        return tuple(
-          old.at[part].set(new, mode="drop")
-          for old, new in zip(state, found, strict=True)
-        )
-
-      labels, distances, lower = jax.lax.fori_loop(
-        0, blocks, step, (before.labels, distances, lower)
-      )
-      update = functools.partial(
-        jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0
-      )
-      after = jax.tree.map(update, after, Bounds(labels, lower))
-      compared = jnp.sum(undecided & fresh)
-      return _add(sums, features, fresh, labels, distances, compared), after
-
-    after = Bounds(jnp.zeros(len(chunk), jnp.int32), jnp.zeros(len(chunk)))
-    sums, after = chunks.scan_blocks(
-      body, (_zeros(centroids), after), chunk, valid, block
-    )
-    return jax.lax.psum(sums, "data"), after
-
   return jax.shard_map(
-    local,
+    functools.partial(_pruned, block=block),
     mesh=mesh,
     in_specs=(_ROWS, _EVERYWHERE, _ROWS, _EVERYWHERE, _EVERYWHERE),
     out_specs=(_EVERYWHERE, _ROWS),
   )(chunk, valid, bounds, moves, centroids)
+
+
+def _pruned(chunk, valid, bounds, moves, centroids, *, block):
+  """Returns what `pruned` does, on one device."""
+  packed = max(block // _PACKED, 1)
+  half_norms = jnp.sum(centroids * centroids, axis=1) / 2
+  largest = 2 * jnp.max(half_norms)
+  every = jnp.arange(len(centroids), dtype=jnp.int32)
+
+  def scores(features, columns):
+    products = jax.lax.dot_general(
+      features,
+      centroids[columns],
+      (((1,), (1,)), ((), ())),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    return products - half_norms[columns]
+
+  def lower_bound(norms, scores):
+    slack = _ROUNDING * (norms + largest)
+    return jnp.sqrt(jnp.maximum(norms - 2 * scores - slack, 0))
+
+  def compare(features, norms):
+    """Returns labels, squared distances and bounds, from all centroids."""
+    best, labels, second = assign.top_two(scores(features, every))
+    distances = jnp.maximum(norms - 2 * best, 0)
+    return labels, distances, lower_bound(norms, second)
+
+  def body(carry, start, features, fresh):
+    sums, after = carry
+    features = features.astype(jnp.float32)
+    before = Bounds(
+      *(jax.lax.dynamic_slice_in_dim(b, start, block) for b in bounds)
+    )
+    norms = jnp.sum(features * features, axis=1)
+    distances = jnp.sum((features - centroids[before.labels]) ** 2, axis=1)
+    own = before.labels[:, None] == moves.fastest
+    fast = jnp.where(own, -jnp.inf, scores(features, moves.fastest)).max(1)
+    # Rounded down, so that many moves do not add up to too high a bound.
+    rest = (before.lower - moves.rest) * (1 - jnp.finfo(jnp.float32).eps)
+    lower = jnp.minimum(rest, lower_bound(norms, fast))
+    upper = jnp.sqrt(distances + _ROUNDING * (norms + largest))
+    undecided = upper >= lower
+    rows = jnp.nonzero(undecided, size=block, fill_value=block)[0]
+    blocks = -(-jnp.sum(undecided) // packed)
+
+    def step(i, state):
+      part = jax.lax.dynamic_slice_in_dim(rows, i * packed, packed)
+      found = compare(
+        features.at[part].get(mode="clip"), norms.at[part].get(mode="clip")
+      )
+      return tuple(
+        old.at[part].set(new, mode="drop")
+        for old, new in zip(state, found, strict=True)
+      )
+
+    labels, distances, lower = jax.lax.fori_loop(
+      0, blocks, step, (before.labels, distances, lower)
+    )
+    update = functools.partial(
+      jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0
+    )
+    after = jax.tree.map(update, after, Bounds(labels, lower))
+    compared = jnp.sum(undecided & fresh)
+    return _add(sums, features, fresh, labels, distances, compared), after
+
+  after = Bounds(jnp.zeros(len(chunk), jnp.int32), jnp.zeros(len(chunk)))
+  sums, after = chunks.scan_blocks(
+    body, (_zeros(centroids), after), chunk, valid, block
+  )
+  return jax.lax.psum(sums, "data"), after

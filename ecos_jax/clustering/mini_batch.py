@@ -1,9 +1,9 @@
-"""k-means in one reading of a stream: mini-batches with a rate per centroid.
+"""k-means in one pass over a stream: mini-batches with a rate per centroid.
 
-For banks that are too large to be read for every iteration. Each batch moves
-its nearest centroids towards its own means, the less the more rows they have
-seen; so a centroid is the mean of all rows that were ever nearest to it
-(Sculley 2010, algorithm 1).
+For banks that are too large to be read again for every iteration. Each batch
+moves its nearest centroids towards the means of its rows, with a rate of 1 over
+the number of rows that the centroid has had so far: so a centroid is the mean
+of all rows that were nearest to it when they came (Sculley 2010, algorithm 1).
 """
 
 import jax
@@ -27,24 +27,24 @@ def fit(
   batch: int = 8192,
   mesh: jax.sharding.Mesh | None = None,
 ) -> kmeans.KMeans:
-  """Returns k centroids after `epochs` readings, and one more that measures.
+  """Returns k centroids after `epochs` passes; one more measures the inertia.
 
-  Rows come in their order, and later ones move a centroid less, so an order
-  that follows the content costs quality; the first centroids are drawn from all
-  rows. Memory does not grow with n.
+  Rows are read in order, and later rows move a centroid less: rows sorted by
+  content give worse centroids. The first centroids are drawn from all rows.
+  Memory does not grow with n.
 
   Args:
-    features: [n, d], an array or a feature bank; float16, bfloat16 or float32.
+    features: float16, bfloat16 or float32 [n, d]: an array or a feature bank.
     k: Number of centroids.
     key: Random key.
     init: The first centroids, [k, d]; None for k-means|| on a sample.
-    epochs: Readings that move the centroids.
-    batch: Rows a move.
+    epochs: Passes that move the centroids.
+    batch: Rows of a batch.
     mesh: Devices to share the rows of a batch; None for one.
 
   Returns:
-    A clustering whose `inertia` has one value, that of the last reading, and
-    whose `iterations` are batches.
+    A clustering whose `inertia` has one value, from the last pass, and whose
+    `iterations` counts batches.
 
   Raises:
     EcosError: k does not lie in 1..n, or features are not finite.

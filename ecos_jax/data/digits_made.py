@@ -1,19 +1,19 @@
 """The two domains of Digits that are made: MNIST-M and SynthDigits.
 
-Neither can be shipped, so both are made anew by their published recipes (Ganin
-et al., "Domain-adversarial training of neural networks", JMLR 2016). They are
-not the published images, and no number obtained on them is one on those.
+Neither can be shipped, so both are made by their published recipes (Ganin et
+al., "Domain-adversarial training of neural networks", JMLR 2016). These are not
+the published images: a figure measured on them says nothing about those.
 
 MNIST-M: an MNIST digit is blended over a random patch of a colour photograph,
-|patch - digit|. The paper took photographs from BSDS500; here they are those
-that scikit-image and scikit-learn carry in their packages: astronaut (NASA,
+|patch - digit|. The paper took photographs from BSDS500; here they come with
+the packages scikit-image and scikit-learn: astronaut (NASA,
 public domain); chelsea, coffee, rocket (CC0); motorcycle (Middlebury stereo
 2014, CC0); china, flower (CC BY 2.0, see `sklearn/datasets/images/README.txt`).
 
 SynthDigits: numbers of one to three digits in many fonts, with the colours of
 digit and background, the position, the orientation and the blur varied; the
 label is the digit in the centre. The paper used the fonts of Windows; here they
-are those that matplotlib carries (DejaVu, STIX, Computer Modern).
+come with matplotlib (DejaVu, STIX, Computer Modern).
 """
 
 import functools
@@ -76,15 +76,17 @@ def mnist_m(digits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @functools.cache
 def _glyphs() -> tuple[np.ndarray, np.ndarray]:
-  """Returns the digits of all fonts: rasters, and half their widths.
+  """Returns the digits of all fonts.
 
-  The rasters are one column of cells, [fonts * 10 * _CELL, _CELL] float32 in
-  [0, 1], a digit in the middle of each; the half widths are [fonts * 10].
+  Returns:
+    Rasters [fonts * 10 * _CELL, _CELL] float32 in [0, 1]: a column of square
+    cells with a digit in the centre of each. Half widths of the digits
+    [fonts * 10].
   """
   cells, half_widths = [], []
   folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
   for path in sorted(folder.glob("*.ttf")):
-    # Symbol fonts have other glyphs in the places of digits, or dummies.
+    # Symbol fonts have other glyphs in place of digits, or dummies.
     face = ft2font.FT2Font(str(path))
     characters = (face.get_char_index(ord(digit)) for digit in _DIGITS)
     if tuple(map(face.get_glyph_name, characters)) != _GLYPH_NAMES:
@@ -103,14 +105,14 @@ def _glyphs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _strokes(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Returns how much each pixel is ink, [n, 28, 28] float32 in [0, 1]."""
+  """Returns the share of ink in each pixel, [n, 28, 28] float32 in [0, 1]."""
   n = len(labels)
   rasters, half_widths = _glyphs()
   font = rng.integers(len(half_widths) // 10, size=n)
   height = rng.uniform(13, 23, n)
   angle = np.deg2rad(rng.uniform(-20, 20, n))
   shift_x, shift_y = rng.uniform(-2.5, 2.5, (2, n))
-  # In pixels of the rasters, from the centre of the digit that counts.
+  # In pixels of the rasters, from the centre of the digit that is the label.
   y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
   x = x - shift_x[:, None, None]
   y = y - shift_y[:, None, None]
@@ -120,7 +122,7 @@ def _strokes(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   u, v = cos * x + sin * y, cos * y - sin * x
 
   def draw(rows: np.ndarray, glyph: np.ndarray, left: np.ndarray) -> np.ndarray:
-    # The margins of a cell are blank: what lies outside it is cut to them.
+    # Coordinates outside of a cell are clipped to its margins, which are blank.
     v_cell = np.clip(v[rows] + (_CELL - 1) / 2, 0, _CELL - 1)
     u_cell = u[rows] + (_CELL - 1) / 2 - left[:, None, None]
     v_column = v_cell + (glyph * _CELL)[:, None, None]
@@ -142,17 +144,17 @@ def synthdigits(
   """Returns SynthDigits images [n, 28, 28, 3] uint8 and labels [n] int64.
 
   Args:
-    n: How many.
-    rng: Chooses everything that varies.
+    n: Number of images.
+    rng: Draws everything that varies.
   """
   labels = rng.integers(10, size=n)
   ink = _strokes(labels, rng)[..., None]
-  # The most different of three colours, so that most digits can be read.
+  # The one of three colours that differs most, so that most digits are legible.
   background = rng.uniform(0, 255, (n, 1, 1, 3)).astype(np.float32)
   colours = rng.uniform(0, 255, (3, n, 1, 1, 3)).astype(np.float32)
   best = np.argmax(((colours - background) ** 2).sum(-1)[..., 0, 0], 0)
   colour = colours[best, np.arange(n)]
-  # The background runs into another colour, in any direction.
+  # The background fades into another colour, in any direction.
   direction = rng.uniform(0, 2 * np.pi, n)[:, None, None]
   y, x = np.mgrid[:SIZE, :SIZE] / SIZE - 0.5
   ramp = np.cos(direction) * x + np.sin(direction) * y

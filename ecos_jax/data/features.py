@@ -1,4 +1,4 @@
-"""Embeddings that somebody made already: .npy files instead of images."""
+"""Features that were made elsewhere: .npy files instead of images."""
 
 from collections.abc import Iterator
 import functools
@@ -15,28 +15,28 @@ _ROW_FILES = (".jsonl", ".parquet")
 
 
 class FeatureSource:
-  """Rows of features in one .npy file, or in all of a folder by name.
+  """Features in a .npy file, or in all .npy files of a folder by name.
 
-  A file of the same name, or in a folder `metadata`, that ends in .jsonl or
-  .parquet may hold a row of anything for each of them.
+  Metadata are optional: one row for each feature, in FILE.jsonl or FILE.parquet
+  beside FILE.npy, or in metadata.jsonl or metadata.parquet in the folder.
 
   Attributes:
-    name: Of the file, without its ending, or of the folder.
-    files: In the order of the rows.
-    dimension: d.
-    classes: 0, since there are no labels.
+    name: The name of the file without its suffix, or of the folder.
+    files: The .npy files, in the order of their rows.
+    dimension: d, the length of a feature.
+    classes: 0: there are no labels.
   """
 
   classes = 0
 
   def __init__(self, path: Path):
-    """Opens the files, without reading them.
+    """Opens the files without reading them.
 
     Args:
-      path: A .npy file of floating-point [rows, d], or a folder of such.
+      path: A .npy file of floating-point [rows, d], or a folder of such files.
 
     Raises:
-      EcosError: There is none, or they do not fit together.
+      EcosError: There is no such file, or the files differ in d.
     """
     folder = path.is_dir()
     self.files = sorted(path.glob("*.npy")) if folder else [path]
@@ -79,23 +79,26 @@ class FeatureSource:
     return features
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
-    """Returns -1 [n] int64: nothing is known of classes."""
+    """Returns -1 for each index, [n] int64: there are no labels."""
     return np.full(len(indices), -1, np.int64)
 
   def images(self, indices: np.ndarray, size: int) -> NoReturn:
     """Raises EcosError: there are no images."""
     del indices, size
-    raise errors.EcosError(f"{self.name} holds features, where images are due")
+    raise errors.EcosError(
+      f"{self.name} holds features: give a source of images here"
+    )
 
   def encoded(self, index: int) -> NoReturn:
     """Raises EcosError: there are no images."""
     self.images(np.array([index]), 0)
 
   def metadata(self, indices: np.ndarray) -> list[dict] | None:
-    """Returns the row of metadata for each of `indices`, None without any.
+    """Returns the metadata at `indices` [n]; None if there is no such file.
 
     Raises:
-      EcosError: There are not as many rows as features, or one is damaged.
+      EcosError: The rows of metadata are not as many as the features, or one is
+        damaged.
     """
     if self._rows is None:
       return None
@@ -124,7 +127,7 @@ def _open(file: Path) -> np.ndarray:
     ) from error
   shape = getattr(array, "shape", ())
   if len(shape) != 2 or array.dtype.kind != "f":
-    # No count: how many samples a client has is private.
+    # Errors contain no count: a client's number of samples is private.
     raise errors.EcosError(f"{file} must hold floating-point features [n, d]")
   return array
 

@@ -1,10 +1,10 @@
-"""Images in a folder and the folders in it: PNG, JPEG and WebP files, by path.
+"""Images in a folder and its subfolders: PNG, JPEG and WebP files, by path.
 
-The files are listed once: name, size, time of change, and what is wrong with
-those that cannot be read, which are left out. A listing can be kept in a file.
-Where it is, only folders are looked at: one whose time of change is another is
-listed again, and of its files those that are new or changed are read again. A
-file that was changed in place is found when it is used.
+The folder is listed once: the name, size and time of change of each file, and
+why a file cannot be read, if so; such files are left out. The listing can be
+kept in a file. The next time, only folders are looked at: if one has changed,
+all are listed again, and new or changed files are read. A file that was changed
+in place is noticed when it is used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,12 +30,12 @@ from ecos_jax.data import images as image_files
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _VERSION = 1
-# A folder may change again within the resolution of its time of change.
+# A folder that changed just now may change again at the same time stamp.
 _SETTLED_NS = 2_000_000_000
 
 
 class File(NamedTuple):
-  """A file as it was listed; `why` says what is wrong with it, if anything."""
+  """A listed file; `why` says why it cannot be read, None if it can."""
 
   name: str
   size: int
@@ -44,16 +44,19 @@ class File(NamedTuple):
 
 
 class FolderSource:
-  """Images in a folder and the folders in it, by path.
+  """Images in a folder and its subfolders, by path.
 
-  The name of the folder that a file lies in is its class: its position in
-  `classes`; without, the number that it is. Other files have label -1. So no
-  label depends on other files, which a client's privacy needs: numbering the
-  folders that are there would let one image relabel all. Left out are hidden
-  files and, with a warning, links to folders, which could go round in circles.
+  The label of a file is the position of its folder's name in `classes`, or
+  without `classes` that name as a number; otherwise it is -1. So no label
+  depends on other files. A client's privacy needs this: if the existing folders
+  were numbered, one image more could change the labels of all.
+
+  Hidden files are left out, and so are links to folders, with a warning: they
+  could form a cycle.
 
   Attributes:
-    unreadable: Files that are left out since they cannot be read.
+    unreadable: Files that are left out because they cannot be read.
+    classes: Number of classes.
   """
 
   def __init__(
@@ -68,14 +71,16 @@ class FolderSource:
 
     Args:
       path: The folder.
-      classes: The folders that are classes, in the order of their labels; it
-        must not be read off private data. Without, names that are numbers.
-      part: From and to which percent of the files, in an order of their names
-        that looks random and no other file changes.
-      listing: Where to keep the listing, if anywhere.
+      classes: Names of the folders that are classes, in the order of their
+        labels; must not be derived from private data. None: the names are
+        numbers.
+      part: The first and the last percent of the files to take, in the order of
+        a hash of their names: no file changes the place of another.
+      listing: The file that keeps the listing; None: it is not kept.
 
     Raises:
-      EcosError: It is no folder, or holds no image; or a class is there twice.
+      EcosError: The path is no folder, the folder holds no image, or `classes`
+        names a class twice.
     """
     if classes is not None and len(set(classes)) < len(classes):
       raise errors.EcosError("`classes` names a class twice")
@@ -123,7 +128,7 @@ class FolderSource:
     return len(self._files)
 
   def _bytes(self, index: int) -> tuple[bytes, str]:
-    """Returns a file, and what to call it in an error."""
+    """Returns the content of a file, and its path for errors."""
     file = self._files[index]
     path = self._path / file.name
     data, now = _read(path, file.name)
@@ -147,7 +152,7 @@ class FolderSource:
     return self._labels[indices]
 
   def encoded(self, index: int) -> bytes:
-    """Returns the file, or as PNG where it is neither PNG, JPEG nor WebP."""
+    """Returns the file, which becomes PNG if not PNG, JPEG or WebP."""
     return image_files.common(*self._bytes(index))
 
 
@@ -157,7 +162,7 @@ def _within(file: File, part: tuple[int, int]) -> bool:
 
 
 def _read(path: Path, name: str) -> tuple[bytes, File]:
-  """Returns a file, and what a listing says of it."""
+  """Returns the content of a file, and its entry in a listing."""
   with path.open("rb") as stream:
     stat = os.fstat(stream.fileno())
     return stream.read(), File(name, stat.st_size, stat.st_mtime_ns)
@@ -172,7 +177,7 @@ def _checked(folder: Path, name: str) -> File:
 
 
 def _folders(path: Path) -> Iterator[tuple[str, int, list[os.DirEntry]]]:
-  """Yields each folder: its name, time of change, and what lies in it."""
+  """Yields each folder: its name, time of change, and entries."""
   pending = [""]
   while pending:
     name = pending.pop()
@@ -188,7 +193,7 @@ def _folders(path: Path) -> Iterator[tuple[str, int, list[os.DirEntry]]]:
 
 
 def _kept(listing: Path) -> tuple[dict[str, int | None], list[File]] | None:
-  """Returns the folders and files of a listing; None without a good one."""
+  """Returns the folders and files of a listing; None if it is no good."""
   try:
     kept = json.loads(listing.read_bytes())
     if kept["version"] == _VERSION:
@@ -199,11 +204,11 @@ def _kept(listing: Path) -> tuple[dict[str, int | None], list[File]] | None:
 
 
 def _listed(path: Path, listing: Path | None) -> list[File]:
-  """Returns the files in the order of their names; keeps the listing."""
+  """Returns the files in the order of their names, and keeps the listing."""
   known: dict[str, File] = {}
   if listing is not None and (found := _kept(listing)) is not None:
     folders, files = found
-    # A folder has a size too, which says nothing.
+    # The size of a folder says nothing.
     if all(
       (stat := _stat(path / name)) is not None and stat[1] == changed
       for name, changed in folders.items()
@@ -213,13 +218,13 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
   began = time.time_ns()
   folders, files, new, links = {}, [], [], []
   for folder, changed, entries in _folders(path):
-    # Of one that changed just now, a later change might not be seen.
+    # If a folder changed just now, its next change might go unnoticed.
     folders[folder] = changed if began - changed > _SETTLED_NS else None
     for entry in entries:
       name = folder + entry.name
       if entry.is_symlink() and entry.is_dir():
         links.append(name)
-      # A link to nothing is listed; a pipe would never end.
+      # A broken link is listed as unreadable; a pipe would be read for ever.
       is_file = entry.is_file() or (entry.is_symlink() and not entry.is_dir())
       if not is_file or not name.lower().endswith(_SUFFIXES):
         continue
@@ -228,7 +233,7 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
         files.append(file)
         continue
       new.append(name)
-  # How many there are is for the cloud to know; a client keeps no listing.
+  # Only the cloud keeps a listing; a client's number of files is private.
   with (
     futures.ThreadPoolExecutor() as threads,
     tqdm.tqdm(
@@ -255,7 +260,7 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       "folder as a source of its own, or put it in the place of the link",
       path / links[0],
     )
-  # Processes that share a listing find it made, and leave it alone.
+  # The second of several processes finds the listing as it should be.
   if listing is not None and files != list(known.values()):
     kept = {"version": _VERSION, "folders": folders, "files": files}
     files_lib.write(listing, json.dumps(kept).encode())
@@ -263,7 +268,7 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
-  """Returns size and time of change, None of what is not there."""
+  """Returns size and time of change; None if there is no such file."""
   try:
     stat = path.stat()
   except OSError:

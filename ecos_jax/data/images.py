@@ -1,4 +1,4 @@
-"""Image and array files to numpy and back; damaged ones to errors."""
+"""Reads and writes image and array files; damaged files give errors."""
 
 from collections.abc import Callable
 import concurrent.futures
@@ -19,7 +19,7 @@ from PIL import UnidentifiedImageError
 from ecos_jax import errors
 
 _COMMON = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
-# What numpy raises on array files that are missing, damaged, or no such files.
+# What numpy raises if a file is missing, damaged, or no array file.
 _NO_ARRAYS = (
   *(OSError, ValueError, TypeError, EOFError, RuntimeError),
   *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -27,7 +27,7 @@ _NO_ARRAYS = (
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of an .npz file; of an .npy file `images`, mapped.
+  """Returns the arrays of an .npz file, or {'images': memory map} of an .npy.
 
   Args:
     path: The file.
@@ -45,13 +45,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
-  """Returns the image in a file's bytes, as EXIF turns it.
+  """Returns the image in a file's bytes, turned as its EXIF data say.
 
   Args:
-    data: The file.
-    where: What to call it in an error.
-    size: A JPEG may come out smaller, as long as both sides keep twice as many
-      pixels: that takes half the time. None: as it is.
+    data: The content of the file.
+    where: The name of the file, for errors.
+    size: A JPEG may be decoded at a smaller size, but each side keeps at least
+      2 * size pixels: this takes half the time. None: the full size.
 
   Raises:
     EcosError: It is no image, or a damaged one.
@@ -71,7 +71,7 @@ def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
   """Returns the image turned as its EXIF data say."""
-  # They may be damaged where the image is not: Pillow raises whatever comes up.
+  # Damaged EXIF data of a good image make Pillow raise errors of any class.
   with contextlib.suppress(Exception):
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
       return ImageOps.exif_transpose(image)
@@ -79,17 +79,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _why(error: Exception) -> str:
-  # Pillow's own words name an object in memory.
+  # Pillow's own message names an object in memory.
   if isinstance(error, UnidentifiedImageError):
     return "no format that Pillow knows"
   return str(error)
 
 
 def why_unreadable(data: bytes) -> str | None:
-  """Returns what is wrong with a file, None if it can be decoded.
+  """Returns why a file cannot be decoded; None if it can.
 
-  Checksums, where the format has them, are compared; but right ones do not make
-  an image, so it is decoded too.
+  Compares the checksums of formats that have some, and decodes the image too: a
+  file with right checksums may still be no image.
   """
   try:
     Image.open(io.BytesIO(data)).verify()
@@ -97,7 +97,7 @@ def why_unreadable(data: bytes) -> str | None:
   except errors.EcosError as error:
     assert isinstance(error.__cause__, Exception)
     return _why(error.__cause__)
-  except Exception as error:  # Pillow's plugins raise whatever comes up.
+  except Exception as error:  # Pillow's plugins raise errors of any class.
     return _why(error)
   return None
 
@@ -117,11 +117,11 @@ def png(image: Image.Image) -> bytes:
 
 
 def common(data: bytes, where: str) -> bytes:
-  """Returns the file as it is, or as PNG if neither PNG, JPEG nor WebP.
+  """Returns the file if it is PNG, JPEG or WebP; a PNG file otherwise.
 
   Args:
-    data: The file.
-    where: What to call it in an error.
+    data: The content of the file.
+    where: The name of the file, for errors.
 
   Raises:
     EcosError: It is no image.
@@ -132,19 +132,18 @@ def common(data: bytes, where: str) -> bytes:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-  """Returns the image in RGB, whatever its mode; alpha is dropped."""
+  """Returns the image in RGB, from any mode; alpha is dropped."""
   if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  if "transparency" in image.info:  # Pillow warns on the direct way to RGB
+  if "transparency" in image.info:  # without this step Pillow warns
     image = image.convert("RGBA")
   return image.convert("RGB")
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-  """Returns the image in RGB, [size, size, 3] uint8.
+  """Returns the central square of the image in RGB, [size, size, 3] uint8.
 
-  Cut to its central square, keeping the aspect, and resized with a bicubic
-  filter where it has another size.
+  The square is resized with a bicubic filter if it has another size.
   """
   image = rgb(image)
   if image.size != (size, size):
@@ -155,13 +154,16 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 def squares(
   read: Callable[[int], Image.Image], indices: np.ndarray, size: int
 ) -> np.ndarray:
-  """Returns what `read` gives for each index, [n, size, size, 3] uint8.
+  """Returns the image that `read` returns for each index, cut to a square.
 
   Args:
-    read: Called from several threads: Pillow decodes and resizes without the
-      interpreter's lock.
+    read: Called from several threads, since Pillow decodes and resizes without
+      the interpreter's lock.
     indices: [n] integers.
-    size: Height and width.
+    size: Height and width of the result.
+
+  Returns:
+    [n, size, size, 3] uint8.
   """
   out = np.empty((len(indices), size, size, 3), np.uint8)
 

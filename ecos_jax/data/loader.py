@@ -1,12 +1,12 @@
 """Endless shuffled batches for training, whose position can be saved.
 
-A batch is a function of the seed and the step alone, so the position is one
-number; grain counts, reads ahead and goes back to a saved position. An element
-of grain is a whole batch, fetched by all of its indices at once: shuffling and
-batching single samples in grain costs 70 microseconds a sample.
+A batch depends on the seed and the step only, so the position is one number.
+Grain counts the steps, reads ahead, and returns to a saved position. One
+element of grain is a whole batch, read by all of its indices at once: to
+shuffle and batch single samples in grain costs 70 microseconds a sample.
 
 A batch is a dict of arrays: `image` uint8 [b, s, s, 3], `label` int64 [b] (-1
-unknown) and whatever else a source adds.
+is unknown), and what else the samples have.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ from ecos_jax.data import pools
 from ecos_jax.data import proxy
 
 _STEPS = 1 << 48  # endless
-# One thread: the interpreter's lock is shared with the training step.
+# One thread, since the training step needs the interpreter's lock too.
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
-class Source(Protocol):
-  """Samples that are fetched by index, many at once."""
+class Samples(Protocol):
+  """Samples that are read by index, many at once."""
 
   def __len__(self) -> int:
     """Returns the number of samples."""
@@ -56,14 +56,14 @@ class Arrays:
 
 
 class PoolPart:
-  """Samples of a pool: `image` and `label`."""
+  """Some samples of a pool: `image` and `label`."""
 
   def __init__(self, pool: pools.Pool, indices: np.ndarray, size: int):
-    """Points at the samples.
+    """Reads nothing yet.
 
     Args:
       pool: The pool.
-      indices: [n] int64, the samples that belong to the part.
+      indices: [n] int64, pool indices of the samples.
       size: Height and width of the images.
     """
     self._pool = pool
@@ -75,7 +75,7 @@ class PoolPart:
     return len(self._indices)
 
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the samples at `indices` [b] of the part."""
+    """Returns the samples at positions `indices` [b] of the part."""
     chosen = self._indices[indices]
     return {
       "image": self._pool.images(chosen, self._size),
@@ -110,13 +110,13 @@ class _Proxy:
 
 def proxy_source(
   directory: str | Path, size: int, memory_budget: int = 1 << 30
-) -> Source:
-  """Returns a proxy's samples: image, label, cluster, index in the pool.
+) -> Samples:
+  """Returns a proxy's samples: image, label, cluster, pool index.
 
   Args:
-    directory: The dataset, as `proxy.write` leaves it.
+    directory: The dataset that `proxy.write` wrote.
     size: Height and width of the images.
-    memory_budget: Bytes; images that fit are decoded once and kept, otherwise
+    memory_budget: Bytes. Images that fit are decoded once and kept; otherwise
       they are decoded at each access.
 
   Raises:
@@ -129,7 +129,7 @@ def proxy_source(
 
 
 def batches(
-  source: Source,
+  source: Samples,
   batch_size: int,
   seed: int,
   process_index: int = 0,
@@ -138,18 +138,18 @@ def batches(
 ) -> grain.DatasetIterator[Any]:
   """Returns an endless iterator over batches, in a new order each epoch.
 
-  `get_state()` is a JSON-able dict, which `set_state` takes to go on with the
-  batch that would have come next. The order and the state are the same on any
-  number of processes.
+  `get_state()` returns a dict that JSON can hold; `set_state` takes it, and the
+  iterator continues with the batch that would have come next. Order and state
+  do not depend on the number of processes.
 
   Args:
-    source: At least one sample; a batch may hold more than one epoch.
-    batch_size: Of all processes together.
-    seed: Of the order.
+    source: One sample or more; a batch may hold more than one epoch.
+    batch_size: Samples in a batch, of all processes together.
+    seed: Determines the order.
     process_index: Which slice of each batch to return.
-    process_count: The number of slices; divides `batch_size`.
-    place: What to do with a batch in the thread that reads ahead: put it on the
-      devices, for instance.
+    process_count: The number of slices; must divide `batch_size`.
+    place: Called with each batch in the thread that reads ahead, to put it on
+      the devices, for instance.
   """
   samples = len(source)
   size = batch_size // process_count

@@ -1,14 +1,16 @@
-"""Pools and private sets: images by index, from wherever they lie.
+"""Pools and private data sets: images by index, wherever they are stored.
 
 A source is a named collection: arrays, a folder of files, a split of a TFDS
-dataset. It hands out images in RGB, cut to a square, at the size that the
-encoder wants, and the file of a sample, so that a proxy dataset holds the very
-bytes of the pool. Or it is of features, which were made from images elsewhere.
-A pool is several sources in a row; the global index of a sample is its index in
-its source plus the samples in the sources before.
+dataset. It returns images in RGB, cut to a square, at the size that the encoder
+needs. It also returns the file of a sample, so that a proxy dataset holds the
+bytes of the pool unchanged. A source may instead hold features, which were made
+from images elsewhere.
 
-Clients read their private images through this module too, so it needs no more
-than numpy and Pillow; TFDS is loaded only by who asks for it.
+A pool is a row of sources. The global index of a sample is its index in its
+source plus the number of samples in the sources before.
+
+Clients read their private images with this module too, so it needs only numpy
+and Pillow; TFDS is imported when a source needs it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,15 +35,15 @@ class Source(Protocol):
 
   @property
   def name(self) -> str:
-    """Returns the name, which goes with every sample of a proxy."""
+    """Returns the name, which a proxy stores with every sample."""
 
   @property
   def digest(self) -> str:
-    """Returns what identifies the content, without reading all of it."""
+    """Returns a text that identifies the content without reading all of it."""
 
   @property
   def classes(self) -> int:
-    """Returns how many classes the labels are of; 0 if there are none."""
+    """Returns the number of classes; 0 without labels."""
 
   def __len__(self) -> int:
     """Returns the number of samples."""
@@ -50,14 +52,14 @@ class Source(Protocol):
     """Returns the images [n, size, size, 3] uint8 at `indices` [n].
 
     Raises:
-      EcosError: An image cannot be decoded; it is named.
+      EcosError: An image cannot be decoded; the message names it.
     """
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
     """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
 
   def encoded(self, index: int) -> bytes:
-    """Returns the sample as a file: its own if it is PNG, JPEG or WebP."""
+    """Returns the sample's own file if PNG, JPEG or WebP, else a PNG file."""
 
 
 class ArraySource:
@@ -71,21 +73,20 @@ class ArraySource:
     *,
     identity: str | None = None,
   ):
-    """Takes the arrays, without copying them.
+    """Keeps the arrays without copying them.
 
     Args:
       name: The name of the source.
-      images: [n, h, w, 3] uint8; [n, h, w] and [n, h, w, 1] are grey.
-      labels: [n] integers, or None where unknown.
-      identity: Stands for the content in the digest; a sha256 of the arrays
-        without.
+      images: [n, h, w, 3] uint8; grey images are [n, h, w] or [n, h, w, 1].
+      labels: [n] integers; None if unknown.
+      identity: The digest of the source; by default a sha256 of the arrays.
 
     Raises:
-      EcosError: The arrays are of another type or shape.
+      EcosError: An array has another type or shape.
     """
     shape = images.shape
     grey_or_rgb = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    # No count goes into an error: how many samples a client has is private.
+    # Errors contain no count: a client's number of samples is private.
     if images.dtype != np.uint8 or not grey_or_rgb or 0 in shape[1:]:
       raise errors.EcosError(
         f"the images of {name} must be uint8 [n, h, w, 3], got {images.dtype} "
@@ -105,12 +106,12 @@ class ArraySource:
 
   @property
   def classes(self) -> int:
-    """Returns the largest label and one; 0 without labels."""
+    """Returns the largest label plus one; 0 without labels."""
     return 0 if self._labels is None else int(self._labels.max(initial=-1)) + 1
 
   @functools.cached_property
   def digest(self) -> str:
-    """Returns the identity given, or a sha256 of the arrays."""
+    """Returns the given identity, or a sha256 of the arrays."""
     if self._identity is not None:
       return self._identity
     sha = hashlib.sha256()
@@ -152,7 +153,7 @@ def _open_arrays(path: Path) -> ArraySource:
   arrays = image_files.read_arrays(path)
   if "images" not in arrays:
     raise errors.EcosError(f"{path} has no array 'images'")
-  # An .npy file may be larger than memory: it is mapped, and not hashed.
+  # An .npy file may be larger than memory: it is memory-mapped, not hashed.
   stat = path.stat()
   identity = json.dumps([path.name, stat.st_size, stat.st_mtime_ns])
   return ArraySource(
@@ -164,7 +165,7 @@ class Labelled:
   """The samples of a source whose label is known."""
 
   def __init__(self, source: Source):
-    """Reads all labels: for benchmarks, which are made of chosen classes."""
+    """Reads all labels; meant for benchmarks on chosen classes."""
     self._source = source
     labels = source.labels(np.arange(len(source)))
     self._indices = np.flatnonzero(labels >= 0)
@@ -228,7 +229,12 @@ def open_source(
 
 
 class Pool:
-  """Sources in a row, read by global index."""
+  """A row of sources, read by global index.
+
+  Attributes:
+    source_names: Names of the sources, in order.
+    feature_sources: All sources if the pool is of features; empty otherwise.
+  """
 
   def __init__(self, sources: Sequence[Source]):
     """Joins the sources.
@@ -237,7 +243,8 @@ class Pool:
       sources: In the order of the global index.
 
     Raises:
-      EcosError: There are no samples, or two sources have one name.
+      EcosError: There are no samples; two sources have the same name; or some
+        are of features and others are not, or of another dimension.
     """
     self._sources = tuple(sources)
     self.source_names = tuple(source.name for source in sources)
@@ -245,7 +252,6 @@ class Pool:
     self._offsets = np.cumsum([0, *map(len, sources)], dtype=np.int64)
     if not len(self):
       raise errors.EcosError("the pool is empty: give it sources with images")
-    # All of them, if the pool is one of features; none otherwise.
     self.feature_sources = tuple(
       source for source in sources if isinstance(source, features.FeatureSource)
     )
@@ -254,11 +260,12 @@ class Pool:
     dimensions = {source.dimension for source in self.feature_sources}
     if len(dimensions) > 1:
       raise errors.EcosError(
-        f"the sources of the pool have d = {sorted(dimensions)}: all need one"
+        f"the sources of the pool have d = {sorted(dimensions)}: give sources "
+        "of one d"
       )
     if len(set(self.source_names)) < len(self.source_names):
       raise errors.EcosError(
-        "two sources of the pool have one name: rename one of "
+        "two sources of the pool have the same name: rename one of "
         f"{', '.join(sorted(self.source_names))}"
       )
 
@@ -279,7 +286,7 @@ class Pool:
 
   @property
   def classes(self) -> int:
-    """Returns how many classes the labels are of; 0 if there are none."""
+    """Returns the number of classes; 0 without labels."""
     return max(source.classes for source in self._sources)
 
   @property
@@ -288,7 +295,10 @@ class Pool:
     return tuple(len(source) for source in self._sources)
 
   def source_of(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the positions of the sources [n] int32 of `indices` [n].
+    """Returns the position of the source of each sample, [n] int32.
+
+    Args:
+      indices: Global indices [n].
 
     Raises:
       IndexError: An index is outside [0, N).
@@ -319,7 +329,7 @@ class Pool:
   def by_source(
     self, indices: np.ndarray
   ) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
-    """Yields each source with the rows that are its own, and their indices."""
+    """Yields each source, the rows of `indices` in it, and its own indices."""
     positions = self.source_of(indices)
     for position in np.unique(positions):
       rows = np.flatnonzero(positions == position)

@@ -1,6 +1,6 @@
-"""What a run is about: a pool, and in a simulation a client and its test.
+"""The data of a run: a pool, and in a simulation a client and test data.
 
-Either the Digits benchmark, or sources that the configuration names.
+They are the sources that the configuration names, or else the Digits benchmark.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,16 @@ from ecos_jax.data import pools
 
 
 class Problem(NamedTuple):
-  """What the cloud has, what the client has, and what measures the result.
+  """The data of the cloud, of the simulated client, and of the test.
 
   Attributes:
     pool: The public samples.
-    client: The simulated client's samples: private; None if it is remote.
-    test: Held-out samples of the client's domain, None where there are none.
-    client_source: Which source of the pool is of the client's domain; None if
-      none is, or it is not known.
-    classes: How many classes the labels are of; 0 if that is not known.
+    client: The simulated client's samples, which are private; None if the
+      client is remote.
+    test: Held-out samples of the client's domain; None if there are none.
+    client_source: Position of the pool's source of the client's domain; None if
+      there is none, or it is unknown.
+    classes: Number of classes; 0 if unknown.
   """
 
   pool: pools.Pool
@@ -42,17 +43,18 @@ def load(
   remote: bool = False,
   listings: Path | None = None,
 ) -> Problem:
-  """Returns what a configuration names.
+  """Returns the data that a configuration names.
 
   Args:
-    data: The sources, or the Digits benchmark's fields.
+    data: That part of the configuration.
     seed: As in `digits.load`.
-    remote: Whether the client is another machine, so that nothing of it and of
-      its test is known here.
-    listings: Folder for what `FolderSource` finds, if it is to be kept.
+    remote: Whether the client is another machine: then its data and the test
+      data are unknown here.
+    listings: Folder where each `FolderSource` keeps its listing; None: no
+      listing is kept.
 
   Raises:
-    EcosError: Something is not to be had, or does not fit together.
+    EcosError: A source cannot be read, or the sources do not fit together.
   """
   if not data.sources:
     problem = Problem(*digits.load(data, seed), classes=digits.CLASSES)
@@ -78,7 +80,7 @@ def load(
     and not isinstance(client, features.FeatureSource)
   ):
     raise errors.EcosError(
-      f"`data.client_data`={data.client_data} must be features, as the pool"
+      f"`data.client_data`={data.client_data} must be features: the pool is"
     )
   return Problem(
     pool,
@@ -104,7 +106,7 @@ def _opened(
 
 
 def _same_domain(names: Sequence[str], client: str) -> int | None:
-  """Returns the one source that is another part of what the client has."""
+  """Returns the only source that is of the client's folder or dataset."""
 
   def domain(name: str) -> str:
     return re.split(r"[:\[]", name)[0]

@@ -1,12 +1,12 @@
 """The proxy dataset: the chosen samples of the pool, as a TFDS dataset.
 
-Labellers and training read it with nothing but TFDS, and no TensorFlow: records
-in array_record files, written from image files rather than arrays. Files that
-are RGB are the pool's very bytes (PNG, JPEG or WebP); others become PNG, so
-that every reader gets [h, w, 3].
+Labellers and training read it with TFDS and without TensorFlow: the records are
+in array_record files, and hold image files rather than arrays. RGB files (PNG,
+JPEG or WebP) are copied byte for byte from the pool; others become RGB PNG
+files, so that every reader gets [h, w, 3].
 
-Of a pool of features there is nothing to copy: its proxy is an index, a .npy
-file that `numpy.load` and `pandas.DataFrame` take as a table.
+A pool of features has no images to copy: its proxy is an index, a .npy file
+that `numpy.load` and `pandas.DataFrame` read as a table.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from ecos_jax.data import pools
 
 _SPLIT = "train"
 _SHARD_EXAMPLES = 1 << 14
-_CHUNK_EXAMPLES = 256  # the dataset's metadata is written once a chunk
+_CHUNK_EXAMPLES = 256  # TFDS writes the metadata after each chunk
 
 
 def _rgb_file(data: bytes, where: str) -> bytes:
@@ -45,14 +45,14 @@ def write(
   clusters: np.ndarray,
   labels: np.ndarray,
 ) -> None:
-  """Writes the dataset, whole or not at all; replaces one that is there.
+  """Writes the dataset completely or not at all; replaces an existing one.
 
   Args:
-    directory: Where it will be.
-    pool: What the indices point into.
-    indices: [B] int64, pool indices.
-    clusters: [B] int32, the cluster that each was chosen from.
-    labels: [B] int64, -1 where unknown.
+    directory: The folder of the dataset.
+    pool: The pool.
+    indices: [B] int64, pool indices of the samples.
+    clusters: [B] int32, their clusters.
+    labels: [B] int64, their classes, -1 where unknown.
 
   Raises:
     EcosError: B is 0, the lengths differ, or an image cannot be read.
@@ -63,7 +63,7 @@ def write(
   _check_size(directory, indices)
   if not len(indices) == len(clusters) == len(labels):
     raise errors.EcosError(
-      f"the proxy needs one cluster and one label an index, got {len(indices)} "
+      f"the proxy needs one cluster and label per index, got {len(indices)} "
       f"indices, {len(clusters)} clusters, {len(labels)} labels"
     )
   schema = tfds.features.FeaturesDict(
@@ -128,17 +128,17 @@ def write_index(
 ) -> None:
   """Writes the index of a proxy, and the metadata of its samples beside it.
 
-  Each record of the structured array has `index` in the pool, `source` (its
-  position among the pool's sources) and `row` in it, `cluster` and `weight`.
-  A line of `metadata.jsonl` is the row that the source has for the record;
-  without any there is no such file.
+  The index is a structured array with the fields `index` (in the pool),
+  `source` (position among the pool's sources), `row` (in the source), `cluster`
+  and `weight`. Line i of `metadata.jsonl` is the source's metadata of record i;
+  there is no such file if no source has metadata.
 
   Args:
     path: The .npy file.
-    pool: Sources of features.
-    indices: [B] int64, pool indices.
-    clusters: [B] int32, the cluster that each was chosen from.
-    weights: [B] float32, for how much each stands.
+    pool: A pool of features.
+    indices: [B] int64, pool indices of the samples.
+    clusters: [B] int32, their clusters.
+    weights: [B] float32, how many samples of the client each stands for.
 
   Raises:
     EcosError: B is 0, or the metadata are damaged.
@@ -174,21 +174,21 @@ def _check_size(path: Path, indices: np.ndarray) -> None:
 
 
 def open_proxy(directory: Path) -> Any:
-  """Returns the dataset as a TFDS data source: random access, len.
+  """Returns the dataset as a TFDS data source, with `len` and random access.
 
-  An item holds `image` uint8 [h, w, 3], `label`, `index` and `cluster` as
-  integers, and `source` as bytes.
+  An item has `image` uint8 [h, w, 3], the integers `label`, `index` and
+  `cluster`, and `source` as bytes.
 
   Args:
-    directory: What `write` wrote.
+    directory: The folder that `write` wrote.
 
   Raises:
     EcosError: There is no readable dataset.
   """
   import tensorflow_datasets as tfds
 
-  # TFDS's own decoder asks for OpenCV on stderr, and its pixels would depend
-  # on whether that is installed.
+  # TFDS's own decoder asks for OpenCV on stderr, and gives other pixels where
+  # OpenCV is installed.
   @tfds.decode.make_decoder(output_dtype=np.uint8)
   def decode(data: bytes, feature: Any) -> np.ndarray:
     del feature
@@ -203,10 +203,10 @@ def open_proxy(directory: Path) -> Any:
 
 @contextlib.contextmanager
 def damage_named(directory: Path) -> Iterator[None]:
-  """Makes an EcosError of whatever is found wrong with a dataset on disk."""
+  """Turns errors of a block that reads a dataset into an EcosError."""
   try:
     yield
-  # TFDS and array_record have no common class for that.
+  # TFDS and array_record have no common class of errors.
   except Exception as error:
     first_line = str(error).strip().partition("\n")[0]
     raise errors.EcosError(

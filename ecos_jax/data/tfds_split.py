@@ -12,7 +12,7 @@ from ecos_jax.data import images as image_files
 
 
 class TfdsSource:
-  """A split of a TFDS dataset with a feature `image`, perhaps `label`."""
+  """A split of a TFDS dataset with the feature `image`, and perhaps `label`."""
 
   def __init__(
     self,
@@ -21,26 +21,27 @@ class TfdsSource:
     data_dir: str | None = None,
     classes: Sequence[str] | None = None,
   ):
-    """Opens the dataset, which TFDS downloads if it is not there yet.
+    """Opens the dataset; TFDS downloads it first if need be.
 
     Args:
-      name: As TFDS knows it: `mnist`, `domainnet/real:1.0.0`.
-      split: `train`, `train[:10%]`.
-      data_dir: Where TFDS keeps its data; its own default without.
+      name: TFDS's name of the dataset: `mnist`, `domainnet/real:1.0.0`.
+      split: Such as `train` or `train[:10%]`.
+      data_dir: Where TFDS keeps its data; None: TFDS's default.
       classes: Names of classes of the dataset, in the order of their labels
-        here; others are then unknown. Without, all are as in the dataset.
+        here; samples of other classes get label -1. None: the dataset's labels.
 
     Raises:
-      EcosError: TFDS cannot provide it, it has no images, or no such class.
+      EcosError: TFDS cannot provide the dataset, or it has no images or lacks a
+        class.
     """
-    # Imported here: heavy, and most clients have no use for it.
+    # Imported here: it takes seconds, and most clients do not need it.
     import tensorflow_datasets as tfds
 
     self.name = f"{name}:{split}"
     open_split: Any = functools.partial(
       tfds.data_source, name, split=split, data_dir=data_dir
     )
-    # Stored files are decoded here, so that they can also be handed on.
+    # Images are decoded in this module, so that files can be copied too.
     try:
       source = open_split(decoders={"image": tfds.decode.SkipDecoding()})
       try:
@@ -48,7 +49,7 @@ class TfdsSource:
       except ImportError:
         # The random images of TFDS's mock_data have no stored files.
         source = open_split()
-    # TFDS has no common class for all that can go wrong in some builder.
+    # TFDS's builders have no common class of errors.
     except Exception as error:
       why = str(error).partition("\n")[0]
       if isinstance(error, ImportError):
@@ -95,7 +96,7 @@ class TfdsSource:
     return image_files.squares(read, indices, size)
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the classes [n] int64 at `indices` [n], -1 if it has none."""
+    """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
     if not self._labelled:
       return np.full(len(indices), -1, np.int64)
     labels = [self._source[int(i)]["label"] for i in indices]
@@ -105,7 +106,7 @@ class TfdsSource:
     return np.where(labels < 0, -1, self._classes[labels])
 
   def encoded(self, index: int) -> bytes:
-    """Returns the file that TFDS stores, or as PNG if it is another kind."""
+    """Returns the stored file if PNG, JPEG or WebP, else a PNG file."""
     image = self._source[index]["image"]
     if isinstance(image, bytes):
       return image_files.common(image, f"tfds:{self.name}[{index}]")

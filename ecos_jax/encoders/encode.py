@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
@@ -36,6 +37,29 @@ def encode(
   features = np.empty((len(source), encoder.dimension), np.float32)
   for start in range(0, len(source), batch_size):
     rows = np.arange(start, min(start + batch_size, len(source)))
-    batch = source.images(rows, encoder.image_size)
-    features[rows] = registry.encode(encoder, batch, batch_size)
+    features[rows] = of_rows(source, rows, encoder, batch_size)
   return features
+
+
+def of_rows(
+  source: pools.Source | pools.Pool,
+  indices: np.ndarray,
+  encoder: registry.Encoder | None,
+  batch_size: int,
+) -> np.ndarray:
+  """Returns the features of some samples, [n, d].
+
+  Args:
+    source: Images, or features already.
+    indices: int [n].
+    encoder: Of images; None for features.
+    batch_size: Images to encode at once.
+
+  Raises:
+    EcosError: An image cannot be read.
+  """
+  if isinstance(source, feature_files.FeatureSource):
+    return source.features(indices)
+  assert encoder is not None
+  images = source.images(indices, encoder.image_size)
+  return registry.encode(encoder, images, batch_size)

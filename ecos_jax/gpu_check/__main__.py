@@ -4,6 +4,7 @@ from pathlib import Path
 import sys
 import time
 import traceback
+from typing import Any
 
 from absl import flags
 import jax
@@ -11,7 +12,7 @@ import jax
 from ecos_jax import cli
 from ecos_jax import errors
 from ecos_jax import files
-from ecos_jax import tables
+from ecos_jax import text_tables
 from ecos_jax.clustering import kernels
 from ecos_jax.gpu_check import checks
 from ecos_jax.gpu_check import timings
@@ -52,7 +53,7 @@ def _run(name: str, tiny: bool) -> dict:
   """Returns the result of an item: `passed` or `error`, `seconds`, `rows`."""
   begin = time.perf_counter()
   rows: list[dict] = []
-  result = {"item": name, "rows": rows}
+  result: dict[str, Any] = {"item": name, "rows": rows}
   print(f"==> {name}", flush=True)
   try:
     for row in ITEMS[name](tiny):
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> None:
   summary = [
     (r["item"], words[r["passed"]], f"{r.get('seconds', 0)} s") for r in results
   ]
-  print(tables.aligned(summary))
+  print(text_tables.aligned(summary))
   print(f"written to {_OUTPUT.value}")
   if any(r["passed"] is False for r in results):
     sys.exit(1)

@@ -249,28 +249,24 @@ def encoders_as_on_cpu(tiny: bool) -> Iterator[dict]:
   def lite(rngs):
     return efficientnet.EfficientNetLite0(1, rngs)
 
-  for encoder, most in (
-    (registry.get("hog"), 1e-3),
-    (network(lite, efficientnet, 32 if tiny else 64), 1e-3),
-  ):
+  encoders = [registry.get("hog")]
+  if not tiny:
+    encoders.append(network(lite, efficientnet, 64))
+  for encoder in encoders:
     s = encoder.image_size
     images = rng.integers(
       256, size=(8 if tiny else 256, s, s, 3), dtype=np.uint8
     )
     features = registry.encode(encoder, images)
     cpu = jax.devices("cpu")[0]
-    apply = (
-      jax.device_put(encoder.apply, cpu)
-      if encoder.digest == ""
-      else encoder.apply
-    )
+    apply = jax.device_put(jax.tree_util.Partial(encoder.apply), cpu)
     with jax.default_device(cpu):
       expected = np.asarray(jax.jit(apply)(jax.device_put(images, cpu)))
     norm = np.linalg.norm(expected, axis=1)
     error = np.linalg.norm(features - expected, axis=1) / np.maximum(norm, 1e-6)
     worst = float(error.max())
     yield {"encoder": encoder.name, "size": s, "worst_error": worst}
-    _require(worst <= most, f"{encoder.name}: features differ by {worst:.1e}")
+    _require(worst < 1e-5, f"{encoder.name}: features differ by {worst:.1e}")
 
 
 def job(tiny: bool) -> Iterator[dict]:
@@ -288,7 +284,7 @@ def job(tiny: bool) -> Iterator[dict]:
   environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
   proxies = []
   with tempfile.TemporaryDirectory() as folder:
-    for name, kill in (("killed", True), ("whole", False)):
+    for name, kill in (("killed", True), ("whole", False))[: 2 - tiny]:
       workdir = Path(folder) / name
       begin, kills = time.perf_counter(), 0
       with (Path(folder) / f"{name}.log").open("w+b") as log:
@@ -326,4 +322,6 @@ def job(tiny: bool) -> Iterator[dict]:
         "accuracy": summary["accuracy"],
         "proxy": summary["proxy_digest"][:12],
       }
-  yield {"same_proxy": proxies[0] == proxies[1]}
+  # Sums of centroids are added in an order of the GPU's own, so that this is
+  # told, not required.
+  yield {"same_proxy": proxies[0] == proxies[-1]}

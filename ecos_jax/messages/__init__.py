@@ -33,6 +33,7 @@ are plain ASCII, since they are printed on the client's terminal.
 from ecos_jax.messages.labels import LABEL_MECHANISM
 from ecos_jax.messages.labels import LabelRequest
 from ecos_jax.messages.labels import LabelResponse
+from ecos_jax.messages.message import Question
 from ecos_jax.messages.scores import Query
 from ecos_jax.messages.scores import Response
 from ecos_jax.messages.terms import MECHANISM
@@ -62,6 +63,7 @@ __all__ = [
   "LabelTerms",
   "ProtocolError",
   "Query",
+  "Question",
   "Response",
   "Statement",
   "Terms",

@@ -84,7 +84,9 @@ class LabelTerms(fields.Checked):
   neighbours: Annotated[int, fields.integer(1, limits.MAX_SAMPLES)]
   sigma_screen: Sigma
   sigma_vote: Sigma
-  threshold: Annotated[float, fields.number(-1e12, 1e12)]
+  threshold: Annotated[
+    float, fields.number(-limits.MAX_THRESHOLD, limits.MAX_THRESHOLD)
+  ]
   gamma: Gamma
   delta: Delta
   relation: Relation

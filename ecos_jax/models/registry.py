@@ -5,6 +5,7 @@ their weights are trained, and their batch norms use the statistics of the batch
 and keep running means, as in training from the start: the usual way.
 """
 
+from collections.abc import Callable
 import functools
 
 from flax import nnx
@@ -70,7 +71,15 @@ def get(name: str, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
   """
   if name not in _MODELS:
     check(name)
-  return _MODELS[name](num_classes, rngs)
+  return _initializer(_MODELS[name], num_classes)(rngs)
+
+
+@functools.cache
+def _initializer(
+  network: Callable[[int, nnx.Rngs], nnx.Module], num_classes: int
+) -> Callable[[nnx.Rngs], nnx.Module]:
+  """Returns one compiled program; op by op, each shape would compile anew."""
+  return nnx.jit(lambda rngs: network(num_classes, rngs))
 
 
 def start(

@@ -1,10 +1,12 @@
-"""The stages in order: pool, bank, codebook, query, response, proxy, model.
+"""The whole job: from a pool to a model trained on its proxy.
 
-Those of asking come twice where the client is asked twice.
+    pool -> bank -> codebook -> query -> response -> proxy -> labels -> model
+
+`order` is this line; each stage is declared in the module that does its work.
 """
 
-from collections.abc import Callable
-import json
+from collections.abc import Callable, Iterator
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,40 @@ from ecos_jax.config import checks
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.models import registry as models
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
-from ecos_jax.pipeline import job as job_lib
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
+from ecos_jax.pipeline import stages
 from ecos_jax.pipeline import summary as summary_lib
+
+
+def order(job: stages.Job) -> Iterator[stages.Stage]:
+  """Yields the stages of a run; each must be run before the next is asked for.
+
+  Raises:
+    ConfigError: The budget or the codebook is larger than the pool.
+  """
+  config, method = job.config, job.config.sampling.method
+  yield asking.POOL
+  checks.check_pool(config, job[asking.POOL].size)
+  if method in selection.NEEDS_BANK or labelling.wanted(config):
+    yield asking.BANK
+  if method in config_lib.ASKING:
+    for asked in asking.rounds(config):
+      yield from asked
+  if method is not config_lib.Method.LOCAL:
+    yield selection.PROXY
+  if labelling.wanted(config):
+    yield labelling.REQUEST
+    yield labelling.LABELS
+  if distillation.wanted(config):
+    yield distillation.TEACHER
+    if config.distill.logits is config_lib.Logits.CACHED:
+      yield distillation.LOGITS
+  if learning.wanted(job):
+    yield learning.stage(config)
 
 
 def run(
@@ -49,7 +79,8 @@ def run(
     load: Reads the data, as `data.problem.load`; a study keeps them in memory.
 
   Returns:
-    The content of `summary.json`; None if the run waits for a remote client.
+    The content of `summary.json`, a `summary.Summary`; None if the run waits
+    for a remote client.
 
   Raises:
     EcosError: The configuration cannot run, or the workdir was made with
@@ -57,11 +88,41 @@ def run(
     PreemptedError: The process was told to stop.
   """
   checks.validate(config)
-  # Through JSON, as it comes from process 0.
-  fields = json.loads(json.dumps(config_lib.flatten(config)))
+  _check_same_everywhere(config)
+  # What the configuration names is there, before any work is done.
+  stages.encoder(config)
+  models.check(config.train.model, config.train.weights)
+  distillation.check(config)
+  with enter(workdir) as work:
+    job = stages.Job(config, work, load)
+    _check_terms(job)
+    resolved = work.path / "config.json"
+    if jax.process_index() == 0 and not resolved.exists():
+      files.write(resolved, config.to_json().encode())
+    try:
+      for stage in order(job):
+        job.run(stage)
+        if stage is asking.BANK and verify:
+          asking.checked_bank(job)
+    except client.WaitingError as waiting:
+      print(waiting)
+      return None
+    summary = summary_lib.collect(job)
+    fields = dataclasses.asdict(summary)
+    if jax.process_index() == 0:
+      files.write_json(work.path / "summary.json", fields)
+      files.write(resolved, config.to_json().encode())
+    if all(stage.skipped for stage in job.stages.values()):
+      print("\nNothing to do: every stage was done before.")
+    print("\n" + summary_lib.text(summary, work.path))
+    return fields
+
+
+def _check_same_everywhere(config: config_lib.Config) -> None:
+  fields = config_lib.flatten(config)
   theirs = distributed.first(lambda: fields)
   different = [
-    f"--config.{name}={value} here, {theirs[name]} on process 0"
+    f"`{name}`={value} here, {theirs[name]} on process 0"
     for name, value in fields.items()
     if value != theirs[name]
   ]
@@ -69,53 +130,17 @@ def run(
     raise errors.ConfigError(
       f"all processes need the same configuration: {'; '.join(different)}"
     )
-  # What the configuration names is there, before any work is done.
-  job_lib.encoder(config)
-  models.check(config.train.model, config.train.weights)
-  with enter(workdir) as work:
-    job = job_lib.Job(config, work, verify, load)
-    terms: dict[str, Callable[[job_lib.Job], object]]
-    terms = {
-      "privacy": lambda job: [
-        asking.terms(job, name) for name in asking.rounds(config)
-      ]
-    }
-    if labelling.wanted(job):
-      terms["labelling"] = labelling.terms
-    for group, checked in terms.items():
-      try:
-        checked(job)
-      except messages.ProtocolError as error:
-        raise errors.ConfigError(f"--config.{group}.{error}") from error
-    resolved = work.path / "config.json"
-    if jax.process_index() == 0 and not resolved.exists():
-      files.write(resolved, config.to_json().encode())
-    asking.pool(job)
-    if config.sampling.method in selection.NEEDS_BANK or labelling.wanted(job):
-      asking.bank(job)
-    if config.sampling.method in config_lib.ASKING:
-      for name in asking.rounds(config):
-        asking.codebook(job, name)
-        asking.query(job, name)
-        if not asking.response(job, name):
-          return None
-    if config.sampling.method is not config_lib.Method.LOCAL:
-      selection.proxy(job)
-    if labelling.wanted(job):
-      labelling.request(job)
-      if not labelling.labels(job):
-        return None
-    if config.train.task is config_lib.Task.DISTILL and config.train.steps:
-      distillation.teacher(job)
-      if config.distill.logits is config_lib.Logits.CACHED:
-        distillation.logits(job)
-    if learning.wanted(job):
-      learning.model(job)
-    summary = summary_lib.collect(job)
-    if jax.process_index() == 0:
-      files.write_json(work.path / "summary.json", summary)
-      files.write(resolved, config.to_json().encode())
-    if all(stage.skipped for stage in job.stages.values()):
-      print("\nNothing to do: every stage was done before.")
-    print("\n" + summary_lib.text(summary, work.path))
-    return summary
+
+
+def _check_terms(job: stages.Job) -> None:
+  """Checks that a client could take the terms, before any work is done."""
+  group = "privacy"
+  try:
+    for asked in asking.rounds(job.config):
+      asking.terms(job.config, first=asked is asking.FIRST)
+    if labelling.wanted(job.config):
+      group = "labelling"
+      labelling.terms(job)
+  except messages.ProtocolError as error:
+    field, _, rest = str(error).partition(" ")
+    raise errors.ConfigError(f"`{group}.{field}` {rest}") from error

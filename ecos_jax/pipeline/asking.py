@@ -1,19 +1,14 @@
 """From the pool to the client's answer: pool, bank, codebook, query, response.
 
-Each stage is a function that names what its result depends on and does its work
-in a folder of the workdir. The client is simulated here unless it is remote;
-between cloud and client pass the bytes of a query and of a response and nothing
-else, and they are counted.
-
-With `codebook.first_round` the client is asked twice. The stages codebook,
-query and response of the first round have names that begin with `first_`; the
-second codebook lies in the clusters that the first answer leaves.
+The last three are a round. With `codebook.first_round` the client is asked in
+two: the codebook of the second lies in the clusters that the first answer
+leaves.
 """
 
-from collections.abc import Callable
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,158 +17,226 @@ from ecos_jax import distributed
 from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
-from ecos_jax.client import respond
+from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
-from ecos_jax.config import checks
-from ecos_jax.messages import wire
-from ecos_jax.pipeline.job import Job
+from ecos_jax.pipeline import client
+from ecos_jax.pipeline import stages
+from ecos_jax.pipeline.stages import FIELDS
+from ecos_jax.pipeline.stages import Job
+from ecos_jax.pipeline.stages import Result
+from ecos_jax.pipeline.stages import Stage
 from ecos_jax.privacy import accounting
-from ecos_jax.privacy import mechanisms
-
-_Message = TypeVar("_Message")
 
 UNREADABLE = "unreadable.txt"
-# What the simulated client's ledger calls its data.
-SIMULATED = "simulated"
-_QUERY = "query.safetensors"
 RESPONSE = "response.safetensors"
-# What the names of the first of two rounds begin with.
-FIRST = "first_"
-_INSTRUCTIONS = """
-Waiting for the client{which}. Carry this file to it:
-  {query}
-There, with its private data in DIR and its ledger in LEDGER:
-  python -m ecos_jax.client.respond --query={query.name} --data={data} \\
-    --epsilon=EPSILON --ledger=LEDGER --out={brought.name}
-Bring the answer back as
-  {brought}
-and run this command again."""
 
 
-def pool(job: Job) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolResult(Result):
+  """What the pool holds.
+
+  Attributes:
+    simulation: Identifies the simulated client's and the test's data.
+    size: Number of samples, N.
+    sizes: Samples of each source, by name.
+    unreadable: Files that cannot be read and are left out.
+    client_share: Share of the samples from the client's domain, if known.
+  """
+
+  simulation: str | None
+  size: int
+  sizes: dict[str, int]
+  unreadable: int
+  client_share: float | None
+
+
+def _pool(job: Job, path: Path) -> PoolResult:
   """Reads or makes the public pool; what it holds is counted, not copied."""
-
-  def work(path: Path) -> dict[str, Any]:
-    pool, client = job.problem.pool, job.problem.client_source
-    unreadable = [
-      f"{source.name}/{file.name}\t{file.why}"
-      for source in pool.sources
-      for file in getattr(source, "unreadable", ())
-    ]
-    for source in pool.feature_sources:
-      # Whether there is a row for each is known before anybody is asked.
-      source.metadata(np.array([0]))
-    kind = "features" if pool.feature_sources else "images"
-    text = f"{len(pool):,} {kind} from {len(pool.sizes)} sources"
-    if unreadable:
-      lines = "".join(f"{line}\n" for line in unreadable)
-      named = lines.encode(errors="surrogateescape")
-      files.write(path / UNREADABLE, named)
-      text += f", {len(unreadable):,} unreadable"
-    return {
-      "digest": pool.digest,
-      "simulation": job.simulation_digest(job.problem),
-      "size": len(pool),
-      "sizes": dict(zip(pool.source_names, pool.sizes, strict=True)),
-      "unreadable": len(unreadable),
-      "client_share": (
-        None if client is None else pool.sizes[client] / len(pool)
-      ),
-      "count": None,
-      "text": text,
-    }
-
-  # What the folders hold was listed and checked before: that is kept.
-  job.stage("pool", "data. seed", "", work, resumable=True)
-  checks.check_pool(job.config, job.stages["pool"].result["size"])
-
-
-def bank(job: Job) -> None:
-  """Encodes the pool."""
-
-  def work(path: Path) -> dict[str, Any]:
-    pool = job.problem.pool
-    if pool.feature_sources:
-      files = [f for source in pool.feature_sources for f in source.files]
-      bank = encode.link(
-        path, files, encoder=job.encoder.digest, pool=pool.digest
-      )
-    else:
-      bank = encode.build(
-        path,
-        pool,
-        job.encoder,
-        dtype=job.config.bank.dtype.value,
-        shard_rows=job.config.bank.shard_rows,
-        batch_size=job.config.encoder.batch_size,
-      )
-    rows, dimension = bank.shape
-    return {
-      "digest": bank.digest,
-      "count": rows,
-      "text": f"{rows:,} x {dimension} features by {job.encoder.name}",
-    }
-
-  job.stage(
-    "bank",
-    "encoder.name encoder.image_size encoder.dtype bank.",
-    "pool",
-    work,
-    resumable=True,
-    together=True,
-    brought={"encoder": job.encoder.digest},
+  pool, source = job.problem.pool, job.problem.client_source
+  unreadable = [
+    f"{source.name}/{file.name}\t{file.why}"
+    for source in pool.sources
+    for file in getattr(source, "unreadable", ())
+  ]
+  for features in pool.feature_sources:
+    # A missing row of metadata is found before anybody is asked.
+    features.metadata(np.array([0]))
+  kind = "features" if pool.feature_sources else "images"
+  text = f"{len(pool):,} {kind} from {len(pool.sizes)} sources"
+  if unreadable:
+    lines = "".join(f"{line}\n" for line in unreadable)
+    named = lines.encode(errors="surrogateescape")
+    files.write(path / UNREADABLE, named)
+    text += f", {len(unreadable):,} unreadable"
+  share = None if source is None else pool.sizes[source] / len(pool)
+  return PoolResult(
+    digest=pool.digest,
+    text=text,
+    simulation=stages.simulation_digest(job.problem),
+    size=len(pool),
+    sizes=dict(zip(pool.source_names, pool.sizes, strict=True)),
+    unreadable=len(unreadable),
+    client_share=share,
   )
-  if job.verify:
-    job.checked_bank()
 
 
-def rounds(config: config_lib.Config) -> tuple[str, ...]:
-  """Returns what the names of each round's stages begin with, in order."""
-  return (FIRST, "") if config.codebook.first_round else ("",)
+POOL = Stage(
+  "pool",
+  PoolResult,
+  _pool,
+  fields=(FIELDS.data, FIELDS.seed),
+  # Listings of folders, checked for unreadable files, are kept.
+  resumable=True,
+)
 
 
-def codebook(job: Job, name: str = "") -> None:
-  """Clusters the bank, or what the first round leaves of it.
+def _bank(job: Job, path: Path) -> Result:
+  """Encodes the pool."""
+  pool, options = job.problem.pool, job.config.bank
+  if pool.feature_sources:
+    files = [f for source in pool.feature_sources for f in source.files]
+    bank = encode.link(
+      path, files, encoder=job.encoder.digest, pool=pool.digest
+    )
+  else:
+    bank = encode.build(
+      path,
+      pool,
+      job.encoder,
+      dtype=options.dtype.value,
+      shard_rows=options.shard_rows,
+      batch_size=job.config.encoder.batch_size,
+    )
+  rows, dimension = bank.shape
+  text = f"{rows:,} x {dimension} features by {job.encoder.name}"
+  return Result(digest=bank.digest, text=text, count=rows)
+
+
+BANK = Stage(
+  "bank",
+  Result,
+  _bank,
+  fields=(
+    FIELDS.encoder.name,
+    FIELDS.encoder.image_size,
+    FIELDS.encoder.dtype,
+    FIELDS.bank,
+  ),
+  inputs=(POOL,),
+  read=lambda job, path: bank_lib.FeatureBank.open(path, job[BANK].digest),
+  brought=lambda job: {"encoder": job.encoder.digest},
+  resumable=True,
+  together=True,
+)
+
+
+def checked_bank(job: Job, *, alone: bool = False) -> bank_lib.FeatureBank:
+  """Returns the finished bank, after its checksums if it was made before.
 
   Args:
     job: The run.
-    name: Of the round, one of `rounds`; so below.
+    alone: Whether the other processes do not call this as well.
+
+  Raises:
+    BankError: A shard was altered.
   """
-  config = job.config.codebook
-  second = bool(config.first_round) and not name
-  inputs = "bank"
-  if name:
+  bank = job.read(BANK)
+  if job.stages[BANK.name].skipped and not job.bank_checked:
+    bank.verify(alone=alone)
+    job.bank_checked = True
+  return bank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodebookResult(Result):
+  """How k-means ended; `reseeded` is how many empty clusters were refilled."""
+
+  reseeded: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MessageResult(Result):
+  """A message to the client, of `bytes` bytes."""
+
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResponseResult(MessageResult):
+  """The client's answer, and what it states about its privacy."""
+
+  statement: dict[str, Any]
+
+
+class Round(NamedTuple):
+  """One question to the client, by its stages.
+
+  Attributes:
+    codebook: k-means on the bank, or on what the first round leaves of it.
+    query: What the client receives.
+    response: What it answers.
+  """
+
+  codebook: Stage[CodebookResult, codebook_lib.Codebook]
+  query: Stage[MessageResult, messages.Query]
+  response: Stage[ResponseResult, messages.Response]
+
+
+def rounds(config: config_lib.Config) -> tuple[Round, ...]:
+  """Returns the rounds of a run, in order."""
+  return (FIRST, LAST) if config.codebook.first_round else (LAST,)
+
+
+def terms(config: config_lib.Config, *, first: bool = False) -> messages.Terms:
+  """Returns the terms that a query proposes; the simulated client takes them.
+
+  Args:
+    config: Of the run.
+    first: Whether the query is that of the first of two rounds.
+
+  Raises:
+    ProtocolError: One is out of range.
+  """
+  privacy = config.privacy
+  sigma = privacy.sigma
+  rest = privacy.gamma, privacy.delta, privacy.relation.value
+  if config.codebook.first_round:
+    of_first, of_second = accounting.split(sigma, privacy.first_part, *rest)
+    sigma = of_first if first else of_second
+  return messages.Terms(sigma, *rest)
+
+
+def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
+  """Clusters the bank, or what the first round leaves of it."""
+  config, within = job.config.codebook, None
+  if first:
     config = dataclasses.replace(config, size=config.first_round)
-  elif second:
+  elif config.first_round:
     config = dataclasses.replace(config, size=config.size - config.first_round)
-    inputs += f" {FIRST}codebook {FIRST}response"
-
-  def work(path: Path) -> dict[str, Any]:
-    within = _covered(job, config.size) if second else None
-    fitted = codebook_lib.build(
-      path,
-      job.checked_bank(),
-      config,
-      job.key("coarse_codebook" if name else "codebook"),
-      distributed.mesh(),
-      within,
-    )
-    state = "converged" if fitted.converged else "not converged"
-    count = job.feature_bank.shape[0]
-    text = f"{config.size} centroids, {fitted.iterations} iterations, {state}"
-    if within is not None:
-      text += f", in {within.size / count:.0%} of the pool"
-    return {
-      "digest": codebook_lib.read(path).digest,
-      "reseeded": fitted.reseeded,
-      "count": count,
-      "text": text,
-    }
-
-  job.stage(f"{name}codebook", "codebook. seed", inputs, work, together=True)
+    within = _covered(job, config.size)
+  fitted = codebook_lib.build(
+    path,
+    checked_bank(job),
+    config,
+    # Under another name the first codebook would be another one.
+    job.key("coarse_codebook" if first else "codebook"),
+    distributed.mesh(),
+    within,
+  )
+  book = job.keep(
+    FIRST.codebook if first else LAST.codebook, codebook_lib.read(path)
+  )
+  rows = job.read(BANK).shape[0]
+  state = "converged" if fitted.converged else "not converged"
+  text = f"{config.size} centroids, {fitted.iterations} iterations, {state}"
+  if within is not None:
+    text += f", in {within.size / rows:.0%} of the pool"
+  return CodebookResult(
+    digest=book.digest, text=text, count=rows, reseeded=fitted.reseeded
+  )
 
 
 def _covered(job: Job, rows: int) -> codebook_lib.Part:
@@ -181,10 +244,10 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
 
   All processes must call this.
   """
-  book = finished_codebook(job, FIRST)
+  book = job.read(FIRST.codebook)
 
   def decide() -> list[bool]:
-    answer = finished_response(job, FIRST)
+    answer = job.read(FIRST.response)
     votes = scores.posterior_mean(
       answer.scores, book.sizes, answer.statement.sigma
     )
@@ -194,152 +257,93 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
   return codebook_lib.Part(book, np.array(distributed.first(decide)))
 
 
-def finished_codebook(job: Job, name: str = "") -> codebook_lib.Codebook:
-  """Returns the finished codebook of a round.
-
-  Raises:
-    EcosError: It is damaged.
-  """
-  stage = job.stages[f"{name}codebook"]
-  return codebook_lib.read(stage.path, stage.result["digest"])
-
-
-def query(job: Job, name: str = "") -> None:
+def _query(job: Job, path: Path, *, exchange: client.Exchange) -> MessageResult:
   """Writes what the client receives."""
-
-  def work(path: Path) -> dict[str, Any]:
-    query = question.make(
-      finished_codebook(job, name).centroids,
-      job.encoder,
-      terms(job, name),
-    )
-    data = query.to_bytes()
-    files.write(path / f"{name}{_QUERY}", data)
-    return {
-      "digest": query.digest,
-      "bytes": len(data),
-      "count": None,
-      "text": f"{len(data):,} bytes down",
-    }
-
-  fields = "privacy.sigma privacy.gamma privacy.delta privacy.relation"
-  if job.config.codebook.first_round:
-    fields += " privacy.first_part"
-  job.stage(f"{name}query", fields, f"{name}codebook", work)
+  here = FIRST if exchange.first else LAST
+  query = question.make(
+    job.read(here.codebook).centroids,
+    job.encoder,
+    terms(job.config, first=exchange.first),
+  )
+  data = job.keep(here.query, query).to_bytes()
+  files.write(path / exchange.message, data)
+  text = f"{len(data):,} bytes down"
+  return MessageResult(digest=query.digest, text=text, bytes=len(data))
 
 
-def response(job: Job, name: str = "") -> bool:
-  """Takes the client's answer, simulated or brought to the workdir.
-
-  Returns:
-    Whether it is there.
-  """
-  brought = job.work.path / f"{name}{RESPONSE}"
-  remote = job.config.client.remote
-  if remote and not distributed.first(
-    lambda: brought.exists() or job.work.done(f"{name}response")
-  ):
-    which = "first of two questions" if name else "second of two questions"
-    print(
-      _INSTRUCTIONS.format(
-        which=f", {which}" if job.config.codebook.first_round else "",
-        query=job.stages[f"{name}query"].path / f"{name}{_QUERY}",
-        brought=brought,
-        data="features:DIR" if job.config.of_features else "DIR",
-      )
-    )
-    return False
-
-  def work(path: Path) -> dict[str, Any]:
-    query = message(
-      job, f"{name}query", f"{name}{_QUERY}", messages.Query.from_bytes
-    )
-    data = (
-      wire.read_file(brought)
-      if remote
-      else _simulated(job, query.to_bytes(), name)
-    )
-    statement = question.read(data, query).statement
-    files.write(path / f"{name}{RESPONSE}", data)
-    privacy = f"epsilon {statement.epsilon:.4g}"
-    if not statement.private:
-      privacy = "NOT PRIVATE (noise from a seed)"
-    return {
-      "digest": files.digest(data),
-      "bytes": len(data),
-      "statement": dataclasses.asdict(statement),
-      "count": None,
-      "text": f"{len(data):,} bytes up, {privacy}",
-    }
-
-  job.stage(f"{name}response", "privacy. client.remote", f"{name}query", work)
-  return True
-
-
-def finished_response(job: Job, name: str = "") -> messages.Response:
-  """Returns the client's answer in a round.
-
-  Raises:
-    EcosError: It is damaged.
-  """
-  return message(
-    job, f"{name}response", f"{name}{RESPONSE}", messages.Response.from_bytes
+def _response(
+  job: Job, path: Path, *, exchange: client.Exchange
+) -> ResponseResult:
+  """Takes the client's answer."""
+  here = FIRST if exchange.first else LAST
+  query = job.read(here.query)
+  data = job.client.answer(query, exchange)
+  response = job.keep(here.response, question.read(data, query))
+  files.write(path / exchange.answer, data)
+  statement = response.statement
+  privacy = f"epsilon {statement.epsilon:.4g}"
+  if not statement.private:
+    privacy = "NOT PRIVATE (noise from a seed)"
+  return ResponseResult(
+    digest=files.digest(data),
+    text=f"{len(data):,} bytes up, {privacy}",
+    bytes=len(data),
+    statement=dataclasses.asdict(statement),
   )
 
 
-def _simulated(job: Job, query: bytes, name: str) -> bytes:
-  """Returns the response of the simulated client."""
-  seed = job.config.privacy.insecure_noise_seed
-  if name and seed is not None:
-    # Noise that has nothing to do with that of the second round.
-    seed += 2**64
-  mechanism = mechanisms.Mechanism(terms(job, name), seed)
-  return respond.answer(
-    query,
-    lambda: job.client,
-    mechanism,
-    job.ledger,
-    simulated_tag(job),
-    consent=lambda text: None,
-    encoder=job.encoder,
-    batch_size=job.config.encoder.batch_size,
+def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
+  """Returns a round.
+
+  Args:
+    prefix: What the names of its stages and files begin with.
+    first: Whether it is the first of two.
+    before: Stages of the round before.
+  """
+  codebook = Stage(
+    f"{prefix}codebook",
+    CodebookResult,
+    functools.partial(_codebook, first=first),
+    fields=(FIELDS.codebook, FIELDS.seed),
+    inputs=(BANK, *before),
+    read=lambda job, path: codebook_lib.read(path, job[codebook].digest),
+    together=True,
   )
-
-
-def simulated_tag(job: Job) -> str:
-  """Returns the name of the simulated data in the ledger.
-
-  The ledger hands a stored answer out again; one whose noise came from a seed
-  must not stand for one with real noise, nor for that of another seed.
-  """
-  seed = job.config.privacy.insecure_noise_seed
-  return SIMULATED if seed is None else f"{SIMULATED}, noise of seed {seed}"
-
-
-def terms(job: Job, name: str = "") -> messages.Terms:
-  """Returns the terms that the query proposes and the simulation takes.
-
-  Raises:
-    ProtocolError: One is out of range.
-  """
-  privacy = job.config.privacy
-  sigma = privacy.sigma
-  rest = privacy.gamma, privacy.delta, privacy.relation.value
-  if job.config.codebook.first_round:
-    first, second = accounting.split(sigma, privacy.first_part, *rest)
-    sigma = first if name else second
-  return messages.Terms(sigma, *rest)
-
-
-def message(
-  job: Job, stage: str, file: str, read: Callable[[bytes], _Message]
-) -> _Message:
-  """Returns the message that a finished stage left.
-
-  Raises:
-    EcosError: It is damaged.
-  """
-  finished = job.stages[stage]
-  return read(
-    workdir.read_bytes(finished.path / file, finished.result["digest"])
+  exchange = client.Exchange(
+    f"{prefix}query",
+    f"{prefix}query.safetensors",
+    f"{prefix}{RESPONSE}",
+    first=first,
   )
+  query = Stage(
+    exchange.asked,
+    MessageResult,
+    functools.partial(_query, exchange=exchange),
+    fields=(
+      FIELDS.privacy.sigma,
+      FIELDS.privacy.gamma,
+      FIELDS.privacy.delta,
+      FIELDS.privacy.relation,
+      FIELDS.privacy.first_part,
+    ),
+    inputs=(codebook,),
+    read=lambda job, path: messages.Query.from_bytes(
+      workdir.read_bytes(path / exchange.message, job[query].digest)
+    ),
+  )
+  response = Stage(
+    f"{prefix}response",
+    ResponseResult,
+    functools.partial(_response, exchange=exchange),
+    fields=(FIELDS.privacy, FIELDS.client.remote),
+    inputs=(query,),
+    read=lambda job, path: messages.Response.from_bytes(
+      workdir.read_bytes(path / exchange.answer, job[response].digest)
+    ),
+    answer=exchange,
+  )
+  return Round(codebook, query, response)
+
+
+FIRST = _round("first_", first=True, before=())
+LAST = _round("", first=False, before=(FIRST.codebook, FIRST.response))

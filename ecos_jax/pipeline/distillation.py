@@ -1,4 +1,4 @@
-"""Adaptive model compression: a teacher, and what it says about the proxy.
+"""Adaptive model compression: a teacher, and its logits of the proxy.
 
 The teacher learns from the labels of the pool, or comes from a checkpoint. The
 student learns from the teacher's logits on the proxy: neither the labels of the
@@ -8,7 +8,6 @@ proxy nor those of the client are read.
 import dataclasses
 from pathlib import Path
 import shutil
-from typing import Any
 
 from flax import nnx
 import jax
@@ -22,9 +21,14 @@ from ecos_jax import workdir
 from ecos_jax.data import loader
 from ecos_jax.models import registry
 from ecos_jax.models import size
+from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
-from ecos_jax.pipeline import summary
-from ecos_jax.pipeline.job import Job
+from ecos_jax.pipeline import stages
+from ecos_jax.pipeline.stages import FIELDS
+from ecos_jax.pipeline.stages import Job
+from ecos_jax.pipeline.stages import Result
+from ecos_jax.pipeline.stages import Stage
+from ecos_jax.training import evaluation
 from ecos_jax.training import loop
 from ecos_jax.training import tasks
 
@@ -32,87 +36,113 @@ _CHECKPOINTS = "checkpoints"
 _LOGITS = "logits.npy"
 
 
-class _Distilled:
-  """The images of a source without its labels, and logits if there are any."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkResult(Result):
+  """A trained network.
 
-  def __init__(self, source: loader.Source, logits: np.ndarray | None = None):
-    self._source = source
-    self._logits = logits
+  Attributes:
+    accuracy: Share of the test images that it classifies right, if there are
+      any.
+    parameters: Number of weights.
+    multiply_adds: Multiply-adds of one image.
+  """
 
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    arrays = {"image": self._source.batch(indices)["image"]}
-    if self._logits is not None:
-      arrays["logits"] = self._logits[indices]
-    return arrays
+  accuracy: float | None
+  parameters: int
+  multiply_adds: int
 
 
-def teacher(job: Job) -> None:
-  """Trains the teacher on the labelled pool, or takes it from a checkpoint."""
-  options = job.config.distill
-  if options.teacher not in registry.names():
+def wanted(config: config_lib.Config) -> bool:
+  """Returns whether a teacher says what the proxy's images are."""
+  return config.train.task is config_lib.Task.DISTILL and config.train.steps > 0
+
+
+def check(config: config_lib.Config) -> None:
+  """Checks that the teacher is a known model.
+
+  Raises:
+    ConfigError: It is not.
+  """
+  if wanted(config) and config.distill.teacher not in registry.names():
     raise errors.ConfigError(
-      f"--config.distill.teacher={options.teacher} is not known: take one of "
-      f"{', '.join(registry.names())}"
+      f"`distill.teacher`={config.distill.teacher} is not known: take "
+      f"one of {', '.join(registry.names())}"
     )
 
-  def work(path: Path) -> dict[str, Any]:
-    brought = options.teacher_checkpoint
-    if brought is None:
-      model, how = _trained(job, path), f"{options.teacher_steps:,} steps of"
-    else:
-      model, how = _copied(job, Path(brought), path), "checkpoint of"
-    accuracy = None
-    if job.test is not None:
-      accuracy = loop.accuracy(model, *job.test, distributed.mesh())
-    return {
-      "digest": _digest(model),
-      "accuracy": accuracy,
-      "parameters": size.parameters(model),
-      "multiply_adds": size.multiply_adds(model, job.config.train.image_size),
-      "count": None,
-      "text": f"{how} {options.teacher}, accuracy {summary.percent(accuracy)}",
-    }
 
-  weights = None
+def _teacher(job: Job, path: Path) -> NetworkResult:
+  """Trains the teacher on the labelled pool, or takes it from a checkpoint."""
+  options = job.config.distill
   if options.teacher_checkpoint is None:
-    weights = registry.digest(options.teacher, None)
-  job.stage(
-    "teacher",
-    "distill.teacher train.image_size train.batch_size train.learning_rate "
-    "train.weight_decay client.remote seed",
-    "pool",
-    work,
-    # A copy of a checkpoint is made anew.
-    resumable=options.teacher_checkpoint is None,
-    together=True,
-    brought={"weights": weights} if weights else {},
+    model, how = _trained(job, path), f"{options.teacher_steps:,} steps of"
+  else:
+    brought = Path(options.teacher_checkpoint).expanduser()
+    model, how = _copied(job, brought, path), "checkpoint of"
+  accuracy = None
+  if job.test is not None:
+    accuracy = evaluation.accuracy(model, *job.test, distributed.mesh())
+  return NetworkResult(
+    digest=_digest(model),
+    text=f"{how} {options.teacher}, accuracy {stages.percent(accuracy)}",
+    accuracy=accuracy,
+    parameters=size.parameters(model),
+    multiply_adds=size.multiply_adds(model, job.config.train.image_size),
   )
 
 
-def _trained(job: Job, path: Path) -> nnx.Module:
+def _weights(job: Job) -> dict[str, str]:
+  """Returns the digest of the weights that the teacher's training starts from.
+
+  Nothing for a teacher that is trained from the start, or not at all.
+  """
   options = job.config.distill
+  if options.teacher_checkpoint is not None:
+    return {}
+  digest = registry.digest(options.teacher, None)
+  return {"weights": digest} if digest else {}
+
+
+TEACHER = Stage(
+  "teacher",
+  NetworkResult,
+  _teacher,
+  fields=(
+    FIELDS.distill.teacher,
+    FIELDS.distill.teacher_checkpoint,
+    FIELDS.distill.teacher_images,
+    FIELDS.distill.teacher_steps,
+    FIELDS.train.image_size,
+    FIELDS.train.batch_size,
+    FIELDS.train.learning_rate,
+    FIELDS.train.weight_decay,
+    FIELDS.client.remote,
+    FIELDS.seed,
+  ),
+  inputs=(asking.POOL,),
+  brought=_weights,
+  resumable=True,
+  together=True,
+)
+
+
+def _trained(job: Job, path: Path) -> nnx.Module:
+  options, train = job.config.distill, job.config.train
   pool = job.problem.pool
   indices = np.flatnonzero(pool.labels(np.arange(len(pool))) >= 0)
   if not len(indices):
     raise errors.EcosError(
       "the pool has no labels to train a teacher on: give one as "
-      "--config.distill.teacher_checkpoint"
+      "`distill.teacher_checkpoint`"
     )
   if options.teacher_images:
     order = jax.random.permutation(job.key("teacher"), indices)
     indices = np.asarray(order)[: options.teacher_images]
   result = loop.train(
     tasks.Supervised(
-      job.classes,
-      loader.PoolPart(pool, indices, job.config.train.image_size),
+      job.classes, loader.PoolPart(pool, indices, train.image_size)
     ),
     options.teacher,
-    dataclasses.replace(
-      job.config.train, steps=options.teacher_steps, weights=None
-    ),
+    dataclasses.replace(train, steps=options.teacher_steps, weights=None),
     seed=job.config.seed,
     directory=path,
     mesh=distributed.mesh(),
@@ -121,26 +151,23 @@ def _trained(job: Job, path: Path) -> nnx.Module:
 
 
 def _copied(job: Job, source: Path, path: Path) -> nnx.Module:
-  source = source.expanduser()
   try:
     model = _load(job, source)
   except errors.EcosError as error:
     raise errors.EcosError(
-      f"--config.distill.teacher_checkpoint must be the folder checkpoints/ of "
+      f"`distill.teacher_checkpoint` must be the folder checkpoints/ of "
       f"a trained {job.config.distill.teacher}: {error}"
     ) from error
   if jax.process_index() == 0:
+    # An interrupted call may have left a part.
+    shutil.rmtree(path / _CHECKPOINTS, ignore_errors=True)
     shutil.copytree(source, path / _CHECKPOINTS)
   return model
 
 
 def _load(job: Job, checkpoints: Path) -> nnx.Module:
-  return loop.load(
-    checkpoints,
-    job.config.distill.teacher,
-    job.classes,
-    distributed.mesh(),
-  )
+  teacher = job.config.distill.teacher
+  return loop.load(checkpoints, teacher, job.classes, distributed.mesh())
 
 
 def _digest(model: nnx.Module) -> str:
@@ -148,64 +175,58 @@ def _digest(model: nnx.Module) -> str:
   return files.digest(*(np.asarray(weight).tobytes() for weight in weights))
 
 
-def _finished_teacher(job: Job) -> nnx.Module:
+def finished_teacher(job: Job) -> nnx.Module:
   """Returns the teacher that the finished stage vouches for.
 
   Raises:
     EcosError: Its checkpoints are gone, damaged, or of another teacher.
   """
-  stage = job.stages["teacher"]
-  checkpoints = stage.path / _CHECKPOINTS
-  with workdir.redo_named(stage.path):
+  checkpoints = job.path(TEACHER) / _CHECKPOINTS
+  with workdir.redo_named(job.path(TEACHER)):
     model = _load(job, checkpoints)
-    if _digest(model) != stage.result["digest"]:
+    if _digest(model) != job[TEACHER].digest:
       raise errors.EcosError(f"{checkpoints} holds another teacher")
   return model
 
 
-def logits(job: Job) -> None:
+def _logits(job: Job, path: Path) -> Result:
   """Computes the teacher's logits of the images to train on, as they are."""
-
-  def work(path: Path) -> dict[str, Any]:
-    source = _Distilled(selection.selected(job))
-    model = _finished_teacher(job)
-    rows = loop.logits(model, source, distributed.mesh())
-    if jax.process_index() == 0:
-      np.save(path / _LOGITS, rows)
-    sure = float(np.mean(jax.nn.softmax(rows).max(-1)))
-    return {
-      "digest": files.digest(rows.tobytes()),
-      "count": len(rows),
-      "text": f"{len(rows):,} images, mean confidence {sure:.3f}",
-    }
-
-  local = job.config.sampling.method is config_lib.Method.LOCAL
-  inputs = "teacher pool" if local else "teacher proxy"
-  job.stage("logits", "", inputs, work, together=True)
+  source = selection.Unlabelled(selection.images(job))
+  rows = evaluation.logits(finished_teacher(job), source, distributed.mesh())
+  if jax.process_index() == 0:
+    np.save(path / _LOGITS, rows)
+  sure = float(np.mean(jax.nn.softmax(rows).max(-1)))
+  text = f"{len(rows):,} images, mean confidence {sure:.3f}"
+  digest = files.digest(job.keep(LOGITS, rows).tobytes())
+  return Result(digest=digest, text=text, count=len(rows))
 
 
-def _finished_logits(job: Job) -> np.ndarray:
-  stage = job.stages["logits"]
-  path = stage.path / _LOGITS
-  rows = workdir.load_array(path)
-  if files.digest(rows.tobytes()) != stage.result["digest"]:
-    raise workdir.damaged(path)
+def _read_logits(job: Job, path: Path) -> np.ndarray:
+  rows = workdir.load_array(path / _LOGITS)
+  if files.digest(rows.tobytes()) != job[LOGITS].digest:
+    raise workdir.damaged(path / _LOGITS)
   return rows
 
 
-def task(job: Job, source: loader.Source) -> tasks.Distill:
-  """Returns the student's task.
+LOGITS = Stage(
+  "logits",
+  Result,
+  _logits,
+  inputs=(TEACHER, selection.PROXY),
+  read=_read_logits,
+  together=True,
+)
 
-  Args:
-    job: Its teacher is finished, and its logits if they are cached.
-    source: The images to train on, in the order of the logits.
-  """
+
+def task(job: Job) -> tasks.Distill:
+  """Returns the student's task, on cached logits or on the teacher itself."""
   options = job.config.distill
   cached = options.logits is config_lib.Logits.CACHED
+  arrays = {"logits": job.read(LOGITS)} if cached else {}
   return tasks.Distill(
     job.classes,
-    _Distilled(source, _finished_logits(job) if cached else None),
-    None if cached else _finished_teacher(job),
+    selection.Unlabelled(selection.images(job), **arrays),
+    None if cached else finished_teacher(job),
     options.temperature,
     options.hard_share,
     options.augment,

@@ -1,7 +1,7 @@
-"""From the proxy to the model: labels, training, evaluation."""
+"""From the proxy to the model: training and evaluation."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,101 +11,127 @@ from ecos_jax import distributed
 from ecos_jax.data import loader
 from ecos_jax.models import registry as models
 from ecos_jax.models import size
+from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import selection
-from ecos_jax.pipeline import summary
-from ecos_jax.pipeline.job import Job
+from ecos_jax.pipeline import stages
+from ecos_jax.pipeline.stages import FIELDS
+from ecos_jax.pipeline.stages import Job
+from ecos_jax.pipeline.stages import Stage
 from ecos_jax.training import export
 from ecos_jax.training import loop
 from ecos_jax.training import tasks
 
-Method = config_lib.Method
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelResult(distillation.NetworkResult):
+  """The trained model.
+
+  Attributes:
+    input_wait_share: Share of the time that training waited for images.
+    images_per_second: Speed of training; 0 if all steps were done before.
+  """
+
+  input_wait_share: float
+  images_per_second: float
 
 
 def wanted(job: Job) -> bool:
   """Returns whether there is something to train on: images, and targets."""
-  if not job.config.train.steps:
+  config, proxy = job.config, job.get(selection.PROXY)
+  if not config.train.steps:
     return False
-  proxy = job.stages.get("proxy")
-  if proxy is None or job.config.train.task is not config_lib.Task.MANUAL:
+  if proxy is None or config.train.task is not config_lib.Task.MANUAL:
     return True
-  return not job.config.of_features and proxy.result["labelled"] > 0
+  return not config.of_features and proxy.labelled > 0
 
 
-def model(job: Job) -> None:
+def _model(job: Job, path: Path) -> ModelResult:
   """Trains on the proxy, and evaluates on the client's test images."""
-
-  def work(path: Path) -> dict[str, Any]:
-    result = loop.train(
-      _task(job),
-      job.config.train.model,
-      job.config.train,
-      seed=job.config.seed,
-      directory=path,
-      mesh=distributed.mesh(),
-      test=job.test,
-    )
-    if jax.process_index() == 0:
-      export.write(
-        path / export.FILE, result.model, job.config.train.image_size
-      )
-    return {
-      "digest": "",
-      "accuracy": result.accuracy,
-      "parameters": size.parameters(result.model),
-      "multiply_adds": size.multiply_adds(
-        result.model, job.config.train.image_size
-      ),
-      "input_wait_share": result.input_wait_share,
-      "images_per_second": result.images_per_second,
-      "count": None,
-      "text": f"{result.steps:,} steps of {job.config.train.model}, "
-      f"accuracy {summary.percent(result.accuracy)}",
-    }
-
-  inputs = "pool"
-  if job.config.sampling.method is not Method.LOCAL:
-    inputs += " proxy"
-  fields = (
-    "train.task train.model train.image_size train.steps train.batch_size "
-    "train.learning_rate train.weight_decay train.unlabelled_ratio "
-    "train.confidence seed"
+  train = job.config.train
+  result = loop.train(
+    _task(job),
+    train.model,
+    train,
+    seed=job.config.seed,
+    directory=path,
+    mesh=distributed.mesh(),
+    test=job.test,
   )
-  if job.config.train.task is config_lib.Task.DISTILL:
-    inputs += " teacher"
-    fields += " distill."
-  if labelling.wanted(job):
-    inputs += " labels"
-    fields += " labelling.abstained_as_unlabelled"
-  weights = models.digest(job.config.train.model, job.config.train.weights)
-  job.stage(
-    "model",
-    fields,
-    inputs,
-    work,
-    resumable=True,
-    together=True,
-    brought={"weights": weights} if weights else {},
+  if jax.process_index() == 0:
+    export.write(path / export.FILE, result.model, train.image_size)
+  return ModelResult(
+    digest="",
+    text=f"{result.steps:,} steps of {train.model}, accuracy "
+    f"{stages.percent(result.accuracy)}",
+    accuracy=result.accuracy,
+    parameters=size.parameters(result.model),
+    multiply_adds=size.multiply_adds(result.model, train.image_size),
+    input_wait_share=result.input_wait_share,
+    images_per_second=result.images_per_second,
   )
+
+
+def _weights(job: Job) -> dict[str, str]:
+  digest = models.digest(job.config.train.model, job.config.train.weights)
+  return {"weights": digest} if digest else {}
+
+
+MODEL = Stage(
+  "model",
+  ModelResult,
+  _model,
+  fields=(
+    FIELDS.train.task,
+    FIELDS.train.model,
+    FIELDS.train.image_size,
+    FIELDS.train.steps,
+    FIELDS.train.batch_size,
+    FIELDS.train.learning_rate,
+    FIELDS.train.weight_decay,
+    FIELDS.train.unlabelled_ratio,
+    FIELDS.train.confidence,
+    FIELDS.seed,
+  ),
+  inputs=(
+    asking.POOL,
+    selection.PROXY,
+    distillation.TEACHER,
+    labelling.LABELS,
+  ),
+  brought=_weights,
+  resumable=True,
+  together=True,
+)
+
+
+def stage(config: config_lib.Config) -> Stage:
+  """Returns the stage `MODEL` with the fields that the task depends on."""
+  fields = MODEL.fields
+  if distillation.wanted(config):
+    fields += (FIELDS.distill,)
+  if labelling.wanted(config):
+    fields += (FIELDS.labelling.abstained_as_unlabelled,)
+  return dataclasses.replace(MODEL, fields=fields)
 
 
 def _task(job: Job) -> tasks.Task:
   train = job.config.train
-  if labelling.wanted(job):
+  if labelling.wanted(job.config):
     return labelling.task(job)
-  selected = selection.selected(job)
   if train.task is config_lib.Task.DISTILL:
-    return distillation.task(job, selected)
+    return distillation.task(job)
+  images = selection.images(job)
   if not train.unlabelled_ratio:
-    return tasks.Supervised(job.classes, selected)
+    return tasks.Supervised(job.classes, images)
   pool = job.problem.pool
   rest = np.arange(len(pool))
-  if job.config.sampling.method is not Method.LOCAL:
-    rest = np.setdiff1d(rest, selection.chosen(job))
+  if job.config.sampling.method is not config_lib.Method.LOCAL:
+    rest = np.setdiff1d(rest, job.read(selection.PROXY))
   return tasks.FixMatch(
     job.classes,
-    selected,
+    images,
     loader.PoolPart(pool, rest, train.image_size),
     train.unlabelled_ratio,
     train.confidence,

@@ -1,7 +1,7 @@
 """From the answer to the proxy: which samples of the pool are chosen."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -9,13 +9,16 @@ from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import workdir
-from ecos_jax.client import respond
 from ecos_jax.cloud import baselines
 from ecos_jax.cloud import choose
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.encoders import encode
 from ecos_jax.pipeline import asking
-from ecos_jax.pipeline.job import Job
+from ecos_jax.pipeline.stages import FIELDS
+from ecos_jax.pipeline.stages import Job
+from ecos_jax.pipeline.stages import Result
+from ecos_jax.pipeline.stages import Stage
 
 Method = config_lib.Method
 
@@ -25,74 +28,96 @@ INDEX = "index.npy"
 _INDICES = "indices.npy"
 
 
-def proxy(job: Job) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProxyResult(Result):
+  """What the proxy holds; its digest is that of the sorted pool indices.
+
+  Attributes:
+    size: Number of samples, B.
+    client_share: Share of them from the client's domain, if known.
+    labelled: Samples whose label is known, and may be used.
+  """
+
+  size: int
+  client_share: float | None
+  labelled: int
+
+
+def _proxy(job: Job, path: Path) -> ProxyResult:
   """Chooses the samples and writes them as a TFDS dataset.
 
   Of a pool of features only the index is written.
   """
-
-  def work(path: Path) -> dict[str, Any]:
-    indices, clusters, weights = _choose(job)
-    pool = job.problem.pool
-    np.save(path / _INDICES, indices)
+  indices, clusters, weights = _choose(job)
+  pool, options = job.problem.pool, job.config.sampling
+  np.save(path / _INDICES, job.keep(PROXY, indices))
+  labels = np.full(len(indices), -1, np.int64)
+  if job.config.train.task is not config_lib.Task.CLIENT:
     labels = pool.labels(indices)
-    if job.config.train.task is config_lib.Task.CLIENT:
-      labels = np.full(len(indices), -1, np.int64)
-    if pool.feature_sources:
-      proxy_lib.write_index(path / INDEX, pool, indices, clusters, weights)
-    else:
-      proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
-    client = job.problem.client_source
-    share = None
-    if client is not None:
-      share = float(np.mean(pool.source_of(indices) == client))
-    budget = job.config.sampling.budget
-    short = "" if len(indices) >= budget else f" of the {budget:,} asked for"
-    return {
-      "digest": _digest(indices),
-      "size": len(indices),
-      "client_share": share,
-      "labelled": int((labels >= 0).sum()),
-      "count": len(indices),
-      "text": f"{len(indices):,} samples{short} by "
-      f"{job.config.sampling.method.value}",
-    }
+  if pool.feature_sources:
+    proxy_lib.write_index(path / INDEX, pool, indices, clusters, weights)
+  else:
+    proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
+  client, share = job.problem.client_source, None
+  if client is not None:
+    share = float(np.mean(pool.source_of(indices) == client))
+  size = len(indices)
+  short = (
+    f" of the {options.budget:,} asked for" if size < options.budget else ""
+  )
+  return ProxyResult(
+    digest=_digest(indices),
+    text=f"{size:,} samples{short} by {options.method.value}",
+    count=size,
+    size=size,
+    client_share=share,
+    labelled=int((labels >= 0).sum()),
+  )
 
-  inputs = "pool"
-  if job.config.sampling.method in NEEDS_BANK:
-    inputs += " bank"
-  if job.config.sampling.method in config_lib.ASKING:
-    inputs += " codebook response"
-  job.stage("proxy", "sampling. train.task seed", inputs, work)
+
+PROXY = Stage(
+  "proxy",
+  ProxyResult,
+  _proxy,
+  fields=(FIELDS.sampling, FIELDS.train.task, FIELDS.seed),
+  inputs=(
+    asking.POOL,
+    asking.BANK,
+    asking.LAST.codebook,
+    asking.LAST.response,
+  ),
+  read=lambda job, path: read_indices(path, job[PROXY].digest),
+)
 
 
 def _choose(job: Job) -> choose.Choice:
   """Returns the proxy, sorted by cluster, then by index."""
   options = job.config.sampling
   key = job.key("proxy")
-  size = job.stages["pool"].result["size"]
+  size = job[asking.POOL].size
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
-      response = asking.finished_response(job)
+      response = job.read(asking.LAST.response)
       return choose.samples(
-        job.checked_bank(alone=True),
-        asking.finished_codebook(job),
+        asking.checked_bank(job, alone=True),
+        job.read(asking.LAST.codebook),
         response.scores,
         response.statement.sigma,
         options,
         key,
       ).by_cluster()
     case Method.KCENTER:
-      bank = job.checked_bank(alone=True)
+      bank = asking.checked_bank(job, alone=True)
       indices = baselines.kcenter(bank, options.budget, key)
     case Method.MAK:
-      features = respond.features(
-        job.client,
-        np.arange(len(job.client)),
+      private = job.client.data
+      features = encode.of_rows(
+        private,
+        np.arange(len(private)),
         job.encoder,
         job.config.encoder.batch_size,
       )
-      bank = job.checked_bank(alone=True)
+      bank = asking.checked_bank(job, alone=True)
       indices = baselines.mak(bank, features, options.budget, key)
     case Method.RANDOM:
       indices = baselines.random(size, options.budget, key)
@@ -115,20 +140,20 @@ def _of_the_client(job: Job) -> np.ndarray:
   pool, source = job.problem.pool, job.problem.client_source
   if source is None:
     raise errors.EcosError(
-      "--config.sampling.method=ideal: no source of the pool is known to be of "
+      "`sampling.method`=ideal: no source of the pool is known to be of "
       "the client's domain"
     )
   return np.flatnonzero(pool.source_of(np.arange(len(pool))) == source)
 
 
-def chosen(job: Job) -> np.ndarray:
-  """Returns the pool indices of the proxy, int64 [B].
+def clusters(job: Job, indices: np.ndarray) -> np.ndarray:
+  """Returns the cluster of each of the pool indices, int32 [n].
 
-  Raises:
-    EcosError: They are damaged.
+  -1 where the method of sampling has no clusters.
   """
-  stage = job.stages["proxy"]
-  return read_indices(stage.path, stage.result["digest"])
+  if job.config.sampling.method in config_lib.ASKING:
+    return job.read(asking.LAST.codebook).assignment[indices]
+  return np.full(len(indices), -1, np.int32)
 
 
 def read_indices(path: Path, digest: str) -> np.ndarray:
@@ -136,7 +161,7 @@ def read_indices(path: Path, digest: str) -> np.ndarray:
 
   Args:
     path: Its folder.
-    digest: Of the indices, as its manifest has it.
+    digest: That of the indices in its manifest.
 
   Raises:
     WorkdirError: They are damaged.
@@ -151,27 +176,49 @@ def _digest(indices: np.ndarray) -> str:
   return files.digest(np.sort(indices).astype("<i8", copy=False).data)
 
 
-def selected(job: Job) -> loader.Source:
+def images(job: Job) -> loader.Samples:
   """Returns the samples to train on: the proxy, or the client's own."""
-  size = job.config.train.image_size
-  if job.config.sampling.method is Method.LOCAL:
-    client = job.client
-    every = np.arange(len(client))
-    return loader.Arrays(
-      {
-        "image": client.images(every, size),
-        "label": client.labels(every),
-      }
-    )
-  return dataset(job, "proxy")
+  if job.config.sampling.method is not Method.LOCAL:
+    return dataset(job, PROXY)
+  private = job.client.data
+  every = np.arange(len(private))
+  return loader.Arrays(
+    {
+      "image": private.images(every, job.config.train.image_size),
+      "label": private.labels(every),
+    }
+  )
 
 
-def dataset(job: Job, stage: str) -> loader.Source:
+def dataset(job: Job, stage: Stage) -> loader.Samples:
   """Returns the samples of the dataset that a finished stage left.
 
   Raises:
     EcosError: It is damaged.
   """
-  path = job.stages[stage].path
+  path = job.path(stage)
   with workdir.redo_named(path):
     return loader.proxy_source(path / DATASET, job.config.train.image_size)
+
+
+class Unlabelled:
+  """The images of a source without its labels, and other arrays beside them."""
+
+  def __init__(self, source: loader.Samples, **arrays: np.ndarray):
+    """Wraps a source.
+
+    Args:
+      source: The images, and perhaps labels that nobody may see.
+      **arrays: [n, ...], added to its batches by name.
+    """
+    self._source = source
+    self._arrays = arrays
+
+  def __len__(self) -> int:
+    """Returns the number of samples."""
+    return len(self._source)
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the samples at `indices` [b]."""
+    arrays = {name: array[indices] for name, array in self._arrays.items()}
+    return {"image": self._source.batch(indices)["image"]} | arrays

@@ -1,99 +1,166 @@
-"""What a run came to, in words.
-
-`summary.json` holds, of one run: `method`, `client`, `budget`, `seed`,
-`remote`;
-`unreadable`, files of the pool that were left out and are listed in
-`pool/unreadable.txt`;
-`accuracy` on the client's test images; `proxy_size`, `proxy_digest` (sha256 of
-the sorted indices as little-endian int64); `proxy_client_share` and
-`pool_client_share`, the share that comes from the client's domain; `epsilon`,
-`delta`, `relation` of all that the client released (0 where nothing, null where
-it is not private), which is `epsilon_answers` answers: a simulated client's are
-those of its ledger, also of earlier calls that were redone; of a remote client
-only this run's are known, and its own ledger has the total; `noise_epsilon`,
-the same if noise from a seed had come from the operating system;
-`paper_epsilon`, the paper's bound for the same noise on this run's scores;
-`first_epsilon`, `scores_epsilon` and `labels_epsilon`, what each of this run's
-answers costs alone (null where it was not asked; the first is that of the first
-of two rounds of scores); `labels_asked`, of these
-`labels_considered` before the budget was used up, of these `labels_answered`,
-and `labels_accuracy`, the share of the client's labels that are right;
-`bytes_down` and `bytes_up` between cloud and client; `seconds` a stage; `model`
-and `teacher` (null without one: with 0 steps, of features, and without labels
-that are to be given by hand, a run ends at the proxy), each with `name`,
-`accuracy`, `parameters` and `multiply_adds` of one image; `training` of the
-model, in the call that ended it: `images_per_second` and `input_wait_share`,
-the share of the time that the loop waited for images. What is not known is
-null.
-"""
+"""What a run came to: the fields of `summary.json`, and a text for people."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from ecos_jax import config
-from ecos_jax import messages
-from ecos_jax.client import label
+from ecos_jax.client import private_knn
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
+from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
-from ecos_jax.pipeline.job import Job
-from ecos_jax.privacy import ledger
+from ecos_jax.pipeline.stages import Job
+from ecos_jax.pipeline.stages import percent
 from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
-# What the answers are called, and in the fields of their epsilons.
-_ANSWERS = {"labels": "labels", "first scores": "first", "scores": "scores"}
 _RELATIONS = {
   "add_remove": "one sample more or less",
   "replace_one": "one sample replaced",
 }
 
 
-def percent(share: float | None) -> str:
-  """Returns '43.2 %', or 'unknown' for None."""
-  return "unknown" if share is None else f"{100 * share:.1f} %"
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A trained network.
+
+  Attributes:
+    name: The network.
+    accuracy: Share of the client's test images that it classifies right.
+    parameters: Number of weights.
+    multiply_adds: Multiply-adds of one image.
+  """
+
+  name: str
+  accuracy: float | None
+  parameters: int
+  multiply_adds: int
 
 
-def collect(job: Job) -> dict[str, Any]:
-  """Returns what the run came to; the fields are named above."""
-  results = {name: stage.result for name, stage in job.stages.items()}
-  method = job.config.sampling.method
-  proxy, labels = results.get("proxy", {}), results.get("labels", {})
-  return {
-    "method": method.value,
-    "client": (
-      job.config.data.client_data
-      if job.config.data.sources
-      else job.config.data.client
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """The speed of the training of the model, in the call that ended it.
+
+  Attributes:
+    images_per_second: Images trained on in a second.
+    input_wait_share: Share of the time that the loop waited for images.
+  """
+
+  images_per_second: float
+  input_wait_share: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary(spending.Spending):
+  """What a run came to; null is what is not known, or what the run has not.
+
+  Of a simulated client `epsilon` covers the whole ledger, also answers of
+  earlier calls that were redone; of a remote one it covers this run.
+
+  Attributes:
+    method: How the proxy was chosen.
+    client: The simulated client's domain, or its data.
+    budget: Number of samples that the proxy was to have.
+    seed: Of the run.
+    unreadable: Files of the pool left out, listed in `pool/unreadable.txt`.
+    accuracy: Of the model, on the client's test images.
+    model: The model; null if the run ends at the proxy (0 steps, a pool of
+      features, or no labels yet).
+    teacher: The teacher, with distillation.
+    proxy_size: Number of samples of the proxy.
+    proxy_digest: sha256 of its sorted pool indices as little-endian int64.
+    proxy_client_share: Share of the proxy from the client's domain.
+    pool_client_share: Share of the pool from the client's domain.
+    remote: Whether the client was another machine.
+    labels_asked: Samples that the client was asked to label.
+    labels_considered: Those considered before its budget was used up.
+    labels_answered: Those labelled.
+    labels_accuracy: Share of the labels that are right.
+    bytes_down: Sent from the cloud to the client.
+    bytes_up: Sent from the client to the cloud.
+    training: The speed of training.
+    seconds: Of each stage, when it was done.
+  """
+
+  method: str
+  client: str | None
+  budget: int
+  seed: int
+  unreadable: int
+  accuracy: float | None
+  model: Network | None
+  teacher: Network | None
+  proxy_size: int | None
+  proxy_digest: str | None
+  proxy_client_share: float | None
+  pool_client_share: float | None
+  remote: bool
+  labels_asked: int | None
+  labels_considered: int | None
+  labels_answered: int | None
+  labels_accuracy: float | None
+  bytes_down: int
+  bytes_up: int
+  training: Training | None
+  seconds: dict[str, float]
+
+
+def collect(job: Job) -> Summary:
+  """Returns what a run came to."""
+  options = job.config
+  pool, model = job[asking.POOL], job.get(learning.MODEL)
+  proxy, labels = job.get(selection.PROXY), job.get(labelling.LABELS)
+  rounds = asking.rounds(options)
+  down = [job.get(asked.query) for asked in rounds]
+  up = [job.get(asked.response) for asked in rounds]
+  return Summary(
+    method=options.sampling.method.value,
+    client=(
+      options.data.client_data if options.data.sources else options.data.client
     ),
-    "budget": job.config.sampling.budget,
-    "seed": job.config.seed,
-    "unreadable": results["pool"].get("unreadable", 0),
-    "accuracy": results.get("model", {}).get("accuracy"),
-    "model": _network(job.config.train.model, results.get("model")),
-    "teacher": _network(job.config.distill.teacher, results.get("teacher")),
-    "proxy_size": proxy.get("size"),
-    "proxy_digest": proxy.get("digest"),
-    "proxy_client_share": proxy.get("client_share"),
-    "pool_client_share": results["pool"]["client_share"],
-    "remote": job.config.client.remote,
+    budget=options.sampling.budget,
+    seed=options.seed,
+    unreadable=pool.unreadable,
+    accuracy=model.accuracy if model else None,
+    model=_network(options.train.model, model),
+    teacher=_network(options.distill.teacher, job.get(distillation.TEACHER)),
+    proxy_size=proxy.size if proxy else None,
+    proxy_digest=proxy.digest if proxy else None,
+    proxy_client_share=proxy.client_share if proxy else None,
+    pool_client_share=pool.client_share,
+    remote=options.client.remote,
     **dataclasses.asdict(_spent(job)),
-    "labels_asked": labels.get("requests"),
-    "labels_considered": labels.get("considered"),
-    "labels_answered": labels.get("answered"),
-    "labels_accuracy": labels.get("accuracy"),
-    "bytes_down": _bytes(results, "first_query", "query", "request"),
-    "bytes_up": _bytes(results, "first_response", "response", "labels"),
-    "training": _speed(results.get("model")),
-    "seconds": {
+    labels_asked=labels.requests if labels else None,
+    labels_considered=labels.considered if labels else None,
+    labels_answered=labels.answered if labels else None,
+    labels_accuracy=labels.accuracy if labels else None,
+    bytes_down=_bytes(*down, job.get(labelling.REQUEST)),
+    bytes_up=_bytes(*up, labels),
+    training=_speed(model),
+    seconds={
       name: round(stage.seconds, 3) for name, stage in job.stages.items()
     },
-  }
+  )
 
 
-def _bytes(results: dict[str, dict[str, Any]], *stages: str) -> int:
-  return sum(results.get(stage, {}).get("bytes", 0) for stage in stages)
+def _bytes(*messages: asking.MessageResult | None) -> int:
+  return sum(message.bytes for message in messages if message is not None)
+
+
+def _network(
+  name: str, result: distillation.NetworkResult | None
+) -> Network | None:
+  if result is None:
+    return None
+  return Network(name, result.accuracy, result.parameters, result.multiply_adds)
+
+
+def _speed(model: learning.ModelResult | None) -> Training | None:
+  # A call that found all steps done has measured nothing.
+  if model is None or not model.images_per_second:
+    return None
+  return Training(model.images_per_second, model.input_wait_share)
 
 
 def _spent(job: Job) -> spending.Spending:
@@ -104,147 +171,127 @@ def _spent(job: Job) -> spending.Spending:
   answers: dict[str, spending.Answer] = {}
   fixed = True
   rounds = asking.rounds(job.config)
-  for name in rounds:
-    if f"{name}response" in job.stages:
-      response = asking.finished_response(job, name)
-      answers["first" if name else "scores"] = response
-      # The client may have chosen other terms for the second round after the
-      # first.
-      fixed &= len(rounds) == 1 or _as_proposed(
-        response.statement, asking.terms(job, name)
+  for asked in rounds:
+    if job.get(asked.response) is not None:
+      first = asked is asking.FIRST
+      response = job.read(asked.response)
+      answers["first" if first else "scores"] = response
+      # A remote client may choose other terms for the second round, after its
+      # first answer.
+      taken, proposed = (
+        dataclasses.asdict(terms).items()
+        for terms in (
+          response.statement,
+          asking.terms(job.config, first=first),
+        )
       )
-  if "labels" in job.stages:
-    response = labelling.finished_labels(job)
+      fixed &= len(rounds) == 1 or proposed <= taken
+  if job.get(labelling.LABELS) is not None:
+    response = job.read(labelling.LABELS)
     answers["labels"] = response
     # The number of labels is that of the budget, unless the proxy came out
     # smaller: that tells of the scores.
     fixed &= len(response.labels) == job.config.sampling.budget
   return spending.spent(
     answers,
-    _ledger(job),
+    job.client.entries(),
     fixed=fixed,
     exposed=job.config.sampling.method in config.SIMULATION_ONLY,
   )
 
 
-def _as_proposed(statement: messages.Statement, terms: messages.Terms) -> bool:
-  fields = dataclasses.asdict(terms)
-  return all(getattr(statement, name) == fields[name] for name in fields)
-
-
-def _ledger(job: Job) -> list[ledger.Entry]:
-  """Returns all that the simulated client ever answered in this workdir."""
-  # Where nothing was ever asked, opening a ledger would make one.
-  if job.config.client.remote or not (job.work.path / "client").exists():
-    return []
-  with ledger.locked(job.ledger) as book:
-    return book.entries
-
-
-def _network(name: str, result: dict[str, Any] | None) -> dict[str, Any] | None:
-  if result is None:
-    return None
-  fields = ("accuracy", "parameters", "multiply_adds")
-  return {"name": name} | {field: result[field] for field in fields}
-
-
-def _speed(result: dict[str, Any] | None) -> dict[str, Any] | None:
-  # A call that found all steps done has measured nothing.
-  if result is None or not result["images_per_second"]:
-    return None
-  return {n: result[n] for n in ("images_per_second", "input_wait_share")}
-
-
-def _measured(network: dict[str, Any]) -> str:
+def _measured(network: Network) -> str:
   return (
-    f"{percent(network['accuracy'])} by {network['name']}: "
-    f"{network['parameters']:,} weights, {network['multiply_adds']:,} "
-    "multiply-adds an image"
+    f"{percent(network.accuracy)} by {network.name}: {network.parameters:,} "
+    f"weights, {network.multiply_adds:,} multiply-adds an image"
   )
 
 
-def _privacy(summary: dict[str, Any]) -> str:
-  if summary["epsilon"] is None:
+def _privacy(summary: Summary) -> str:
+  if summary.epsilon is None:
     return "NOT PRIVATE: no guarantee holds for this run"
-  if summary["relation"] is None:
+  if summary.relation is None:
     return "nothing was asked of the client"
   alone = {
-    name: summary[f"{field}_epsilon"]
-    for name, field in _ANSWERS.items()
-    if summary[f"{field}_epsilon"] is not None
+    "labels": summary.labels_epsilon,
+    "first scores": summary.first_epsilon,
+    "scores": summary.scores_epsilon,
   }
-  detail = []
-  if list(alone) == ["scores"]:
-    detail = [f"the paper's bound: {summary['paper_epsilon']:.4g}"]
-  elif alone:
-    parts = [f"{name} {epsilon:.4g}" for name, epsilon in alone.items()]
-    detail = [" and ".join(parts) + (", composed" if len(parts) > 1 else "")]
-  answers = summary["epsilon_answers"]
-  if answers > len(alone):
-    detail.append(f"all {answers} answers in client/ledger, also those redone")
-  if summary["remote"]:
+  parts = [
+    f"{n} {value:.4g}" for n, value in alone.items() if value is not None
+  ]
+  detail = [" and ".join(parts) + (", composed" if len(parts) > 1 else "")]
+  if len(parts) == 1 and summary.scores_epsilon is not None:
+    detail = [f"the paper's bound: {summary.paper_epsilon:.4g}"]
+  if summary.epsilon_answers > len(parts):
+    detail.append(
+      f"all {summary.epsilon_answers} answers in client/ledger, also those "
+      "redone"
+    )
+  if summary.remote:
     detail.append("this run's answers only: the client's ledger has the total")
   return (
-    f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}, for "
-    f"{_RELATIONS[summary['relation']]} ({'; '.join(detail)})"
+    f"epsilon {summary.epsilon:.4g} at delta {summary.delta:g}, for "
+    f"{_RELATIONS[summary.relation]} ({'; '.join(filter(None, detail))})"
   )
 
 
-def _answers(summary: dict[str, Any]) -> str:
-  counts = (summary[f"labels_{c}"] for c in ("asked", "considered", "answered"))
-  return (
-    f"{label.outcome(*counts)}; {percent(summary['labels_accuracy'])} of the "
-    "labels right"
-  )
+def _proxy(summary: Summary) -> str:
+  if summary.proxy_size is None:
+    return "none: trained on the client's own data"
+  text = f"{summary.proxy_size:,} samples by {summary.method}"
+  if summary.pool_client_share is not None:
+    text += (
+      f", {percent(summary.proxy_client_share)} of the client's domain "
+      f"(pool: {percent(summary.pool_client_share)})"
+    )
+  return text
 
 
-def text(summary: dict[str, Any], workdir: Path) -> str:
+def text(summary: Summary, workdir: Path) -> str:
   """Returns the summary for a person, a line a topic."""
-  proxy = "none: trained on the client's own data"
-  if summary["proxy_size"] is not None:
-    proxy = f"{summary['proxy_size']:,} samples by {summary['method']}"
-    if summary["pool_client_share"] is not None:
-      proxy += (
-        f", {percent(summary['proxy_client_share'])} of the client's domain "
-        f"(pool: {percent(summary['pool_client_share'])})"
-      )
   files = ["summary.json"]
-  if summary["proxy_size"] is not None:
+  if summary.proxy_size is not None:
     index = (workdir / "proxy" / selection.INDEX).exists()
     files.append(
       f"proxy/{selection.INDEX}" if index else "proxy/dataset (TFDS)"
     )
-  seconds = summary["seconds"]
   rows = {}
-  if summary["unreadable"]:
+  if summary.unreadable:
     rows["skipped"] = (
-      f"{summary['unreadable']:,} files that cannot be read, listed in "
+      f"{summary.unreadable:,} files that cannot be read, listed in "
       f"pool/{asking.UNREADABLE}"
     )
-  if summary["model"] is None:
+  if summary.model is None:
     rows["model"] = "none: the run ends at the proxy"
   else:
-    rows["accuracy"] = _measured(summary["model"])
+    rows["accuracy"] = _measured(summary.model)
     files += [f"model/{export.FILE}", "metrics in model/metrics.jsonl"]
-  if summary["training"] is not None:
-    rate, waited = summary["training"].values()
+  if summary.training is not None:
     rows["training"] = (
-      f"{rate:,.0f} images/s, {percent(waited)} of the time waiting for input"
+      f"{summary.training.images_per_second:,.0f} images/s, "
+      f"{percent(summary.training.input_wait_share)} of the time waiting for "
+      "input"
     )
-  if summary["teacher"] is not None:
-    rows["teacher"] = _measured(summary["teacher"])
-  if summary["accuracy"] is None and summary["model"] is not None:
+  if summary.teacher is not None:
+    rows["teacher"] = _measured(summary.teacher)
+  if summary.accuracy is None and summary.model is not None:
     rows["evaluate"] = (
       "the client can measure it, on its own machine: python -m "
       f"ecos_jax.client.evaluate --model={export.FILE} --data=DIR"
     )
-  rows["proxy"] = proxy
-  if summary["labels_asked"] is not None:
-    rows["labels"] = _answers(summary)
+  rows["proxy"] = _proxy(summary)
+  if (asked := summary.labels_asked) is not None:
+    outcome = private_knn.outcome(
+      asked, summary.labels_considered or 0, summary.labels_answered or 0
+    )
+    right = percent(summary.labels_accuracy)
+    rows["labels"] = f"{outcome}; {right} of the labels right"
+  seconds = summary.seconds
   rows |= {
     "privacy": _privacy(summary),
-    "bytes": f"{summary['bytes_down']:,} down to the client, "
-    f"{summary['bytes_up']:,} up from it",
+    "bytes": f"{summary.bytes_down:,} down to the client, "
+    f"{summary.bytes_up:,} up from it",
     "seconds": f"{sum(seconds.values()):.1f} = "
     + " + ".join(f"{name} {value:.1f}" for name, value in seconds.items()),
     "files": f"{workdir}: {', '.join(files)}",

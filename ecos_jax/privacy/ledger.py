@@ -1,22 +1,22 @@
 """The client's own record of what it has spent: append-only, durable, locked.
 
 An epsilon covers one answer; what a client gives away over the years is the
-composition of all its answers. The ledger is a file of one line an answer with
-its cost and the answer itself, and one ledger belongs to one body of private
-data. The order of things makes it safe to kill the client at any moment:
+composition of all its answers. The ledger is a file with one line for each
+answer: its cost, and the answer itself. Each body of private data has one
+ledger. The client can be killed at any moment, because of this order:
 
 1. Noise is drawn in memory; nobody has seen it.
 2. Cost and answer go into the ledger as one line, forced to the disk.
 3. Only then may the answer leave.
 
-Killed before the end of 2, the answer never left, and drawing again is a first
-draw. Killed after it, the next run finds the answer in the ledger and hands out
-that one instead of spending again.
+If the client is killed before 2 is complete, the answer never left, and the
+next run draws for the first time. If it is killed later, the next run finds the
+answer in the ledger and gives that one again.
 
-So a last line that is cut off belongs to an answer that never left: it is
-reported and removed. Any other line that does not match its checksum is damage,
-and refused, since a spend might be missing. So is a file that is no ledger: it
-is left as it is.
+So an incomplete last line belongs to an answer that never left: it is reported
+and removed. Any other line that does not match its checksum is damage and is
+refused, since a cost might be missing. A file that is not a ledger is refused
+and left as it is.
 """
 
 import base64
@@ -27,7 +27,7 @@ import json
 import os
 from pathlib import Path
 import re
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from absl import logging
 
@@ -38,14 +38,18 @@ from ecos_jax import messages
 from ecos_jax.privacy import accounting
 
 VERSION = 1
-# How the start of a line that was cut off looks: checksum, then JSON.
+# An incomplete line: a checksum, then the beginning of JSON.
 _CUT_OFF = re.compile(
   rb"[0-9a-f]{1,64}|[0-9a-f]{64} (\{.*)?", re.DOTALL | re.ASCII
 )
 
 
 class LedgerError(errors.EcosError):
-  """The file is no ledger, a damaged one, or of a newer version."""
+  """The file is not a ledger, or is damaged, or has a newer version."""
+
+
+class BudgetError(errors.EcosError):
+  """The budget does not allow an answer; nothing was spent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +57,13 @@ class Entry:
   """One answer.
 
   Attributes:
-    time: When, ISO 8601 in UTC.
-    data: A tag of the private data that were asked.
-    query_digest: What was answered.
-    terms: Of the answer.
-    epsilon: Of this answer alone, at the delta and relation of the terms.
-    cost: What it spent.
-    response: The bytes that left.
+    time: When it was drawn, ISO 8601 in UTC.
+    data: Name of the private data.
+    query_digest: Digest of the question.
+    terms: Terms of the answer, and what else tells answers apart.
+    epsilon: What this answer alone costs, for the terms' delta and relation.
+    cost: Its cost, which composes.
+    response: The bytes of the answer.
   """
 
   time: str
@@ -71,11 +75,21 @@ class Entry:
   response: bytes
 
 
+def _release_fields(release: accounting.Release) -> dict[str, float | int]:
+  """Returns the fields of a release, by their names in the file."""
+  fields = dataclasses.asdict(release)
+  return fields | {"moved": fields.pop("bins")}
+
+
+def _release(fields: dict[str, Any]) -> accounting.Release:
+  return accounting.Release(bins=fields.pop("moved"), **fields)
+
+
 def _to_line(entry: Entry) -> bytes:
   fields = {
     **dataclasses.asdict(entry),
     "version": VERSION,
-    "cost": [dataclasses.asdict(release) for release in entry.cost.releases],
+    "cost": [_release_fields(release) for release in entry.cost.releases],
     "response": base64.b64encode(entry.response).decode(),
   }
   text = json.dumps(fields, sort_keys=True).encode()
@@ -91,11 +105,10 @@ def _from_line(line: bytes) -> Entry | None:
   version = fields.pop("version")
   if version != VERSION:
     raise LedgerError(
-      f"the ledger has version {version}, this program knows {VERSION}: use "
+      f"the ledger has version {version}, this program reads {VERSION}: use "
       "the newer ecos_jax that wrote it"
     )
-  releases = tuple(accounting.Release(**release) for release in fields["cost"])
-  fields["cost"] = accounting.Cost(releases)
+  fields["cost"] = accounting.Cost(tuple(map(_release, fields["cost"])))
   fields["response"] = base64.b64decode(fields["response"])
   return Entry(**fields)
 
@@ -104,10 +117,10 @@ class Ledger:
   """An open, locked ledger; made by `locked`."""
 
   def __init__(self, file: BinaryIO, path: Path):
-    """Reads the file, which must be locked, and removes a cut-off last line.
+    """Reads a locked file, and removes an incomplete last line.
 
     Raises:
-      LedgerError: A line is damaged, or the file is no ledger.
+      LedgerError: A line is damaged, or the file is not a ledger.
     """
     self._file = file
     self.entries: list[Entry] = []
@@ -117,20 +130,22 @@ class Ledger:
       entry = _from_line(line)
       if entry is None:
         raise LedgerError(
-          f"--ledger: line {number} of {path} is damaged, so what was spent is "
+          f"`ledger`: line {number} of {path} is damaged, so what was spent is "
           "not known: restore the file from a copy"
         )
       self.entries.append(entry)
     whole = _from_line(tail)
     if whole is not None:
-      # Only its end of line is lost: the spend counts.
+      # Only its end of line is missing: the answer may have left.
       self.entries.append(whole)
       self._write(b"\n")
     elif tail:
       if not _CUT_OFF.fullmatch(tail):
-        raise LedgerError(f"--ledger: {path} is no ledger: name another file")
+        raise LedgerError(
+          f"`ledger`: {path} is not a ledger: name another file"
+        )
       logging.warning(
-        "%s: the last line was cut off before its answer left; removed", path
+        "%s: removed an incomplete last line; its answer never left", path
       )
       file.truncate(file.tell() - len(tail))
       os.fsync(file.fileno())
@@ -140,7 +155,7 @@ class Ledger:
     self._file.flush()
     os.fsync(self._file.fileno())
 
-  def promise(
+  def guarantee(
     self, terms: messages.Terms | messages.LabelTerms
   ) -> tuple[float, str]:
     """Returns the strictest delta and relation of `terms` and all entries."""
@@ -155,14 +170,14 @@ class Ledger:
     terms: messages.Terms | messages.LabelTerms,
     cost: accounting.Cost | None = None,
   ) -> float:
-    """Returns the epsilon of all entries, whatever data, and of `cost`.
+    """Returns the epsilon of all entries, about any data, and of `cost`.
 
-    It is that of `promise`, so that a smaller delta or another relation later
-    takes nothing back.
+    It holds for the delta and relation of `guarantee`, so a later answer with a
+    larger delta or another relation does not lower it.
 
     Args:
-      terms: Of the answer that is thought of.
-      cost: Of that answer; what was spent before without.
+      terms: Of a planned answer.
+      cost: Of that answer; None for what was spent before.
 
     Raises:
       EcosError: No bound is proven for the relation.
@@ -170,10 +185,31 @@ class Ledger:
     costs = [entry.cost for entry in self.entries]
     if cost is not None:
       costs.append(cost)
-    return accounting.Cost.total(costs, *self.promise(terms))
+    return accounting.Cost.total(costs, *self.guarantee(terms))
+
+  def check_budget(
+    self,
+    terms: messages.Terms | messages.LabelTerms,
+    cost: accounting.Cost,
+    max_epsilon: float | None,
+  ) -> None:
+    """Checks that an answer keeps the budget; None is no budget.
+
+    Raises:
+      BudgetError: It does not.
+      EcosError: No bound is proven for the relation.
+    """
+    total = self.epsilon(terms, cost)
+    # Written so that a budget of NaN refuses.
+    if max_epsilon is not None and not total <= max_epsilon:
+      raise BudgetError(
+        f"refused: {self.epsilon(terms):g} of `max_epsilon`={max_epsilon:g} is "
+        f"spent, and with this answer it would be {total:g}; give a smaller "
+        "`epsilon`"
+      )
 
   def find(self, query_digest: str, data: str, terms: dict) -> Entry | None:
-    """Returns the entry of this query on these data at these terms."""
+    """Returns the entry with this question, data and terms, if there is one."""
     asked = (query_digest, data, terms)
     for entry in self.entries:
       if (entry.query_digest, entry.data, entry.terms) == asked:
@@ -188,16 +224,16 @@ class Ledger:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[Ledger]:
-  """Yields the ledger at `path`, made if need be, and nobody else has it.
+  """Yields the ledger at `path`, locked; the file is made if need be.
 
-  A second process waits until the first is done; the lock goes with the process
-  that holds it, however that ends.
+  A second process waits until the first is done. However a process ends, its
+  lock ends with it.
 
   Raises:
-    LedgerError: A line is damaged, or the file is no ledger.
+    LedgerError: A line is damaged, or the file is not a ledger.
   """
   if path.exists() and not path.is_file():
-    raise LedgerError(f"--ledger: {path} is no file")
+    raise LedgerError(f"`ledger`: {path} is not a file")
   descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
   with os.fdopen(descriptor, "a+b") as file:
     # Also if another process made the file: it may not have got so far.

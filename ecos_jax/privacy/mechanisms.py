@@ -24,8 +24,10 @@ from opendp import measurements
 from opendp import metrics
 from opendp import mod
 
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import composition
 
 # Bytes of entropy are drawn for so many samples at once.
 _DRAW = 2**20
@@ -46,16 +48,35 @@ class Mechanism:
   insecure_noise_seed: int | None = None
 
   @classmethod
-  def calibrated(
-    cls, epsilon: float, gamma: float, delta: float, relation: str
+  def of(
+    cls,
+    epsilon: float | None,
+    sigma: float | None,
+    gamma: float,
+    delta: float,
+    relation: str,
+    insecure_noise_seed: int | None = None,
   ) -> "Mechanism":
-    """Returns the mechanism with the least noise that costs `epsilon` at most.
+    """Returns the mechanism with noise `sigma`, or the least for `epsilon`.
+
+    Args:
+      epsilon: The most that an answer may cost; None if sigma is given.
+      sigma: Scale of the noise, in votes; None if epsilon is given.
+      gamma: As in `messages.Terms`.
+      delta: As in `messages.Terms`.
+      relation: As in `messages.Terms`.
+      insecure_noise_seed: As in `Mechanism`.
 
     Raises:
-      EcosError: A term is out of range, or no sigma within the limits does.
+      EcosError: A term is out of range, or no sigma within the limits is
+        enough.
     """
-    sigma = accounting.sigma(epsilon, gamma, delta, relation)
-    return cls(messages.Terms(sigma, gamma, delta, relation))
+    if sigma is None and epsilon is not None:
+      sigma = accounting.sigma(epsilon, gamma, delta, relation)
+    elif sigma is None or epsilon is not None:
+      raise errors.EcosError("give `epsilon` or `sigma`, and not both")
+    terms = messages.Terms(sigma, gamma, delta, relation)
+    return cls(terms, insecure_noise_seed)
 
   @property
   def cost(self) -> accounting.Cost:
@@ -93,7 +114,7 @@ class Mechanism:
     """Returns the counts with noise of its own on each, int64 of any shape."""
     if self.insecure_noise_seed is not None:
       random = np.random.default_rng([self.insecure_noise_seed, 1])
-      x, log_mass = accounting.log_noise(self.terms.sigma)
+      x, log_mass = composition.log_noise(self.terms.sigma)
       return coverage + random.choice(x, coverage.shape, p=np.exp(log_mass))
     noised = _gaussian(self.terms.sigma)(coverage.ravel().tolist())
     return np.array(noised, np.int64).reshape(coverage.shape)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import enum
 import json
 import os
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ecos_jax import config
+from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import scores
+from ecos_jax.config import reading
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
 from ecos_jax.training import metrics
@@ -63,7 +63,7 @@ class Run:
   Attributes:
     path: Its workdir.
     summary: `summary.json`.
-    config: The resolved configuration, by dotted field name.
+    config: The resolved configuration.
     stages: The manifest of each stage, in order.
     sources: Samples of the pool, by source.
     chosen: int64 [B], pool indices of the proxy; None without a proxy.
@@ -74,7 +74,7 @@ class Run:
 
   path: Path
   summary: dict[str, Any]
-  config: dict[str, Any]
+  config: config_lib.Config
   stages: dict[str, dict[str, Any]]
   sources: dict[str, int]
   chosen: np.ndarray | None
@@ -87,14 +87,14 @@ class Run:
     return self.stages.get(stage, {}).get("result", {})
 
   @property
-  def sampling(self) -> config.Sampling:
+  def sampling(self) -> config_lib.Sampling:
     """Returns the options that the sampler ran with."""
-    return _sampling(self.config)
+    return self.config.sampling.resolved()
 
   @property
   def threshold(self) -> float | None:
     """Returns what a score had to reach, in sigma; None without that filter."""
-    if self.sampling.filter is not config.Filter.THRESHOLD:
+    if self.sampling.filter is not config_lib.Filter.THRESHOLD:
       return None
     return self.sampling.threshold
 
@@ -128,7 +128,10 @@ def read(path: Path) -> Run:
       f"{error.filename} is missing: {remedy}run python -m ecos_jax.train again"
     ) from None
   # A file that another version wrote, or somebody's hand.
-  except (LookupError, TypeError, ValueError, AttributeError) as error:
+  except (
+    *(LookupError, TypeError, ValueError, AttributeError),
+    errors.ConfigError,
+  ) as error:
     raise errors.EcosError(
       f"--workdir={path} holds artefacts that this version does not know "
       f"({error!r}): run python -m ecos_jax.train again"
@@ -147,18 +150,18 @@ def _json(path: Path) -> dict[str, Any]:
 def _read(
   path: Path, summary: dict[str, Any], stages: dict[str, dict[str, Any]]
 ) -> Run:
-  fields = flat(_json(path / "config.json"))
+  config = reading.read(_json(path / "config.json"))
   chosen = None
   if "proxy" in stages:
     chosen = selection.read_indices(path / "proxy", _digest(stages, "proxy"))
   sources = stages["pool"]["result"]["sizes"]
   clusters = None
   if "response" in stages and chosen is not None:
-    clusters = _clusters(path, stages, _sampling(fields), chosen)
+    clusters = _clusters(path, stages, config.sampling.resolved(), chosen)
   return Run(
     path=path,
     summary=summary,
-    config=fields,
+    config=config,
     stages=stages,
     sources=sources,
     chosen=chosen,
@@ -170,17 +173,6 @@ def _read(
       if name in stages and (rows := _curve(path / name / metrics.FILE))
     },
   )
-
-
-def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns {'codebook.size': 100, ...}: every leaf by its dotted name."""
-  leaves = {}
-  for name, value in fields.items():
-    if isinstance(value, dict):
-      leaves |= flat(value, f"{prefix}{name}.")
-    else:
-      leaves[prefix + name] = value
-  return leaves
 
 
 def _composition(sources: dict[str, int], chosen: np.ndarray) -> dict[str, int]:
@@ -197,17 +189,6 @@ def source_of(sources: dict[str, int], indices: np.ndarray) -> np.ndarray:
   return np.searchsorted(ends, indices, "right")
 
 
-def _sampling(fields: dict[str, Any]) -> config.Sampling:
-  """Returns the options that the sampler ran with."""
-  options = config.Sampling()
-  for name, default in dataclasses.asdict(options).items():
-    value = fields[f"sampling.{name}"]
-    if isinstance(default, enum.Enum):
-      value = type(default)(value)
-    setattr(options, name, value)
-  return options.resolved()
-
-
 def _digest(stages: dict[str, dict[str, Any]], stage: str) -> str:
   return stages[stage]["result"]["digest"]
 
@@ -215,7 +196,7 @@ def _digest(stages: dict[str, dict[str, Any]], stage: str) -> str:
 def _clusters(
   path: Path,
   stages: dict[str, dict[str, Any]],
-  options: config.Sampling,
+  options: config_lib.Sampling,
   chosen: np.ndarray,
 ) -> Clusters:
   book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))

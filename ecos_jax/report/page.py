@@ -1,7 +1,7 @@
 """The page: what is shown of each run, and of several beside one another.
 
-Words stand in `templates/`, figures in `figures.py`; here is what the one needs
-of the other. All that comes from a run is escaped where it enters the page.
+The templates have the words, `charts.py` draws; this module computes what the
+templates show. All text that comes from a run is escaped in the templates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,14 +11,13 @@ import math
 from typing import Any, NamedTuple
 
 import jinja2
-import markupsafe
 import scipy.stats
 
 import ecos_jax
 from ecos_jax import config as config_lib
 from ecos_jax.pipeline import summary as summary_lib
+from ecos_jax.report import charts
 from ecos_jax.report import collect
-from ecos_jax.report import figures
 from ecos_jax.report import pictures
 from ecos_jax.report import projection
 
@@ -51,17 +50,17 @@ class Share(NamedTuple):
   proxies: list[Bar]
 
 
-class Figure(NamedTuple):
-  """A figure and what it is of.
+class Chart(NamedTuple):
+  """A chart of training.
 
   Attributes:
-    title: What is above it.
-    svg: The figure.
-    rings: Whether rings are drawn in it, for values of the end.
+    title: Its heading.
+    svg: The chart.
+    rings: Whether it has rings, for the values of finished networks.
   """
 
   title: str
-  svg: markupsafe.Markup
+  svg: str
   rings: bool
 
 
@@ -86,12 +85,12 @@ class View:
   label: str
   anchor: str
   plane: projection.Projection | None
-  maps: list[markupsafe.Markup]
-  coverage: markupsafe.Markup | None
+  maps: list[str]
+  coverage: str | None
   passing: float | None
   pictures: pictures.Pictures | None
   sources: list[Share]
-  curves: list[Figure]
+  curves: list[Chart]
 
   @property
   def messages(self) -> Iterator[tuple[str, str, int]]:
@@ -103,8 +102,8 @@ class View:
   @property
   def fields(self) -> Iterator[tuple[str, str, str | None]]:
     """Yields each field, its value, and the default if it is another."""
-    defaults = collect.flat(json.loads(config_lib.Config().to_json()))
-    for name, value in self.run.config.items():
+    defaults = config_lib.flatten(config_lib.Config())
+    for name, value in config_lib.flatten(self.run.config).items():
       default = defaults.get(name)
       yield name, _json(value), None if value == default else _json(default)
 
@@ -163,7 +162,7 @@ def render(
     rival=_rival(views),
     shares=_shares(proxies) if proxies and one_pool else None,
     one_pool=one_pool,
-    curves=_figures(
+    curves=_curves(
       [
         _series(run, "model", name, _style(i))
         for i, (run, name) in enumerate(zip(runs, names, strict=True))
@@ -181,7 +180,7 @@ def _view(
   coverage = passing = None
   if run.clusters is not None:
     threshold = run.threshold
-    coverage = figures.coverage(run.clusters, threshold)
+    coverage = charts.coverage(run.clusters, threshold)
     if threshold is not None:
       # Scores are integers, and positive where they pass.
       sigma = run.clusters.statement.sigma
@@ -192,12 +191,12 @@ def _view(
     label,
     anchor,
     plane,
-    [] if plane is None else figures.maps(run, plane),
+    [] if plane is None else charts.maps(run, plane),
     coverage,
     passing,
     pictures.look(run),
     _shares([(run, "the proxy", None)]),
-    _figures(
+    _curves(
       [
         _series(run, "model", "model", "c0"),
         _series(run, "teacher", "teacher", "c1"),
@@ -218,10 +217,10 @@ def _rival(views: Sequence[View]) -> View | None:
     v
     for v in views[1:]
     if v.run.summary["accuracy"] is not None
+    and v.run.config.sampling.budget == first.config.sampling.budget
     and all(
-      v.run.config.get(name) == value
-      for name, value in first.config.items()
-      if name.startswith(("data.", "train.")) or name == "sampling.budget"
+      getattr(v.run.config, part) == getattr(first.config, part)
+      for part in ("data", "train")
     )
   ]
   random = [v for v in known if v.run.summary["method"] == "random"]
@@ -238,7 +237,7 @@ def _shares(
       None for those of the sources.
   """
   first = proxies[0][0]
-  styles, size = figures.styles(first), sum(first.sources.values())
+  styles, size = charts.styles(first), sum(first.sources.values())
   shares = [
     Share(
       source,
@@ -262,10 +261,10 @@ def _shares(
   shares, rest = shares[: _SOURCES - 1], shares[_SOURCES - 1 :]
   together = Share(
     f"{len(rest):,} more sources",
-    figures.OTHER,
+    charts.OTHER,
     sum(share.pool for share in rest),
     [
-      Bar(bars[0].name, figures.OTHER, sum(bar.share for bar in bars))
+      Bar(bars[0].name, charts.OTHER, sum(bar.share for bar in bars))
       for bars in zip(*(share.proxies for share in rest), strict=True)
     ],
   )
@@ -274,20 +273,20 @@ def _shares(
 
 def _style(place: int) -> str:
   """Returns the classes of a run among several: a colour, and a round."""
-  rounds, colour = divmod(place, figures.COLOURS)
+  rounds, colour = divmod(place, charts.COLOURS)
   return f"c{colour} again" if rounds else f"c{colour}"
 
 
 def _series(
   run: collect.Run, stage: str, name: str, style: str
-) -> dict[str, figures.Series]:
+) -> dict[str, charts.Series]:
   """Returns the curves of a network by metric; none if it was not trained."""
   rows = run.curves.get(stage, [])
   found = {}
   for metric in ("loss", "accuracy", "agreement"):
     own = [row for row in rows if metric in row]
     if own:
-      found[metric] = figures.Series(
+      found[metric] = charts.Series(
         name,
         style,
         [row["step"] for row in own],
@@ -297,7 +296,7 @@ def _series(
   return found
 
 
-def _figures(networks: Sequence[dict[str, figures.Series]]) -> list[Figure]:
+def _curves(networks: Sequence[dict[str, charts.Series]]) -> list[Chart]:
   titles = {
     "loss": "Loss",
     "accuracy": "Accuracy",
@@ -307,17 +306,17 @@ def _figures(networks: Sequence[dict[str, figures.Series]]) -> list[Figure]:
   for metric, title in titles.items():
     series = [curves[metric] for curves in networks if metric in curves]
     if series:
-      svg = figures.curves(series, title, percent=metric != "loss")
+      svg = charts.curves(series, title, percent=metric != "loss")
       rings = any(line.final is not None for line in series)
-      found.append(Figure(title, svg, rings))
+      found.append(Chart(title, svg, rings))
   return found
 
 
 def _differences(runs: Sequence[collect.Run]) -> dict[str, list[str]]:
   """Returns the fields that the runs do not have alike, with their values."""
-  names = dict.fromkeys(name for run in runs for name in run.config)
+  configs = [config_lib.flatten(run.config) for run in runs]
   values = {
-    name: [_json(run.config.get(name)) for run in runs] for name in names
+    name: [_json(config[name]) for config in configs] for name in configs[0]
   }
   return {name: own for name, own in values.items() if len(set(own)) > 1}
 

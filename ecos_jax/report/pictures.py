@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import workdir
 from ecos_jax.config import spec as spec_lib
@@ -105,25 +104,12 @@ def _pool(run: collect.Run) -> pools.Pool:
   Raises:
     EcosError: It is not to be had any more, or is another one.
   """
-  try:
-    fields = {
-      field.name: run.config[f"data.{field.name}"]
-      for field in dataclasses.fields(config_lib.Data)
-    }
-  except KeyError as error:
-    raise errors.EcosError(f"config.json has no {error}") from error
-  fields |= {"client_data": None, "test_data": None}
-  for name in ("sources", "classes"):
-    fields[name] = tuple(fields[name])
-  specs = map(spec_lib.parse, fields["sources"])
+  data = dataclasses.replace(run.config.data, client_data=None, test_data=None)
+  specs = map(spec_lib.parse, data.sources)
   if any(isinstance(spec, spec_lib.Tfds) for spec in specs):
     raise errors.EcosError("sources of TFDS might have to be downloaded again")
-  fields["split"] = config_lib.Split(fields["split"])
   pool = problem.load(
-    config_lib.Data(**fields),
-    run.config["seed"],
-    remote=True,
-    listings=run.path / "pool",
+    data, run.config.seed, remote=True, listings=run.path / "pool"
   ).pool
   if pool.digest != run.result("pool")["digest"]:
     raise errors.EcosError("its sources changed since the run")

@@ -1,5 +1,6 @@
 """Runs side by side on the terminal."""
 
+from ecos_jax import text_tables
 from ecos_jax.pipeline import summary as summary_lib
 
 
@@ -35,11 +36,4 @@ def table(summaries: dict[str, dict]) -> str:
         f"{summary['bytes_up']:,}",
       )
     )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(
-      cell.ljust(width) if column < 2 else cell.rjust(width)
-      for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip()
-    for row in rows
-  )
+  return text_tables.aligned(rows)

@@ -1,7 +1,6 @@
 """python -m ecos_jax.study: see the package's docstring."""
 
 import fnmatch
-import importlib.util
 from pathlib import Path
 import shlex
 import sys
@@ -13,26 +12,26 @@ from ecos_jax import cli
 from ecos_jax import errors
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.study import plan
-from ecos_jax.study import report
+from ecos_jax.study import results
 from ecos_jax.study import run
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "File of a study, and its argument: FILE[:ARGUMENT]."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study.")
-_LIST = flags.DEFINE_bool("list", False, "Show the cells, and run nothing.")
-_CELLS = flags.DEFINE_string(
-  "cells", "*", "Run only those whose name fits: --cells='client=usps,*'."
+_LIST = flags.DEFINE_bool("list", False, "Show the trials, and run nothing.")
+_TRIALS = flags.DEFINE_string(
+  "trials", "*", "Run only those whose names match: --trials='client=usps,*'."
 )
 _WORKERS = flags.DEFINE_integer(
   "workers",
   None,
-  "Processes at once; by default one a core as far as memory goes, and one on "
-  "an accelerator.",
+  "Processes at once; by default one a core, as memory allows, and one on an "
+  "accelerator.",
   lower_bound=1,
 )
 _OUT = flags.DEFINE_string(
-  "out", None, "Markdown file to put the results into, as docs/results.md."
+  "out", None, "Markdown file that also gets the results: docs/results.md."
 )
 
 
@@ -73,34 +72,30 @@ def main(argv: list[str]) -> None:
     raise errors.ConfigError(
       "--workdir is missing: name a folder for the study"
     )
-  if not importlib.util.find_spec("matplotlib"):
-    raise errors.EcosError(
-      "pictures need matplotlib: pip install 'ecos_jax[study]'"
-    )
   study.validate()
   workdir = Path(_WORKDIR.value).absolute()
   if _LIST.value:
-    print(report.listing(study, workdir))
+    print(run.listing(study, workdir))
     return
   chosen = [
-    c for c in study.cells() if fnmatch.fnmatchcase(c.name, _CELLS.value)
+    t for t in study.trials() if fnmatch.fnmatchcase(t.name, _TRIALS.value)
   ]
   if not chosen:
     raise errors.ConfigError(
-      f"--cells={_CELLS.value} fits no cell: --list shows them"
+      f"--trials={_TRIALS.value} matches no trial: --list shows them"
     )
   with workdir_lib.Workdir(workdir):
     run.run(study, chosen, workdir, _WORKERS.value)
-    text, files = report.write(study, workdir, _command(study.name))
+    text, files = results.write(study, workdir, _command(study.name))
     if _OUT.value:
-      report.insert(Path(_OUT.value), study.name, text, files)
+      results.insert(Path(_OUT.value), study.name, text, files)
   print(f"\n{text}\nwritten to {workdir}: results.md, rows.csv, rows.json")
-  failed = [c.name for c in chosen if run.row(workdir, c) is None]
+  failed = [t.name for t in chosen if run.row(workdir, t) is None]
   if failed:
     raise errors.EcosError(
-      f"{len(failed)} of {len(chosen)} cells failed, the first is {failed[0]}: "
-      f"{workdir}/results.md has the reasons, and the same command runs these "
-      "again"
+      f"{len(failed)} of {len(chosen)} trials failed, the first is "
+      f"{failed[0]}: {workdir}/results.md has the reasons, and the same "
+      "command runs these again"
     )
 
 

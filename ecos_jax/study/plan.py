@@ -1,14 +1,13 @@
-"""What a study consists of: cells, and how they lie in tables and plots.
+"""What a study consists of: its trials, and how tables and plots show them.
 
-A study is a configuration and the fields of it that vary. A cell is one run: it
-has a name, the values of the varied fields, and a configuration of its own that
-`ecos_jax.train` would run alone with the same result.
+A study is a configuration and the fields of it that vary. A trial is one run: a
+name, the values of the varied fields, and its own configuration, with which
+`ecos_jax.train` alone gives the same result.
 """
 
 from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
-import enum
 import itertools
 import json
 from pathlib import Path
@@ -19,25 +18,26 @@ from typing import Any
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax.config import checks
-from ecos_jax.study import figures
+from ecos_jax.config import reading
+from ecos_jax.study import metrics
 
 REPEATED = "seed"
-_NAME_LIMIT = 200  # file systems allow 255 bytes
+_NAME_LIMIT = 200  # File systems allow 255 bytes.
 
 Axes = Mapping[str, Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """One table: the mean and the standard deviation over seeds.
+  """One table: means and standard deviations over the seeds.
 
   Attributes:
     title: Its heading.
     rows: Fields whose values make the rows.
-    metrics: Which figures are shown, by their names in `figures.FIGURES`.
+    metrics: Names in `metrics.METRICS`.
     columns: A field whose values make the columns, each with all metrics.
-    mean_over: Fields over whose values the mean is taken, for each seed apart.
-      A seed for which one of them is missing is left out.
+    mean_over: Fields over whose values the mean is taken, for each seed apart;
+      a seed that lacks one of them is left out.
   """
 
   title: str
@@ -49,13 +49,13 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-  """One picture: lines over numbers, bars over names.
+  """One chart.
 
   Attributes:
-    name: Of its files.
-    x: A field, or the name of a figure.
-    y: The name of a figure.
-    lines: A field whose values make the lines, or the bars at one place.
+    name: Name of its file.
+    x: A field, or the name of a metric.
+    y: The name of a metric.
+    lines: A field whose values make the lines.
     panels: A field whose values make panels side by side.
     mean_over: As in `Table`.
     log_x: Whether x is logarithmic.
@@ -71,11 +71,24 @@ class Plot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Quoted:
+  """What the paper reports on the same question.
+
+  Attributes:
+    text: What it is, where in the paper, and how its setting differs.
+    rows: A table; the first row is its head.
+  """
+
+  text: str
+  rows: tuple[tuple[str, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
   """One run.
 
   Attributes:
-    name: Of its folder.
+    name: Name of its folder.
     values: The varied fields and their values.
     config: What is run.
   """
@@ -86,7 +99,7 @@ class Cell:
 
   @property
   def pool(self) -> str:
-    """Returns what cells have in common that read the same data."""
+    """A key that trials share exactly when they read the same data."""
     fields = config_lib.flatten(self.config)
     same = {k: v for k, v in fields.items() if k.startswith("data.")}
     return json.dumps([same, self.config.seed])
@@ -97,17 +110,17 @@ class Study(config_lib.Config):
   """A configuration, and which of its fields vary; see `of`.
 
   Attributes:
-    base: FILE[:ARGUMENT] that the configuration is from.
-    name: Of its place in a document.
+    base: FILE[:ARGUMENT] that the configuration comes from.
+    name: Marks its place in a document.
     title: Heading of the results.
     about: Markdown below it: what was chosen, and why.
-    grids: Cells are every combination of the values of a grid's fields; the
-      study is all grids together.
-    follow: Fields that take the value of another one in every cell.
-    tables: What is shown.
+    grids: Each grid gives a trial for every combination of its fields' values;
+      the study has the trials of all grids.
+    follow: Fields that take the value of another field in every trial.
+    tables: The first is shown with the results, the others are CSV files.
     plots: What is drawn.
     labels: What to show instead of a value, by field.
-    paper: Which of the paper's figures stand beside (`paper.TABLES`).
+    paper: The paper's numbers, for comparison.
   """
 
   base: str = ""
@@ -121,103 +134,122 @@ class Study(config_lib.Config):
   labels: Mapping[str, Mapping[Any, str]] = dataclasses.field(
     default_factory=dict
   )
-  paper: str | None = None
+  paper: Quoted | None = None
 
   def validate(self) -> None:
-    """Checks the study and the configuration of every cell.
+    """Checks the study and the configuration of every trial.
 
     Raises:
       ConfigError: All errors at once.
     """
-    found: dict[str, None] = {}
+    found: list[str] = []
     try:
-      cells = self.cells()
+      trials = self.trials()
     except errors.ConfigError as error:
       raise errors.ConfigError(f"--config: {error}") from None
-    for cell in cells:
-      if cell.config.client.remote:
-        found["--config.client.remote: a study simulates its clients"] = None
+    for trial in trials:
+      if trial.config.client.remote:
+        found.append("--config.client.remote: a study simulates its clients")
       try:
-        checks.validate(cell.config)
+        checks.validate(trial.config)
       except errors.ConfigError as error:
-        found[f"{cell.name}: {error}"] = None
+        found.append(f"{trial.name}: {error}")
     before = config_lib.flatten(read(self.base))
     always = set.intersection(*map(set, self.grids)) | set(self.follow)
     for name, value in config_lib.flatten(self.base_config()).items():
       if name in always and value != before[name]:
-        found[f"--config.{name}={value}: the study sets it in all cells"] = None
-    axes = {name for grid in self.grids for name in grid}
+        found.append(
+          f"--config.{name}={value}: the study sets it in all trials"
+        )
     for shown in (*self.tables, *self.plots):
-      found |= dict.fromkeys(self._layout_errors(shown, axes))
+      found += self._layout_errors(shown)
     if found:
-      raise errors.ConfigError("; ".join(found))
+      raise errors.ConfigError("; ".join(dict.fromkeys(found)))
 
-  def _layout_errors(self, shown: Table | Plot, axes: set[str]) -> list[str]:
+  def _layout_errors(self, shown: Table | Plot) -> list[str]:
+    """Returns what is wrong with the fields and metrics of a table or plot."""
+    varied = {name for grid in self.grids for name in grid}
     if isinstance(shown, Table):
       what = f"table '{shown.title}'"
       keys = {*shown.rows, *filter(None, [shown.columns])}
       wanted = set(shown.metrics)
     else:
       what = f"plot '{shown.name}'"
-      wanted = {shown.y}
       keys = {shown.lines, *filter(None, [shown.panels])}
-      (wanted if shown.x in figures.FIGURES else keys).add(shown.x)
+      wanted = {shown.y}
+      (wanted if shown.x in metrics.METRICS else keys).add(shown.x)
+    valid = ", ".join(metrics.METRICS)
     found = [
-      f"{what}: there is no figure {name}; valid: {', '.join(figures.FIGURES)}"
-      for name in sorted(wanted - figures.FIGURES.keys())
+      f"{what}: there is no metric {name}; valid: {valid}"
+      for name in sorted(wanted - metrics.METRICS.keys())
     ]
     found += [
       f"{what}: no grid varies {name}"
-      for name in sorted(keys | set(shown.mean_over))
-      if name not in axes
+      for name in sorted((keys | set(shown.mean_over)) - varied)
     ]
-    # A plot whose x is a figure has a point for each value of one more field.
-    if isinstance(shown, Table) or shown.x not in figures.FIGURES:
+    # A plot whose x is a metric has a point for each value of one more field.
+    if isinstance(shown, Table) or shown.x not in metrics.METRICS:
       found += [
         f"{what}: {name} varies and is neither shown nor averaged"
-        for name in sorted(axes - keys - set(shown.mean_over) - {REPEATED})
+        for name in sorted(varied - keys - set(shown.mean_over) - {REPEATED})
       ]
     return found
 
-  def cells(self) -> list[Cell]:
-    """Returns all cells; those with the same data lie together.
+  def trials(self) -> list[Trial]:
+    """Returns all trials; those with the same data are neighbours.
 
     Raises:
       ConfigError: A grid names no field, or a value that a field cannot have,
-        or two cells are the same.
+        or two trials are the same.
     """
-    found, cells = [], []
+    found, trials = [], []
     short = _short_names(name for grid in self.grids for name in grid)
     for grid in self.grids:
       for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         config = self.base_config()
-        wrong = assign(config, chosen)
+        wrong = reading.assign(config, chosen)
         fields = config_lib.flatten(config)
         if unknown := [f for f in self.follow.values() if f not in fields]:
           wrong += [f"follow: there is no field {name}" for name in unknown]
         else:
           follow = {k: fields[v] for k, v in self.follow.items()}
-          wrong += assign(config, follow)
+          wrong += reading.assign(config, follow)
         found += wrong
         name = ",".join(f"{short[k]}={v}" for k, v in chosen.items())
-        cells.append(Cell(name.replace("/", "-")[:_NAME_LIMIT], chosen, config))
-    if not cells:
-      found.append("the study has no cells: give it grids with values")
-    names = [cell.name for cell in cells]
-    found += [f"two cells are {n}" for n in set(names) if names.count(n) > 1]
+        name = name.replace("/", "-")[:_NAME_LIMIT]
+        trials.append(Trial(name, chosen, config))
+    if not trials:
+      found.append("the study has no trials: give it grids with values")
+    names = [trial.name for trial in trials]
+    found += [f"two trials are {n}" for n in set(names) if names.count(n) > 1]
     if found:
       raise errors.ConfigError("; ".join(dict.fromkeys(found)))
-    first = {cell.pool: i for i, cell in reversed(list(enumerate(cells)))}
-    return sorted(cells, key=lambda cell: first[cell.pool])
+    pools = dict.fromkeys(trial.pool for trial in trials)
+    rank = {pool: i for i, pool in enumerate(pools)}
+    return sorted(trials, key=lambda trial: rank[trial.pool])
 
-  def figures(self) -> set[str]:
-    """Returns the names of all figures that are shown."""
-    names = {metric for table in self.tables for metric in table.metrics}
-    return names | {n for plot in self.plots for n in (plot.x, plot.y)}
+  def order(self, name: str) -> list[Any]:
+    """Returns the values of a field in the order of the grids."""
+    values = (v for grid in self.grids for v in grid.get(name, ()))
+    return list(dict.fromkeys(values))
+
+  def label(self, name: str, value: Any) -> str:
+    """Returns what is shown for a value of a field."""
+    if value is None:
+      return ""
+    own = self.labels.get(name, {}).get(value)
+    if own is not None:
+      return own
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+  def wanted(self) -> set[str]:
+    """Returns the names of all metrics that are shown, and fields of plots."""
+    names = {name for table in self.tables for name in table.metrics}
+    return names | {name for plot in self.plots for name in (plot.x, plot.y)}
 
   def base_config(self) -> config_lib.Config:
-    """Returns the configuration that the cells differ from."""
+    """Returns the configuration that the trials differ from."""
     names = [field.name for field in dataclasses.fields(config_lib.Config)]
     return config_lib.Config(
       **{name: copy.deepcopy(getattr(self, name)) for name in names}
@@ -235,37 +267,24 @@ def of(base: str, **fields: Any) -> Study:
   return Study(**vars(config), base=base, **fields)
 
 
-def smoke(argument: str) -> bool:
-  """Returns whether a study file's argument is `smoke`.
-
-  Raises:
-    ConfigError: It is another one than that or none.
-  """
-  if argument not in ("", "smoke"):
-    raise errors.ConfigError(
-      f"--config=...:{argument}: unknown argument; valid: smoke"
-    )
-  return bool(argument)
-
-
 def read(base: str) -> Any:
   """Returns what get_config() of FILE[:ARGUMENT] returns."""
   path, _, argument = base.partition(":")
   return runpy.run_path(path)["get_config"](argument)
 
 
-def command(study: Study, cell: Cell, workdir: Path) -> str:
-  """Returns the command that runs a cell alone.
+def command(study: Study, trial: Trial, workdir: Path) -> str:
+  """Returns the command that runs a trial alone.
 
   Args:
     study: The study.
-    cell: One of its cells.
+    trial: One of its trials.
     workdir: For the run.
   """
   base = config_lib.flatten(read(study.base))
   flags = [
     f"--config.{name}={shlex.quote(str(value))}"
-    for name, value in config_lib.flatten(cell.config).items()
+    for name, value in config_lib.flatten(trial.config).items()
     if value != base[name]
   ]
   folder = Path.cwd()
@@ -291,36 +310,3 @@ def _short_names(names: Any) -> dict[str, str]:
     name: end if last.count(end) == 1 else name
     for name, end in zip(full, last, strict=True)
   }
-
-
-def assign(config: config_lib.Config, values: Mapping[str, Any]) -> list[str]:
-  """Sets fields by dotted names; returns what is wrong with them."""
-  valid = config_lib.flatten(config)
-  found = []
-  for name, value in values.items():
-    if name not in valid:
-      group, _, _ = name.rpartition(".")
-      near = [f for f in valid if f.rpartition(".")[0] == group] or valid
-      found.append(f"there is no field {name}; valid: {', '.join(near)}")
-      continue
-    owner, _, last = name.rpartition(".")
-    part: Any = config
-    for step in filter(None, owner.split(".")):
-      part = getattr(part, step)
-    old = getattr(part, last)
-    if isinstance(old, enum.Enum):
-      try:
-        value = type(old)(value)
-      except ValueError:
-        members = ", ".join(str(member.value) for member in type(old))
-        found.append(f"{name} cannot be {value!r}; valid: {members}")
-        continue
-    elif isinstance(old, float) and type(value) is int:
-      value = float(value)
-    elif isinstance(old, tuple) and isinstance(value, list):
-      value = tuple(value)
-    elif old is not None and type(value) is not type(old):
-      found.append(f"{name} cannot be {value!r}: it is a {type(old).__name__}")
-      continue
-    setattr(part, last, value)
-  return found

@@ -1,8 +1,9 @@
-"""A study while it goes: cells that are left, workers, failures, progress.
+"""Runs a study: the trials that are left, in child processes, with progress.
 
-The parent alone writes the row of a cell (`row.json`) or its failure
-(`failure.json`), each atomically and after all else of the cell. So whatever is
-killed at whatever moment, a cell is done, or goes on at the next call.
+Only the parent writes the row of a trial (`row.json`) or its failure
+(`failure.json`), atomically and after all other files of the trial. So at
+whatever moment a process is killed, a trial is done, or goes on at the next
+call.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import tqdm
 
+from ecos_jax import children
 from ecos_jax import cli
 from ecos_jax import config as config_lib
 from ecos_jax import errors
@@ -29,13 +31,13 @@ from ecos_jax.study import plan
 ROW = "row.json"
 FAILURE = "failure.json"
 _PACKAGES = ("ecos_jax", "jax", "flax", "optax", "numpy")
-_WORKER_BYTES = 2 << 30
+_CHILD_BYTES = 2 << 30
 _THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
 
 
-def folder(workdir: Path, cell: plan.Cell) -> Path:
-  """Returns the working directory of a cell."""
-  return workdir / "cells" / cell.name
+def folder(workdir: Path, trial: plan.Trial) -> Path:
+  """Returns the working directory of a trial."""
+  return workdir / "trials" / trial.name
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -45,21 +47,21 @@ def _read(path: Path) -> dict[str, Any] | None:
     return None
   except ValueError:
     raise errors.EcosError(
-      f"{path} is damaged: delete it to run its cell again"
+      f"{path} is damaged: delete it to run its trial again"
     ) from None
 
 
-def row(workdir: Path, cell: plan.Cell) -> dict[str, Any] | None:
-  """Returns the row of a cell that is done.
+def row(workdir: Path, trial: plan.Trial) -> dict[str, Any] | None:
+  """Returns the row of a trial; None unless it is done.
 
   Raises:
     EcosError: It was done with another configuration, or its row is damaged.
   """
-  path = folder(workdir, cell) / ROW
+  path = folder(workdir, trial) / ROW
   found = _read(path)
   if found is None:
     return None
-  now = json.loads(json.dumps(config_lib.flatten(cell.config)))
+  now = config_lib.flatten(trial.config)
   different = [
     f"--config.{name} was {found['config'][name]}, now is {value}"
     for name, value in now.items()
@@ -73,12 +75,33 @@ def row(workdir: Path, cell: plan.Cell) -> dict[str, Any] | None:
   return found
 
 
-def failure(workdir: Path, cell: plan.Cell) -> dict[str, Any] | None:
-  """Returns how a cell failed; None if it did not."""
-  return _read(folder(workdir, cell) / FAILURE)
+def failure(workdir: Path, trial: plan.Trial) -> dict[str, Any] | None:
+  """Returns how a trial failed; None if it did not."""
+  return _read(folder(workdir, trial) / FAILURE)
 
 
-def workers() -> int:
+def listing(study: plan.Study, workdir: Path) -> str:
+  """Returns a line for each trial: done, failed and why, or left."""
+  lines, done, failed = [], 0, 0
+  trials = study.trials()
+  for trial in trials:
+    if (found := row(workdir, trial)) is not None:
+      done += 1
+      state = f"done, {found['seconds']:.0f} s"
+    elif (found := failure(workdir, trial)) is not None:
+      failed += 1
+      state = f"FAILED: {found['error']}"
+    else:
+      state = "left"
+    lines.append(f"{trial.name}  {state}")
+  left = len(trials) - done - failed
+  lines.append(
+    f"{len(trials)} trials: {done} done, {failed} failed, {left} left"
+  )
+  return "\n".join(lines)
+
+
+def _processes() -> int:
   """Returns how many processes run at once: one a core, as memory allows.
 
   An accelerator serves one process.
@@ -96,99 +119,58 @@ def workers() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
       if line.startswith("MemAvailable"):
         memory = int(line.split()[1]) << 10
-  return max(1, min(machine.cores(), memory // _WORKER_BYTES))
+  return max(1, min(machine.cores(), memory // _CHILD_BYTES))
 
 
-class _LostError(Exception):
-  """A worker that ended before its cell did."""
-
-
-class _Worker:
-  """A child process that runs cells; on one core if it is one of several."""
-
-  def __init__(self, workdir: Path, number: int, count: int):
-    logs = workdir / "logs"
-    logs.mkdir(exist_ok=True)
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", workdir / "compiled")
-    environment = os.environ | {
-      # Its own: JAX does not write the entries atomically.
-      "JAX_COMPILATION_CACHE_DIR": f"{cache}-study-{number}",
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    core = ""
-    if count > 1:
-      environment |= {f"{name}_NUM_THREADS": "1" for name in _THREADS}
-      if sys.platform == "linux":
-        cores = sorted(os.sched_getaffinity(0))
-        core = str(cores[number % len(cores)])
-    reading, writing = os.pipe()
-    command = [sys.executable, "-m", "ecos_jax.study.worker"]
-    with (logs / f"worker-{number}.txt").open("a") as log:
-      self._process = subprocess.Popen(
-        [*command, str(writing), str(workdir), core],
-        stdin=subprocess.PIPE,
-        stdout=log,
-        stderr=log,
-        pass_fds=[writing],
-        env=environment,
-        text=True,
-      )
-    os.close(writing)
-    self._replies = os.fdopen(reading)
-
-  def call(self, order: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the worker says of a cell.
-
-    Raises:
-      _LostError: It ended.
-    """
-    assert self._process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.write(json.dumps(order) + "\n")
-      self._process.stdin.flush()
-    line = self._replies.readline()
-    if not line:
-      code = self._process.wait()
-      how = f"signal {-code}" if code < 0 else f"exit code {code}"
-      hint = ": perhaps it was out of memory" if code == -9 else ""
-      raise _LostError(f"the worker process ended with {how}{hint}")
-    return json.loads(line)
-
-  def close(self) -> None:
-    """Ends the process."""
-    self._process.kill()
-    self._process.wait()
-    assert self._process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._replies.close()
+def _child(workdir: Path, number: int, count: int) -> children.Child:
+  """Starts a child process, which stays on one core if there are several."""
+  logs = workdir / "logs"
+  logs.mkdir(exist_ok=True)
+  cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", workdir / "compiled")
+  environment = os.environ | {
+    # Its own: JAX does not write the entries atomically.
+    "JAX_COMPILATION_CACHE_DIR": f"{cache}-study-{number}",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+  core = None
+  if count > 1:
+    environment |= {f"{name}_NUM_THREADS": "1" for name in _THREADS}
+    if sys.platform == "linux":
+      cores = sorted(os.sched_getaffinity(0))
+      core = cores[number % len(cores)]
+  return children.Child(
+    "ecos_jax.study.trial:start",
+    {"workdir": str(workdir), "core": core},
+    environment=environment,
+    log=(logs / f"worker-{number}.txt").open("a+b"),
+  )
 
 
 class _Todo:
-  """The cells that are left, each worker's next one with the data it has."""
+  """The trials that are left; a child gets those with the data that it has."""
 
-  def __init__(self, cells: Sequence[plan.Cell]):
-    self._cells = list(cells)
+  def __init__(self, trials: Sequence[plan.Trial]):
+    self._trials = list(trials)
     self._lock = threading.Lock()
     self._held: dict[int, str] = {}
 
-  def take(self, number: int) -> plan.Cell | None:
-    """Returns the next cell of a worker; None when all are taken."""
+  def take(self, number: int) -> plan.Trial | None:
+    """Returns the next trial of a child; None when all are taken."""
     with self._lock:
       others = {v for k, v in self._held.items() if k != number}
 
-      def order(cell: plan.Cell) -> int:
-        if cell.pool == self._held.get(number):
+      def order(trial: plan.Trial) -> int:
+        if trial.pool == self._held.get(number):
           return 0
-        return 2 if cell.pool in others else 1
+        return 2 if trial.pool in others else 1
 
-      if not self._cells:
+      if not self._trials:
         return None
-      cell = min(self._cells, key=order)  # the first of the best
-      self._cells.remove(cell)
-      self._held[number] = cell.pool
-      return cell
+      trial = min(self._trials, key=order)  # The first of the best.
+      self._trials.remove(trial)
+      self._held[number] = trial.pool
+      return trial
 
 
 def _serve(
@@ -199,52 +181,55 @@ def _serve(
   wanted: Collection[str],
   done: queue.Queue,
 ) -> None:
-  """Runs cells in a worker, and in a new one when it is lost, to the end.
+  """Runs trials in a child, or a new one if it is lost, until none is left.
 
-  The thread lives as long as its worker: Linux ends a child with the thread
+  The thread lives as long as its child: Linux ends a child with the thread
   that started it.
   """
-  worker = None
+  child = None
   try:
-    while (cell := todo.take(number)) is not None:
-      worker = worker or _Worker(workdir, number, count)
+    while (trial := todo.take(number)) is not None:
       order = {
-        "name": cell.name,
-        "config": config_lib.flatten(cell.config),
+        "name": trial.name,
+        "config": config_lib.flatten(trial.config),
         "wanted": sorted(wanted),
       }
+      outcome: dict[str, Any]
       try:
-        reply = worker.call(order)
-      except _LostError as error:
-        worker.close()
-        worker, reply = None, {"error": str(error), "seconds": None}
-      if "error" in reply:
-        reply["error"] = cli.with_flags(str(reply["error"]))
-      done.put((cell, reply))
+        child = child or _child(workdir, number, count)
+        outcome = child.call(order)
+      except children.ChildError as error:
+        if child is not None:
+          child.close()
+        child = None
+        outcome = {"error": str(error), "seconds": None}
+      if "error" in outcome:
+        outcome["error"] = cli.with_flags(outcome["error"])
+      done.put((trial, outcome))
   finally:
-    if worker is not None:
-      worker.close()
+    if child is not None:
+      child.close()
     done.put(None)
 
 
 def run(
   study: plan.Study,
-  cells: Sequence[plan.Cell],
+  trials: Sequence[plan.Trial],
   workdir: Path,
   count: int | None = None,
 ) -> None:
-  """Runs the cells that are not done, failed ones again.
+  """Runs the trials that are not done, and failed ones again.
 
   Args:
-    study: What they are of.
-    cells: Those to look at.
-    workdir: Of the study, locked by the caller.
-    count: How many processes; by default as many as `workers` says.
+    study: The study.
+    trials: Those to look at.
+    workdir: The folder of the study, locked by the caller.
+    count: How many processes; by default one a core, as memory allows.
 
   Raises:
-    EcosError: A cell was done with another configuration.
+    EcosError: A trial was done with another configuration.
   """
-  left = [cell for cell in cells if row(workdir, cell) is None]
+  left = [trial for trial in trials if row(workdir, trial) is None]
   if not left:
     return
   where = {
@@ -254,16 +239,16 @@ def run(
   }
   done: queue.Queue = queue.Queue()
   todo = _Todo(left)
-  count = min(count or workers(), len(left))
+  count = min(count or _processes(), len(left))
   for number in range(count):
-    arguments = (workdir, number, count, todo, study.figures(), done)
+    arguments = (workdir, number, count, todo, study.wanted(), done)
     threading.Thread(target=_serve, args=arguments, daemon=True).start()
   estimate = _Estimate(left, count)
-  total, running, ended = len(cells), count, len(cells) - len(left)
+  total, running, ended = len(trials), count, len(trials) - len(left)
   with tqdm.tqdm(
     total=total,
     initial=ended,
-    desc="cells",
+    desc="trials",
     disable=None,
     bar_format="{desc} |{bar}| {n}/{total} [{elapsed}{postfix}]",
   ) as bar:
@@ -271,63 +256,64 @@ def run(
       if (reply := done.get()) is None:
         running -= 1
         continue
-      cell, outcome = reply
-      _keep(study, cell, workdir, outcome, where)
-      estimate.add(cell, outcome["seconds"])
+      trial, outcome = reply
+      _keep(study, trial, workdir, outcome, where)
+      estimate.add(trial, outcome["seconds"])
       ended += 1
       bar.update()
       bar.set_postfix_str(f"{estimate.text()} left")
       left_text = f"about {estimate.text()} left"
-      tqdm.tqdm.write(f"[{ended}/{total}] {_line(cell, outcome)}; {left_text}")
+      tqdm.tqdm.write(f"[{ended}/{total}] {_line(trial, outcome)}; {left_text}")
 
 
 def _keep(
   study: plan.Study,
-  cell: plan.Cell,
+  trial: plan.Trial,
   workdir: Path,
   outcome: dict[str, Any],
   where: dict[str, Any],
 ) -> None:
-  path = folder(workdir, cell)
+  """Writes the row of a trial, or its failure."""
+  path = folder(workdir, trial)
   path.mkdir(parents=True, exist_ok=True)
   if "error" in outcome:
-    lone = plan.command(study, cell, Path("runs") / "cell")
-    files.write_json(path / FAILURE, outcome | {"command": lone})
+    alone = plan.command(study, trial, Path("runs") / "trial")
+    files.write_json(path / FAILURE, outcome | {"command": alone})
     return
   (path / FAILURE).unlink(missing_ok=True)
   files.write_json(
     path / ROW,
     {
-      "name": cell.name,
-      "values": cell.values,
-      "config": config_lib.flatten(cell.config),
+      "name": trial.name,
+      "values": trial.values,
+      "config": config_lib.flatten(trial.config),
       **outcome,
       **where,
     },
   )
 
 
-def _line(cell: plan.Cell, outcome: dict[str, Any]) -> str:
+def _line(trial: plan.Trial, outcome: dict[str, Any]) -> str:
   if "error" in outcome:
-    return f"{cell.name} FAILED: {outcome['error']}"
+    return f"{trial.name} FAILED: {outcome['error']}"
   accuracy = outcome["summary"]["accuracy"]
   told = "" if accuracy is None else f" {100 * accuracy:.1f} %"
-  return f"{cell.name}{told} {outcome['seconds']:.0f} s"
+  return f"{trial.name}{told} {outcome['seconds']:.0f} s"
 
 
 class _Estimate:
-  """How long the rest will take, by the time of cells of the same method."""
+  """How long the rest will take, from the times of trials of each method."""
 
-  def __init__(self, cells: Sequence[plan.Cell], workers: int):
-    self._left = list(cells)
-    self._workers = workers
+  def __init__(self, trials: Sequence[plan.Trial], processes: int):
+    self._left = list(trials)
+    self._processes = processes
     self._seconds: dict[str, list[float]] = {}
 
-  def add(self, cell: plan.Cell, seconds: float | None) -> None:
-    """Counts a cell as done; None where its time is not known."""
-    self._left.remove(cell)
+  def add(self, trial: plan.Trial, seconds: float | None) -> None:
+    """Counts a trial as done; None if its time is not known."""
+    self._left.remove(trial)
     if seconds is not None:
-      self._seconds.setdefault(self._kind(cell), []).append(seconds)
+      self._seconds.setdefault(self._kind(trial), []).append(seconds)
 
   def text(self) -> str:
     """Returns the time that is left, as in '12 min'."""
@@ -335,9 +321,9 @@ class _Estimate:
     if not means:
       return "?"
     overall = sum(means.values()) / len(means)
-    seconds = sum(means.get(self._kind(c), overall) for c in self._left)
-    seconds /= self._workers
+    seconds = sum(means.get(self._kind(t), overall) for t in self._left)
+    seconds /= self._processes
     return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
-  def _kind(self, cell: plan.Cell) -> str:
-    return cell.config.sampling.method.value
+  def _kind(self, trial: plan.Trial) -> str:
+    return trial.config.sampling.method.value

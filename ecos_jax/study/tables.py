@@ -1,10 +1,10 @@
-"""From the rows of cells to means and standard deviations, and to Markdown."""
+"""Means and standard deviations of the rows of trials, and tables of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import statistics as statistics_lib
 from typing import Any, NamedTuple
 
-from ecos_jax.study import figures
+from ecos_jax.study import metrics
 from ecos_jax.study import plan
 
 Row = dict[str, Any]
@@ -12,13 +12,13 @@ Key = tuple[Any, ...]
 
 
 class Statistic(NamedTuple):
-  """A figure over seeds.
+  """A metric over seeds.
 
   Attributes:
-    mean: Over the seeds.
-    deviation: Of a sample (n - 1); None of one seed.
-    seeds: How many count.
-    planned: How many there should be.
+    mean: Mean over the seeds.
+    deviation: Standard deviation of a sample (n - 1); None for one seed.
+    seeds: Number of seeds that count.
+    planned: Number of seeds in the study.
   """
 
   mean: float
@@ -28,39 +28,39 @@ class Statistic(NamedTuple):
 
 
 def statistics(
-  study: plan.Study,
+  trials: Sequence[plan.Trial],
   rows: Iterable[Row],
   keys: Sequence[str],
-  figure: str,
+  metric: str,
   mean_over: Sequence[str] = (),
 ) -> dict[Key, Statistic]:
-  """Returns a figure for each combination of the values of some fields.
+  """Returns a metric for each combination of the values of some fields.
 
-  For each seed the mean over `mean_over` is taken first; a seed for which a
-  cell is missing, or has no such figure, is left out.
+  For each seed the mean over `mean_over` is taken first; a seed is left out if
+  one of its trials is missing or lacks the metric.
 
   Args:
-    study: What the rows are of.
-    rows: Of the cells that are done.
-    keys: Fields. A cell whose grid does not vary one has None there.
-    figure: A name in `figures.FIGURES`.
+    trials: All trials of the study.
+    rows: Rows of the trials that are done.
+    keys: Fields; a trial whose grid does not vary one has None there.
+    metric: A name in `metrics.METRICS`.
     mean_over: Fields.
 
   Raises:
-    ValueError: Two cells have the same place.
+    ValueError: Two trials have the same values of all these fields.
   """
   planned: dict[Key, dict[int, set[Key]]] = {}
-  for cell in study.cells():
-    key, part = _place(cell.values, keys), _place(cell.values, mean_over)
-    parts = planned.setdefault(key, {}).setdefault(cell.config.seed, set())
+  for trial in trials:
+    key, part = _values(trial.values, keys), _values(trial.values, mean_over)
+    parts = planned.setdefault(key, {}).setdefault(trial.config.seed, set())
     if part in parts:
-      raise ValueError(f"two cells have the same place, {key} {part}")
+      raise ValueError(f"two trials have the same place, {key} {part}")
     parts.add(part)
   found: dict[Key, dict[int, dict[Key, float]]] = {}
   for row in rows:
-    value = figures.FIGURES[figure].of(row)
+    value = metrics.METRICS[metric].of(row)
     if value is not None:
-      key, part = (_place(row["values"], names) for names in (keys, mean_over))
+      key, part = (_values(row["values"], names) for names in (keys, mean_over))
       seeds = found.setdefault(key, {})
       seeds.setdefault(row["config"]["seed"], {})[part] = value
   result = {}
@@ -79,15 +79,8 @@ def statistics(
   return result
 
 
-def _place(values: Mapping[str, Any], names: Sequence[str]) -> Key:
+def _values(values: Mapping[str, Any], names: Sequence[str]) -> Key:
   return tuple(values.get(name) for name in names)
-
-
-def order(study: plan.Study, name: str) -> list[Any]:
-  """Returns the values of a field in the order of the grids."""
-  return list(
-    dict.fromkeys(v for grid in study.grids for v in grid.get(name, ()))
-  )
 
 
 def in_order(
@@ -95,7 +88,7 @@ def in_order(
 ) -> list[Key]:
   """Returns keys in the order of the grids; None comes last."""
   ranks = [
-    {value: i for i, value in enumerate([*order(study, name), None])}
+    {value: i for i, value in enumerate([*study.order(name), None])}
     for name in names
   ]
   return sorted(
@@ -104,76 +97,53 @@ def in_order(
   )
 
 
-def text(figure: str, statistic: Statistic) -> str:
-  """Returns '96.4 ± 0.3', the deviation left out where there is none."""
-  write = figures.FIGURES[figure].text
-  told = write(statistic.mean)
+def text(metric: str, statistic: Statistic) -> str:
+  """Returns '96.4 ± 0.3'; without the deviation where there is none."""
+  form = metrics.METRICS[metric].form
+  written = format(statistic.mean, form)
   if statistic.deviation:
-    told += f" ± {write(statistic.deviation)}"
+    written += f" ± {format(statistic.deviation, form)}"
   if statistic.seeds < statistic.planned:
-    told += f" ({statistic.seeds} of {statistic.planned} seeds)"
-  return told
-
-
-def label(study: plan.Study, name: str, value: Any) -> str:
-  """Returns what is shown for a value of a field."""
-  if value is None:
-    return ""
-  own = study.labels.get(name, {}).get(value)
-  if own is not None:
-    return own
-  return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-  """Returns a Markdown table; the first row is its head."""
-  head, *body = rows
-  return "\n".join(
-    "| " + " | ".join(cells) + " |"
-    for cells in (head, ["---"] * len(head), *body)
-  )
+    written += f" ({statistic.seeds} of {statistic.planned} seeds)"
+  return written
 
 
 def lines(
-  study: plan.Study, table: plan.Table, rows: list[Row]
+  study: plan.Study,
+  trials: Sequence[plan.Trial],
+  table: plan.Table,
+  rows: Sequence[Row],
 ) -> list[list[str]]:
-  """Returns a table's lines, the head first; absent values are empty."""
-  columns = order(study, table.columns) if table.columns else [None]
+  """Returns the lines of a table, the head first; absent values are empty."""
   keys = [*table.rows, *filter(None, [table.columns])]
   found = {
-    metric: statistics(study, rows, keys, metric, table.mean_over)
+    metric: statistics(trials, rows, keys, metric, table.mean_over)
     for metric in table.metrics
   }
-  head = [name.rpartition(".")[2] for name in table.rows]
-  for column in columns:
-    for metric in table.metrics:
-      parts = []
-      if table.columns:
-        parts.append(label(study, table.columns, column))
-      if len(table.metrics) > 1 or not table.columns:
-        parts.append(figures.FIGURES[metric].label)
-      head.append(" ".join(parts))
-  places = {_place(cell.values, table.rows) for cell in study.cells()}
-  names = {row["name"] for row in rows}
-  lacking = {
-    _place(cell.values, keys)
-    for cell in study.cells()
-    if cell.name not in names
+  done = {row["name"] for row in rows}
+  missing = {
+    _values(trial.values, keys) for trial in trials if trial.name not in done
   }
+  shown = [
+    (column, metric)
+    for column in (study.order(table.columns) if table.columns else [None])
+    for metric in table.metrics
+  ]
+  head = [metrics.label(name) for name in table.rows]
+  for column, metric in shown:
+    parts = [study.label(table.columns, column)] if table.columns else []
+    if len(table.metrics) > 1 or not table.columns:
+      parts.append(metrics.METRICS[metric].label)
+    head.append(" ".join(parts))
   result = [head]
+  places = {_values(trial.values, table.rows) for trial in trials}
   for place in in_order(study, places, table.rows):
-    line = [
-      label(study, *named) for named in zip(table.rows, place, strict=True)
-    ]
-    for column in columns:
-      for metric in table.metrics:
-        key = (*place, column) if table.columns else place
-        # What does not vary over the columns stands in all of them.
-        any_column = (*place, None) if table.columns else place
-        own = found[metric].get(key, found[metric].get(any_column))
-        if own is not None:
-          line.append(text(metric, own))
-        else:
-          line.append("missing" if {key, any_column} & lacking else "")
+    line = list(map(study.label, table.rows, place))
+    for column, metric in shown:
+      # A trial without the columns' field stands in every column.
+      options = [(*place, column), (*place, None)] if table.columns else [place]
+      known = [found[metric][key] for key in options if key in found[metric]]
+      absent = "missing" if missing.intersection(options) else ""
+      line.append(text(metric, known[0]) if known else absent)
     result.append(line)
   return result

@@ -32,7 +32,7 @@ class Stream(NamedTuple):
     labelled: Whether the loss reads `label`: then some must be known.
   """
 
-  source: loader.Source
+  source: loader.Samples
   ratio: int = 1
   labelled: bool = True
 
@@ -81,7 +81,7 @@ class Supervised:
   """Cross-entropy on weak views; samples with label -1 do not count."""
 
   num_classes: int
-  labelled: loader.Source
+  labelled: loader.Samples
 
   @property
   def streams(self) -> dict[str, Stream]:
@@ -108,8 +108,8 @@ class FixMatch:
   """
 
   num_classes: int
-  labelled: loader.Source
-  unlabelled: loader.Source
+  labelled: loader.Samples
+  unlabelled: loader.Samples
   ratio: int
   confidence: float = 0.95
 
@@ -177,7 +177,7 @@ class Distill:
   """
 
   num_classes: int
-  images: loader.Source
+  images: loader.Samples
   teacher: nnx.Module | None = None
   temperature: float = 4.0
   hard_share: float = 0.0

@@ -17,6 +17,7 @@ import pytest
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import audit
+from ecos_jax.client import coverage
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
 
@@ -132,7 +133,7 @@ def test_the_command_also_audits_at_a_small_gamma():
     [
       sys.executable,
       "-m",
-      "ecos_jax.client.audit",
+      "ecos_jax.privacy.audit",
       "--sigma=10",
       "--trials=1000",
     ],
@@ -152,10 +153,7 @@ def test_neighbours_differ_in_one_vote():
   ):
     query, without, present = audit.neighbours(relation, shift)
     counts = [
-      np.bincount(
-        audit.respond.vote(query, data, 8), minlength=len(query.centroids)
-      )
-      for data in (without, present)
+      coverage.coverage(data, query.centroids) for data in (without, present)
     ]
     assert (counts[1] - counts[0]).tolist() == moved
 

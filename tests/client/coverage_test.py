@@ -1,11 +1,18 @@
+import fractions
+import math
+
 import hypothesis
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from ecos_jax import messages
 from ecos_jax.client import coverage
+from ecos_jax.privacy import mechanisms
+from tests.client.queries import TERMS
+from tests.client.queries import query_of
 
 ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -71,7 +78,7 @@ def test_blocks_do_not_change_votes(monkeypatch):
   features = random.normal(size=(101, 9)).astype(np.float32)
   centroids = random.normal(size=(13, 9)).astype(np.float32)
   votes = coverage.nearest(features, centroids)
-  monkeypatch.setattr(coverage, "_MEMORY_BUDGET", 16 * 22 * 7)
+  monkeypatch.setattr(coverage, "_LARGEST", 22 * 7)
   np.testing.assert_array_equal(coverage.nearest(features, centroids), votes)
 
 
@@ -123,3 +130,69 @@ def test_centroids_that_are_not_finite_are_refused(value):
 def test_features_of_another_dimension_are_refused():
   with pytest.raises(messages.ProtocolError, match="d = 2"):
     coverage.coverage(np.zeros((5, 3)), np.zeros((4, 2), np.float32))
+
+
+def test_the_rounding_is_to_the_nearest_multiple_and_ties_to_even():
+  random = np.random.default_rng(4)
+  rows = random.normal(size=(40, 384)).astype(np.float32)
+  rows *= np.float32(10.0) ** random.integers(-40, 30, (40, 1)).astype("f4")
+  rows[0] = 0
+  rows[1] = 2.0**21 + 0.5 + np.arange(384)  # halfway, from even and odd
+  got = coverage.rounded(rows)
+  # 384 products of at most 2^44 stay below 2^53.
+  for row, exact in zip(got, rows.tolist(), strict=True):
+    _, exponent = math.frexp(max(map(abs, exact)))
+    unit = fractions.Fraction(2) ** (exponent - 22)
+    # Python rounds fractions to even.
+    expected = [
+      float(round(fractions.Fraction(x) / unit) * unit) for x in exact
+    ]
+    assert row.tolist() == expected
+
+
+def test_the_response_is_coverage_with_the_stated_noise(features):
+  query = query_of(features[:5])
+  # Gamma 1 and repeated answers: the mean is the coverage.
+  mechanism = mechanisms.Mechanism(messages.Terms(4, 1, 1e-5, "add_remove"))
+  responses = [
+    coverage.respond(query, [features[:20], features[20:]], mechanism)
+    for _ in range(400)
+  ]
+  assert {r.query_digest for r in responses} == {query.digest}
+  assert {r.statement for r in responses} == {mechanism.statement}
+  noise = np.stack([r.scores for r in responses])
+  noise = noise - coverage.coverage(features, query.centroids)
+  assert abs(noise.mean()) < 6 * 4 / noise.size**0.5
+  assert stats.kstest(noise.ravel() / 4, "norm").statistic < 0.1
+
+
+def test_release_subsamples_and_counts_each_repetition_on_its_own():
+  votes = np.repeat([0, 1, 2], [1000, 0, 500])
+  mechanism = mechanisms.Mechanism(TERMS)
+  answers = coverage.release(votes, 3, mechanism, repetitions=2000)
+  assert answers.shape == (2000, 3)
+  # Binomial counts plus noise.
+  for column, count in enumerate((1000, 0, 500)):
+    variance = count * 0.8 * 0.2 + 10.0**2
+    error = answers[:, column].mean() - 0.8 * count
+    assert abs(error) < 6 * (variance / 2000) ** 0.5
+    assert answers[:, column].var() == pytest.approx(variance, rel=0.2)
+  correlation = np.corrcoef(answers.T)
+  assert np.abs(correlation - np.eye(3)).max() < 6 / 2000**0.5
+
+
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_no_sample_is_answered_with_noise(features, blocks):
+  query = query_of(features[:5])
+  empty = [features[:0]] * blocks
+  response = coverage.respond(query, empty, mechanisms.Mechanism(TERMS))
+  assert np.abs(response.scores).max() < 120
+
+
+def test_a_seed_gives_the_same_response_and_says_so(features):
+  query = query_of(features[:5])
+  seeded = mechanisms.Mechanism(TERMS, insecure_noise_seed=3)
+  first = coverage.respond(query, [features], seeded)
+  again = coverage.respond(query, [features], seeded)
+  assert first.to_bytes() == again.to_bytes()
+  assert not first.statement.private

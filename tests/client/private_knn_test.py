@@ -27,9 +27,7 @@ from tests.client.label_requests import request_for
 def _label(request, samples, terms=TERMS, answers=None, seed=None):
   m = len(request.features)
   labeller = private_knn.Labeller(terms, m, answers or m, seed)
-  return messages.LabelResponse.from_bytes(
-    private_knn.label(request.to_bytes(), samples, labeller)
-  )
+  return private_knn.label(request, samples, labeller)
 
 
 # What is drawn.
@@ -228,19 +226,18 @@ def test_who_has_no_class_does_not_vote(request_, samples):
   labels = samples.labels.copy()
   labels[::3], labels[1::3] = -1, 7
   kept = np.arange(2, 240, 3)
-  voters = private_knn.encode(
-    request_, private_knn.Samples(samples.features, labels), 64
+  voters = private_knn.voting(
+    request_, private_knn.Samples(samples.features, labels)
   )
   np.testing.assert_array_equal(voters.features, samples.features[kept])
   np.testing.assert_array_equal(voters.labels, samples.labels[kept])
-  with pytest.raises(errors.EcosError, match="no sample has a label"):
-    private_knn.encode(
-      request_, private_knn.Samples(samples.features, np.full(240, -1)), 64
-    )
-  with pytest.raises(errors.EcosError, match=r"\[n, 5\]"):
-    private_knn.encode(
-      request_, private_knn.Samples(samples.features[:, :4], samples.labels), 64
-    )
+  for features, classes, said in (
+    (samples.features, np.full(240, -1), "no sample has a label"),
+    (samples.features[:, :4], samples.labels, r"\[n, 5\]"),
+    (samples.features, samples.labels[1:], "`labels`"),
+  ):
+    with pytest.raises(errors.EcosError, match=said):
+      private_knn.voting(request_, private_knn.Samples(features, classes))
 
 
 def test_images_are_encoded_with_the_request_s_encoder(samples):
@@ -248,11 +245,12 @@ def test_images_are_encoded_with_the_request_s_encoder(samples):
   images = random.integers(0, 256, (21, 28, 28, 3), np.uint8)
   features = registry.encode(registry.get("hog"), images)
   source = pools.ArraySource("mine", images, samples.labels[:21])
-  encoded = private_knn.encode(request_for(features), source, 8)
+  encoded = private_knn.encode(request_for(features), source, batch_size=8)
   np.testing.assert_allclose(encoded.features, features, atol=1e-6)
+  np.testing.assert_array_equal(encoded.labels, samples.labels[:21])
   other = dataclasses.replace(request_for(features), encoder_digest="0" * 64)
   with pytest.raises(messages.ProtocolError, match="encoder_digest"):
-    private_knn.encode(other, source, 8)
+    private_knn.encode(other, source)
 
 
 def _folder_of(path, names):
@@ -285,8 +283,10 @@ def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
 
   def votes():
     source = pools.open_source(str(tmp_path), classes=classes)
-    samples = private_knn.encode(request, source, 64)
-    voters = neighbours.Neighbours(*samples, k=7, classes=3)
+    samples = private_knn.encode(request, source, batch_size=64)
+    voters = neighbours.Neighbours(
+      *private_knn.voting(request, samples), k=7, classes=3
+    )
     taken = np.ones((12, len(voters)), bool)
     return voters.votes(request.features, taken), len(voters)
 
@@ -310,6 +310,14 @@ def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
     assert set(change[:, own]) <= {-1, 0}
     assert (np.delete(change, own, 1).sum(1) == -change[:, own]).all()
     assert np.abs(change).sum(1).max() <= 2
+
+
+def test_abstaining_and_not_being_considered_are_told_apart():
+  """usps, as reported: 75.0 % without a label, of which 55.3 % abstained."""
+  text = private_knn.outcome(2000, 1117, 499)
+  assert "499 of 2,000 answered, 618 of 1,117 abstained (55.3 %)" in text
+  assert "883 not considered: the budget is used up" in text
+  assert "not considered" not in private_knn.outcome(2000, 2000, 410)
 
 
 @pytest.mark.slow

@@ -177,7 +177,7 @@ def test_names_the_samples_that_float16_cannot_hold(tmp_path):
 def test_refuses_an_empty_pool_and_an_unknown_dtype(tmp_path):
   with pytest.raises(BankError, match="empty"):
     build(tmp_path, EmptyPool())
-  with pytest.raises(BankError, match=r"bank\.dtype=int8.*float16, float32"):
+  with pytest.raises(BankError, match=r"`bank\.dtype`=int8.*float16, float32"):
     build(tmp_path, dtype="int8")
 
 

@@ -36,7 +36,7 @@ def test_a_threshold_keeps_what_is_positive_and_reaches_it():
 
 def test_to_keep_nothing_is_refused():
   given = options(filter=Filter.THRESHOLD, threshold=2.0)
-  with pytest.raises(errors.EcosError, match=r"threshold=2 .*highest is 9"):
+  with pytest.raises(errors.EcosError, match=r"threshold`=2 .*highest is 9"):
     scores_lib.votes(np.array([-4, 9]), np.array([5, 50]), 10.0, given)
 
 

@@ -6,7 +6,9 @@ from configs import digits_client
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax import messages
 from ecos_jax.config import checks
+from ecos_jax.config import limits
 
 
 def check_refused(config, *names):
@@ -161,3 +163,43 @@ def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
     setattr(getattr(wrong, group), field, value)
     with pytest.raises(errors.ConfigError, match=rf"`\S*{said}"):
       checks.validate(wrong)
+
+
+@pytest.mark.parametrize(
+  ("name", "allowed", "refused"),
+  [
+    ("seed", (0, 2**32 - 1), (-1, 2**32)),
+    ("sampling.budget", (1, 10**9), (0, float("inf"))),
+    ("sampling.likely", (1e-9, 1.0), (0.0, 1.0001, float("nan"))),
+    ("privacy.first_part", (0.1, 0.9), (0.0, 1.0)),
+    ("privacy.insecure_noise_seed", (None, 0), (-1,)),
+    ("privacy.sigma", (0.25, 16384.0), (0.24, 16385.0, None)),
+    ("encoder.image_size", (None, 1, 1024), (0, 1025)),
+    ("distill.hard_share", (0.0, 1.0), (-0.1, 1.1)),
+    ("labelling.threshold", (-5.0, 1e12), (float("inf"), float("-inf"))),
+  ],
+)
+def test_numbers_must_lie_in_their_intervals(name, allowed, refused):
+  for value in allowed:
+    config = config_lib.Config()
+    _set(config, name, value)
+    checks.validate(config)
+  for value in refused:
+    config = config_lib.Config()
+    _set(config, name, value)
+    check_refused(config, name)
+
+
+def _set(config, name, value):
+  *groups, last = name.split(".")
+  setattr(getattr(config, groups[0]) if groups else config, last, value)
+
+
+def test_what_the_configuration_allows_a_message_takes():
+  """The terms at the ends of the intervals are those of messages, too."""
+  for sigma in (limits.MIN_SIGMA, limits.MAX_SIGMA):
+    for gamma in (limits.MIN_GAMMA, 1.0):
+      config = config_lib.Config()
+      config.privacy.sigma, config.privacy.gamma = sigma, gamma
+      checks.validate(config)
+      messages.Terms(sigma, gamma, config.privacy.delta, "add_remove")

@@ -189,9 +189,7 @@ class TestEmbedded:
       np.testing.assert_array_equal(a, b)
 
   def test_usps_is_not_embedded(self):
-    with pytest.raises(
-      errors.EcosError, match=r"client=usps.*config\.data\.dir"
-    ):
+    with pytest.raises(errors.EcosError, match=r"client`=usps.*data\.dir`"):
       load(client="usps")
 
 
@@ -237,11 +235,11 @@ class TestFolder:
     whole = path.read_bytes()
     for damaged in (whole[:1000], b"no arrays"):
       path.write_bytes(damaged)
-      with pytest.raises(errors.EcosError, match=rf"data\.dir.*{name}\.npz"):
+      with pytest.raises(errors.EcosError, match=rf"data\.dir`.*{name}\.npz"):
         load(dir=str(small_folder))
     path.unlink()
     with pytest.raises(
-      errors.EcosError, match=rf"{name}\.npz is missing.*config\.data\.dir"
+      errors.EcosError, match=rf"{name}\.npz is missing.*data\.dir`"
     ):
       load(dir=str(small_folder))
 
@@ -280,7 +278,7 @@ class TestFolder:
   def test_refuses_no_folder(self, small_folder):
     for wrong in (small_folder / "none", small_folder / "usps.npz"):
       with pytest.raises(
-        errors.EcosError, match=r"config\.data\.dir=.* is not a folder"
+        errors.EcosError, match=r"data\.dir`=.* is not a folder"
       ):
         load(dir=str(wrong))
 
@@ -288,7 +286,7 @@ class TestFolder:
 def test_an_unknown_domain_is_told_with_those_there_are():
   with pytest.raises(
     errors.EcosError,
-    match=r"config\.data\.client=svhn.*mnist, usps, optdigits, mnist_m, synth",
+    match=r"data\.client`=svhn.*mnist, usps, optdigits, mnist_m, synth",
   ):
     load(client="svhn")
 

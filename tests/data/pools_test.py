@@ -349,7 +349,7 @@ class TestPool:
 
   def test_refuses_two_sources_of_one_name(self):
     source = pools.ArraySource("a", random_images(1, 2, 2))
-    with pytest.raises(errors.EcosError, match=r"one name: .*a, a"):
+    with pytest.raises(errors.EcosError, match=r"same name: .*a, a"):
       pools.Pool([source, source])
 
 

@@ -238,7 +238,7 @@ def _runs_to_the_teacher(config, path, said):
 def test_wrong_teachers_are_refused(tmp_path):
   config = _config()
   config.distill.teacher = "vgg"
-  _runs_to_the_teacher(config, tmp_path, r"distill\.teacher=vgg.*convnet")
+  _runs_to_the_teacher(config, tmp_path, r"distill\.teacher`=vgg.*convnet")
   config.distill.teacher = "convnet"
   config.distill.teacher_checkpoint = str(tmp_path / "none")
   _runs_to_the_teacher(config, tmp_path, r"teacher_checkpoint.*none holds no")
@@ -249,7 +249,7 @@ def test_the_teacher_of_another_network_is_refused(finished, tmp_path):
   config = _with_teacher(finished[1])
   config.distill.teacher = "convnet_large"
   _runs_to_the_teacher(
-    config, tmp_path, r"teacher_checkpoint must be .* convnet_large"
+    config, tmp_path, r"teacher_checkpoint` must be .* convnet_large"
   )
 
 

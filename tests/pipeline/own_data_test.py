@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 from PIL import Image
 import pytest
+import tensorflow_datasets as tfds
 
 from configs import domainnet_manual
 from ecos_jax import config as config_lib
@@ -15,6 +14,7 @@ from ecos_jax import errors
 from ecos_jax import pipeline
 from ecos_jax.config import checks
 from ecos_jax.data import proxy
+from ecos_jax.data import tfds_split
 
 _CLASSES = ("dark", "light")
 
@@ -125,7 +125,7 @@ def test_files_that_changed_since_are_refused(finished, folders, tmp_path):
   new = folders / "web/dark/new.png"
   _save(new, 10, 1)
   try:
-    with pytest.raises(errors.EcosError, match=r"--config\.data\.sources are"):
+    with pytest.raises(errors.EcosError, match=r"`data\.sources` are"):
       pipeline.run(config, copy)
   finally:
     new.unlink()
@@ -194,11 +194,24 @@ def test_what_cannot_be_is_named(folders, tmp_path, changes, said):
 
 
 @pytest.mark.slow
-def test_domainnet_by_mock_data(tmp_path):
-  command = [sys.executable, "-m", "ecos_jax.train", f"--workdir={tmp_path}"]
-  command.append("--config=configs/domainnet_manual.py:mock,sketch")
-  subprocess.run(command, check=True, capture_output=True)
-  summary = json.loads((tmp_path / "summary.json").read_bytes())
+def test_domainnet_by_mock_data(tmp_path, monkeypatch):
+  """Random images under the names of TFDS: all parts fit together."""
+
+  class Mocked(tfds_split.TfdsSource):
+    def __init__(self, *arguments):
+      # Only here: the proxy is a dataset of TFDS too, and is not mocked.
+      with tfds.testing.mock_data(num_examples=1000):
+        super().__init__(*arguments)
+
+  monkeypatch.setattr(tfds_split, "TfdsSource", Mocked)
+  config = domainnet_manual.get_config("sketch")
+  config.encoder.name, config.train.model = "hog", "convnet"
+  config.train.image_size = 28
+  config.codebook.size = 10
+  config.privacy.sigma = 1.0
+  config.sampling.budget = 50
+  config.train.steps, config.train.batch_size = 20, 16
+  summary = pipeline.run(config, tmp_path)
   assert summary["proxy_size"] == 50
   assert summary["pool_client_share"] is not None
   assert 0 <= summary["accuracy"] <= 1

@@ -1,5 +1,6 @@
 import concurrent.futures
 import dataclasses
+import json
 import os
 import stat
 import threading
@@ -55,6 +56,21 @@ def test_entries_come_back_as_they_went_in(path):
   assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_the_names_in_the_file_are_those_of_version_1(path):
+  _write(path, _entry())
+  fields = json.loads(path.read_bytes().partition(b" ")[2])
+  assert fields == {
+    "version": 1,
+    "time": "2026-01-02T03:04:05+00:00",
+    "data": "mine",
+    "query_digest": "q1",
+    "terms": {**FIELDS, "sigma": 10.0},
+    "epsilon": 0.276049,
+    "cost": [{"sigma": 10.0, "gamma": 0.8, "moved": 1, "times": 1}],
+    "response": "AAFhbnN3ZXL/",
+  }
+
+
 def test_answers_of_one_cost_are_composed_whatever_their_data(path):
   _write(path, *(_entry(query=q, data=q) for q in ("q1", "q2", "q3")))
   with ledger.locked(path) as book:
@@ -71,13 +87,13 @@ def test_the_strictest_delta_and_relation_count_ever_after(path):
   _write(path, _entry(), strict)
   costs = [_cost(10.0), _cost(10.0)]
   with ledger.locked(path) as book:
-    assert book.promise(TERMS) == (1e-7, "replace_one")
+    assert book.guarantee(TERMS) == (1e-7, "replace_one")
     expected = accounting.Cost.total(costs, 1e-7, "replace_one")
     assert book.epsilon(TERMS) == expected
     other = messages.Terms(5.0, 0.8, 1e-8, "add_remove")
-    assert book.promise(other) == (1e-8, "replace_one")
+    assert book.guarantee(other) == (1e-8, "replace_one")
     # Nothing is proven for labels there.
-    votes = accounting.Cost((accounting.Release(9.0, 0.1, moved=2),))
+    votes = accounting.Cost((accounting.Release(9.0, 0.1, bins=2),))
     with pytest.raises(errors.EcosError, match="ledgers"):
       book.epsilon(TERMS, votes)
 
@@ -108,7 +124,7 @@ def test_a_cut_off_last_line_is_reported_and_removed(path, caplog):
     path.write_bytes(whole[:size])
     caplog.clear()
     assert _read(path) == [_entry()]
-    assert "cut off" in caplog.text
+    assert "removed an incomplete last line" in caplog.text
     assert path.read_bytes() == first
   # What is written next starts on a line of its own.
   path.write_bytes(whole[:-9])
@@ -149,14 +165,14 @@ def test_damage_is_refused(path, line):
 )
 def test_a_file_that_is_no_ledger_is_left_as_it_is(path, content):
   path.write_bytes(content)
-  with pytest.raises(ledger.LedgerError, match=r"no ledger|damaged"):
+  with pytest.raises(ledger.LedgerError, match=r"not a ledger|damaged"):
     _read(path)
   assert path.read_bytes() == content
 
 
 def test_a_pipe_is_refused(path):
   os.mkfifo(path)
-  with pytest.raises(ledger.LedgerError, match="no file"):
+  with pytest.raises(ledger.LedgerError, match="not a file"):
     _read(path)
 
 

@@ -108,8 +108,14 @@ def test_the_statement_is_what_the_accounting_says(relation):
   )
 
 
-def test_calibrated_keeps_epsilon():
-  mechanism = mechanisms.Mechanism.calibrated(0.5, 0.8, 1e-5, "add_remove")
+def test_a_mechanism_of_an_epsilon_keeps_it():
+  terms = (0.8, 1e-5, "add_remove")
+  mechanism = mechanisms.Mechanism.of(0.5, None, *terms)
   assert 0.49 < mechanism.statement.epsilon <= 0.5
+  seeded = mechanisms.Mechanism.of(None, 10.0, *terms, insecure_noise_seed=2)
+  assert seeded == _mechanism(10.0, 0.8, "add_remove", seed=2)
   with pytest.raises(errors.EcosError, match="gamma"):
-    mechanisms.Mechanism.calibrated(0.5, 2.0, 1e-5, "add_remove")
+    mechanisms.Mechanism.of(0.5, None, 2.0, 1e-5, "add_remove")
+  for both in ((None, None), (0.5, 10.0)):
+    with pytest.raises(errors.EcosError, match="`epsilon` or `sigma`"):
+      mechanisms.Mechanism.of(*both, *terms)

@@ -28,7 +28,7 @@ def test_what_is_read_is_what_the_run_left(ecos):
   assert (run.clusters.votes >= 0).all()
   assert run.clusters.taken.sum() == 24
   assert [row["step"] for row in run.curves["model"]] == [1, 2]
-  assert run.config["codebook.size"] == 8
+  assert run.config.codebook.size == 8
 
 
 def test_a_run_without_a_query(random):

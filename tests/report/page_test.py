@@ -158,7 +158,7 @@ def test_a_pool_that_is_away_leaves_out_the_clusters(ecos, configure):
   finally:
     hidden.rename(pool)
   assert len(parsed.images) == 24
-  assert "the pool is not at hand" in parsed.text
+  assert "the pool cannot be read" in parsed.text
 
 
 def _report(*flags) -> subprocess.CompletedProcess:

@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 import signal
-import subprocess
 import sys
 import time
 
@@ -20,7 +19,7 @@ from ecos_jax.study import run
 
 _ROOT = Path(__file__).parents[2]
 _BASE = f"{_ROOT / 'configs/digits_manual.py'}:smoke"
-# Two cells of each method fail: the pool is not that large.
+# Two trials of each method fail: the pool is not that large.
 _STUDY = f"""
 from ecos_jax.study import plan
 
@@ -51,38 +50,26 @@ def get_config(argument=""):
 """
 
 
-def _start(folder: Path, *flags: str) -> subprocess.Popen:
-  (folder / "small.py").write_text(_STUDY)
-  return subprocess.Popen(
-    [
-      *(sys.executable, "-m", "ecos_jax.study", "--workers=1"),
-      *(f"--config={folder / 'small.py'}", f"--workdir={folder / 'w'}", *flags),
-    ],
-    cwd=folder,
-    env=os.environ | {"PYTHONPATH": str(_ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+@pytest.fixture
+def start(start_job, tmp_path):
+  """Returns a function that starts the study in `tmp_path`."""
+  (tmp_path / "small.py").write_text(_STUDY)
+  standard = (
+    *("--workers=1", f"--config={tmp_path / 'small.py'}"),
+    f"--workdir={tmp_path / 'w'}",
   )
+  return lambda *flags: start_job(*standard, *flags, module="ecos_jax.study")
 
 
-def _run(folder: Path, *flags: str) -> tuple[int, str, str]:
-  with _start(folder, *flags) as process:
-    out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
-
-
-def _wait_for(path: Path, process: subprocess.Popen) -> None:
+def _wait_for(path: Path, job) -> None:
   deadline = time.monotonic() + 240
   while not path.exists():
-    if process.poll() is not None or time.monotonic() > deadline:
-      process.kill()
-      raise AssertionError(f"{path} did not come: {process.communicate()}")
+    assert time.monotonic() < deadline, job.out + job.err
     time.sleep(0.005)
 
 
-def _children(process: subprocess.Popen) -> list[int]:
-  tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+def _children(pid: int) -> list[int]:
+  tasks = Path(f"/proc/{pid}/task").glob("*/children")
   return [int(child) for task in tasks for child in task.read_text().split()]
 
 
@@ -96,54 +83,55 @@ def _alive(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_killed_at_any_time_it_goes_on_and_failures_are_kept(tmp_path):
-  cells = tmp_path / "w" / "cells"
-  # The study dies, and takes its worker along.
-  with _start(tmp_path) as process:
-    _wait_for(cells / "method=random,budget=32,seed=1" / run.ROW, process)
-    workers = _children(process)
-    process.kill()
-  assert len(workers) == 1
+def test_killed_at_any_time_it_goes_on_and_failures_are_kept(start, tmp_path):
+  trials = tmp_path / "w" / "trials"
+  # The study dies, and takes its child along.
+  job = start()
+  first = trials / "method=random,budget=32,seed=1" / run.ROW
+  _wait_for(first, job)
+  [child] = _children(job.pid)
+  job.signal(signal.SIGKILL)
+  assert job.wait() == -signal.SIGKILL
   deadline = time.monotonic() + 20
-  while _alive(workers[0]) and time.monotonic() < deadline:
+  while _alive(child) and time.monotonic() < deadline:
     time.sleep(0.01)
-  assert not _alive(workers[0])
-  first = cells / "method=random,budget=32,seed=1" / run.ROW
+  assert not _alive(child)
   made = first.stat().st_mtime_ns
 
-  # The worker dies in a cell: the others go on.
-  with _start(tmp_path) as process:
-    _wait_for(cells / "method=ecos,budget=32,seed=1" / "pool", process)
-    [worker] = _children(process)
-    os.kill(worker, signal.SIGKILL)
-    out, err = process.communicate(timeout=300)
-  assert process.returncode == 1
-  assert "3 of 6 cells failed" in err.splitlines()[-1]
-  assert "Traceback" not in err
-  assert "worker process ended with signal 9" in out
-  assert "is larger than the pool" in out
+  # The child dies in a trial: the others go on.
+  job = start()
+  _wait_for(trials / "method=ecos,budget=32,seed=1" / "pool", job)
+  [child] = _children(job.pid)
+  os.kill(child, signal.SIGKILL)
+  assert job.wait() == 1
+  assert "3 of 6 trials failed" in job.err.splitlines()[-1]
+  assert "Traceback" not in job.err
+  assert "worker process ended with signal 9" in job.out
+  assert "is larger than the pool" in job.out
   assert first.stat().st_mtime_ns == made
 
   # Only what is left is run; what fails by itself fails again.
-  code, out, err = _run(tmp_path)
-  assert code == 1
-  assert "2 of 6 cells failed" in err.splitlines()[-1]
+  document = tmp_path / "document.md"
+  job = start(f"--out={document}")
+  assert job.wait() == 1
+  assert "2 of 6 trials failed" in job.err.splitlines()[-1]
   assert first.stat().st_mtime_ns == made
   results = (tmp_path / "w" / "results.md").read_text()
   assert "signal 9" not in results
-  assert "4 of 6 cells" in results
+  assert results in document.read_text()
+  assert "4 of 6 trials" in results
   assert "--config.sampling.budget=99999 is larger than the pool" in results
-  [lone] = [
+  [alone] = [
     line.strip()
     for line in results.splitlines()
     if "ecos_jax.train" in line and "method=random" in line
   ]
-  assert "--config.sampling.budget=99999" in lone
-  code, out, _ = _run(tmp_path, "--list")
-  assert code == 0
-  assert "6 cells: 4 done, 2 failed, 0 left" in out
+  assert "--config.sampling.budget=99999" in alone
+  job = start("--list")
+  assert job.wait() == 0
+  assert "6 trials: 4 done, 2 failed, 0 left" in job.out
 
-  # A cell is what a run alone gives.
+  # A trial is what a run alone gives.
   rows = json.loads((tmp_path / "w" / "rows.json").read_bytes())
   config = digits_manual.get_config("smoke")
   config.privacy.insecure_noise_seed = 1
@@ -151,72 +139,73 @@ def test_killed_at_any_time_it_goes_on_and_failures_are_kept(tmp_path):
   config.train.steps = 0
   alone = pipeline.run(config, tmp_path / "alone")
   [row] = [r for r in rows if r["name"] == "method=ecos,budget=48,seed=1"]
-  cell = cells / row["name"]
+  folders = trials / row["name"], tmp_path / "alone"
   np.testing.assert_array_equal(
-    *(
-      np.load(path / "proxy/indices.npy") for path in (cell, tmp_path / "alone")
-    )
+    *(np.load(path / "proxy/indices.npy") for path in folders)
   )
   for summary in (alone, row["summary"]):
     del summary["seconds"]
   assert row["summary"] == json.loads(json.dumps(alone))
 
 
-@pytest.mark.slow
-def test_bad_input_gets_one_line(tmp_path):
-  train = _ROOT / "configs/digits_manual.py"
-  for flags, said in (
-    (["--cells=nothing*"], "--cells=nothing*"),
-    ([f"--config={train}"], "ecos_jax.study.plan.Study, got Config"),
-    (["--config.sampling.bugdet=3"], "sampling.bugdet"),
-    (["--config=nowhere.py"], "nowhere.py"),
-  ):
-    code, _, err = _run(tmp_path, *flags)
-    assert code == 1
-    assert "Traceback" not in err
-    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert said in line
+@pytest.mark.parametrize(
+  ("flag", "said"),
+  [
+    ("--trials=nothing*", "--trials=nothing*"),
+    (
+      f"--config={_ROOT / 'configs/digits_manual.py'}",
+      "ecos_jax.study.plan.Study, got Config",
+    ),
+    ("--config.sampling.bugdet=3", "sampling.bugdet"),
+    ("--config=nowhere.py", "nowhere.py"),
+  ],
+)
+def test_bad_input_gets_one_line(flag, said, start):
+  job = start(flag)
+  assert job.wait() == 1
+  [line] = job.err.splitlines()
+  assert line.startswith("error: ") and said in line
 
 
-def _cells(**axes) -> list[plan.Cell]:
-  return plan.of(_BASE, grids=(axes,)).cells()
+def _trials(**axes) -> list[plan.Trial]:
+  return plan.of(_BASE, grids=(axes,)).trials()
 
 
-def test_a_cell_done_otherwise_is_refused_and_the_difference_named(tmp_path):
-  [cell] = _cells(seed=(1,))
-  folder = run.folder(tmp_path, cell)
+def test_a_trial_done_otherwise_is_refused_and_the_difference_named(tmp_path):
+  [trial] = _trials(seed=(1,))
+  folder = run.folder(tmp_path, trial)
   folder.mkdir(parents=True)
-  assert run.row(tmp_path, cell) is None
-  fields = json.loads(json.dumps(config_lib.flatten(cell.config)))
+  assert run.row(tmp_path, trial) is None
+  fields = json.loads(json.dumps(config_lib.flatten(trial.config)))
   (folder / run.ROW).write_text(json.dumps({"config": fields}))
-  assert run.row(tmp_path, cell) == {"config": fields}
+  assert run.row(tmp_path, trial) == {"config": fields}
   other = fields | {"train.steps": 3}
   (folder / run.ROW).write_text(json.dumps({"config": other}))
   with pytest.raises(
     errors.ConfigError, match=r"train\.steps was 3, now is 20"
   ):
-    run.row(tmp_path, cell)
+    run.row(tmp_path, trial)
   (folder / run.ROW).write_text("{")
   with pytest.raises(errors.EcosError, match="is damaged"):
-    run.row(tmp_path, cell)
+    run.row(tmp_path, trial)
 
 
-def test_a_worker_stays_with_its_data_and_away_from_those_of_others():
-  cells = _cells(**{"seed": (1, 2, 3), "sampling.budget": (8, 16)})
-  todo = run._Todo(cells)
+def test_a_child_stays_with_its_data_and_away_from_those_of_others():
+  trials = _trials(**{"seed": (1, 2, 3), "sampling.budget": (8, 16)})
+  todo = run._Todo(trials)
   taken = [todo.take(number) for number in (0, 1, 0, 1, 1, 0)]
-  assert [cell.config.seed for cell in taken] == [1, 2, 1, 2, 3, 3]
+  assert [trial.config.seed for trial in taken] == [1, 2, 1, 2, 3, 3]
   assert todo.take(0) is None
 
 
-def test_the_estimate_is_the_time_of_cells_of_the_same_method():
-  cells = _cells(
+def test_the_estimate_is_the_time_of_trials_of_the_same_method():
+  trials = _trials(
     **{"sampling.method": ("ecos", "random"), "sampling.budget": (8, 9, 10)}
   )
-  estimate = run._Estimate(cells, workers=2)
+  estimate = run._Estimate(trials, processes=2)
   assert estimate.text() == "?"
-  ecos = [c for c in cells if "ecos" in c.name]
-  random = [c for c in cells if "random" in c.name]
+  ecos = [t for t in trials if "ecos" in t.name]
+  random = [t for t in trials if "random" in t.name]
   estimate.add(ecos[0], 30)
   # Of the others the mean is all that is known.
   assert estimate.text() == "75 s"

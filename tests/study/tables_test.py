@@ -38,17 +38,17 @@ def _study(**fields) -> plan.Study:
 
 def _rows(study: plan.Study) -> list[tables.Row]:
   rows = []
-  for cell in study.cells():
-    method = cell.values["sampling.method"]
-    place = ("ecos", cell.values["data.client"], cell.values["seed"])
+  for trial in study.trials():
+    method = trial.values["sampling.method"]
+    place = ("ecos", trial.values["data.client"], trial.values["seed"])
     if place in _ACCURACY:
       # 1 more with the larger budget, 2 more for local.
-      more = {8: 0, 1600: 1, None: 2}[cell.values.get("sampling.budget")]
+      more = {8: 0, 1600: 1, None: 2}[trial.values.get("sampling.budget")]
       rows.append(
         {
-          "name": cell.name,
-          "values": cell.values,
-          "config": {"seed": cell.config.seed},
+          "name": trial.name,
+          "values": trial.values,
+          "config": {"seed": trial.config.seed},
           "summary": {
             "accuracy": (_ACCURACY[place] + more) / 100,
             "proxy_client_share": None if method == "local" else 0.5,
@@ -61,7 +61,7 @@ def _rows(study: plan.Study) -> list[tables.Row]:
 def test_mean_and_deviation_over_seeds():
   study = _study()
   keys = ("sampling.method", "data.client", "sampling.budget")
-  found = tables.statistics(study, _rows(study), keys, "accuracy")
+  found = tables.statistics(study.trials(), _rows(study), keys, "accuracy")
   # 90, 92, 97: mean 93, squares 9 + 1 + 16 = 26, over n - 1 = 2.
   usps = found["ecos", "usps", 8]
   assert usps.mean == pytest.approx(93)
@@ -78,7 +78,7 @@ def test_the_mean_over_clients_is_taken_for_each_seed_first():
   study = _study()
   keys = ("sampling.method", "sampling.budget")
   found = tables.statistics(
-    study, _rows(study), keys, "accuracy", ("data.client",)
+    study.trials(), _rows(study), keys, "accuracy", ("data.client",)
   )
   # Seed 1: 85, seed 2: 89, seed 3 lacks a client and is left out.
   both = found["ecos", 8]
@@ -93,18 +93,22 @@ def test_equal_values_have_no_deviation():
   for row in rows:
     row["summary"]["accuracy"] = 0.0591
   keys = ("sampling.method", "sampling.budget")
-  found = tables.statistics(study, rows, keys, "accuracy", ("data.client",))
+  found = tables.statistics(
+    study.trials(), rows, keys, "accuracy", ("data.client",)
+  )
   assert found["ecos", 8].deviation == 0
   assert tables.text("accuracy", found["ecos", 8]).startswith("5.9 (")
 
 
-def test_two_cells_in_one_place_are_no_table():
+def test_two_trials_in_one_place_are_no_table():
   study = _study()
-  with pytest.raises(ValueError, match="two cells"):
-    tables.statistics(study, _rows(study), ("data.client",), "accuracy")
+  with pytest.raises(ValueError, match="two trials"):
+    tables.statistics(
+      study.trials(), _rows(study), ("data.client",), "accuracy"
+    )
 
 
-def test_markdown():
+def test_lines_of_a_table():
   study = _study(labels={"data.client": {"usps": "USPS"}})
   table = plan.Table(
     "t",
@@ -112,19 +116,18 @@ def test_markdown():
     columns="sampling.budget",
     metrics=("accuracy",),
   )
-  lines = tables.lines(study, table, _rows(study))
-  assert tables.markdown(lines).splitlines() == [
-    "| client | method | 8 | 1,600 |",
-    "| --- | --- | --- | --- |",
-    "| USPS | ecos | 93.0 ± 3.6 | 94.0 ± 3.6 |",
-    # What has no budget stands under each.
-    "| USPS | local | 95.0 ± 3.6 | 95.0 ± 3.6 |",
-    "| mnist | ecos | 83.0 ± 4.2 (2 of 3 seeds) | 84.0 ± 4.2 (2 of 3 seeds) |",
-    "| mnist | local | 85.0 ± 4.2 (2 of 3 seeds) | 85.0 ± 4.2 (2 of 3 seeds) |",
+  lines = tables.lines(study, study.trials(), table, _rows(study))
+  assert lines == [
+    ["client", "method", "8", "1,600"],
+    ["USPS", "ecos", "93.0 ± 3.6", "94.0 ± 3.6"],
+    # A trial without a budget stands under each.
+    ["USPS", "local", "95.0 ± 3.6", "95.0 ± 3.6"],
+    ["mnist", "ecos", *(f"{m} ± 4.2 (2 of 3 seeds)" for m in ("83.0", "84.0"))],
+    ["mnist", "local", *["85.0 ± 4.2 (2 of 3 seeds)"] * 2],
   ]
 
 
-def test_cells_that_are_not_done_are_missing_and_figures_they_lack_empty():
+def test_trials_that_are_not_done_are_missing_and_metrics_they_lack_empty():
   study = _study()
   table = plan.Table(
     "t",
@@ -132,7 +135,7 @@ def test_cells_that_are_not_done_are_missing_and_figures_they_lack_empty():
     metrics=("share",),
   )
   rows = [r for r in _rows(study) if r["values"]["data.client"] == "usps"]
-  lines = tables.markdown(tables.lines(study, table, rows)).splitlines()
-  assert "| ecos | usps | 8 | 50.0 |" in lines
-  assert "| ecos | mnist | 8 | missing |" in lines
-  assert "| local | usps |  |  |" in lines
+  lines = tables.lines(study, study.trials(), table, rows)
+  assert ["ecos", "usps", "8", "50.0"] in lines
+  assert ["ecos", "mnist", "8", "missing"] in lines
+  assert ["local", "usps", "", ""] in lines

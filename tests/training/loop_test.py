@@ -20,6 +20,7 @@ from ecos_jax import errors
 from ecos_jax.client import evaluate
 from ecos_jax.data import loader
 from ecos_jax.models import registry
+from ecos_jax.training import evaluation
 from ecos_jax.training import export
 from ecos_jax.training import loop
 from ecos_jax.training import metrics
@@ -177,7 +178,7 @@ def test_accuracy_counts_no_padding():
   images[::7] = 255
   labels = np.zeros(700, np.int64)
   labels[:14] = 1
-  got = loop.accuracy(Brightness(), images, labels, distributed.mesh())
+  got = evaluation.accuracy(Brightness(), images, labels, distributed.mesh())
   assert got == pytest.approx((588 + 2) / 700)
 
 
@@ -208,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path):
   directory = tmp_path / "model"
-  with pytest.raises(errors.EcosError, match=r"train\.batch_size=0"):
+  with pytest.raises(errors.EcosError, match=r"train\.batch_size`=0"):
     _train(directory, batch_size=0)
   empty = loader.Arrays({"image": _IMAGES[:0], "label": _LABELS[:0]})
   with pytest.raises(errors.EcosError, match="no labelled images"):
@@ -255,7 +256,7 @@ _TEACHER_LOGITS = np.asarray(
 
 def test_logits_are_those_of_the_model_in_order():
   source = loader.Arrays({"image": np.concatenate([_IMAGES] * 9)})
-  got = loop.logits(_teacher(), source, distributed.mesh())
+  got = evaluation.logits(_teacher(), source, distributed.mesh())
   np.testing.assert_allclose(
     got, np.concatenate([_TEACHER_LOGITS] * 9), atol=1e-4
   )
@@ -417,8 +418,8 @@ def test_a_pretrained_network_is_fine_tuned_saved_and_exported(tmp_path):
     start.stem_norm.mean[...], result.model.stem_norm.mean[...]
   )
   saved = loop.load(tmp_path / "checkpoints", name, 4, mesh)
-  logits = loop.logits(result.model, source, mesh)
-  np.testing.assert_array_equal(loop.logits(saved, source, mesh), logits)
+  logits = evaluation.logits(result.model, source, mesh)
+  np.testing.assert_array_equal(evaluation.logits(saved, source, mesh), logits)
   export.write(tmp_path / export.FILE, saved, 36)
   model = evaluate.load(tmp_path / export.FILE)
   np.testing.assert_allclose(model.call(images), logits, atol=1e-4)
@@ -443,5 +444,5 @@ def test_a_run_on_eight_devices_goes_on_on_one(tmp_path):
 def test_a_batch_that_does_not_divide_the_devices_is_refused(tmp_path):
   process = _start(tmp_path / "model", devices=8, batch_size=12)
   _, err = process.communicate()
-  assert "--config.train.batch_size=12" in err
+  assert "`train.batch_size`=12" in err
   assert "multiple of 8" in err

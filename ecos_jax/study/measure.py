@@ -1,9 +1,9 @@
-"""What only a simulation can know of a cell: it reads the client's data.
+"""What only a simulation can know of a trial, since it reads the client's data.
 
-NOT PRIVATE, every figure of it: the distance between the proxy and the client's
-data, the size of the client's data, the work of the client. A study keeps these
-beside a cell's summary, and nothing of them goes back into a run or into the
-cloud's workdir.
+NOT PRIVATE, none of it: the distance between the proxy and the client's data,
+the size of the client's data, the work of the client. A study keeps these
+beside a trial's summary; none of them goes back into a run, or into the cloud's
+workdir.
 """
 
 from collections.abc import Callable, Collection
@@ -16,15 +16,15 @@ from scipy.spatial import distance as distances
 from ecos_jax import config as config_lib
 from ecos_jax import messages
 from ecos_jax import workdir
-from ecos_jax.client import respond
 from ecos_jax.data import pools
 from ecos_jax.data import problem as problem_lib
+from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
-from ecos_jax.pipeline import job as job_lib
+from ecos_jax.pipeline import stages
 
-# Samples of each side that the distance looks at.
+# The distance looks at so many samples of each side.
 _SAMPLES = 2000
-# Of a training step: the forward pass, and twice that for the gradients.
+# A training step costs the forward pass, and twice that for the gradients.
 _PASSES = 3
 
 
@@ -35,29 +35,32 @@ def measure(
   wanted: Collection[str],
   problem: problem_lib.Problem,
 ) -> dict[str, Any]:
-  """Returns figures of a finished cell; None where there is no such thing.
+  """Returns the wanted metrics of a finished trial; None where one is absent.
 
   Args:
-    config: Of the cell.
+    config: The configuration of the trial.
     path: Its workdir.
     summary: What its run returned.
-    wanted: Names of figures, others are passed over: `distance`, see
-      `squared_mmd`; `upload` and `download`, bytes of the client's images and
-      of the pool's as pixels, one byte a channel; `upload_files` and
-      `download_files`, the same as PNG, or as the files that they are;
-      `client_multiply_adds`, see `_client_work`.
-    problem: The data of the cell.
+    wanted: Names of metrics; unknown ones are ignored. `distance`: see
+      `squared_mmd`. `upload`, `download`: bytes of the client's images and of
+      the pool's as pixels, one byte a channel. `upload_files`,
+      `download_files`: the same as PNG, or as the files that they are.
+      `client_multiply_adds`: see `_client_work`.
+    problem: The data of the trial.
   """
   client, size = problem.client, config.train.image_size
   if client is None:
     return {}
-  chosen = path / "proxy" / "indices.npy"
-  figures: dict[str, Callable[[], float | None]] = {
-    "distance": lambda: (
-      _distance(config, problem.pool, client, workdir.load_array(chosen))
-      if chosen.exists()
-      else None
-    ),
+
+  def distance() -> float | None:
+    chosen = path / "proxy" / "indices.npy"
+    if not chosen.exists():
+      return None
+    indices = workdir.load_array(chosen)
+    return _distance(config, problem.pool, client, indices)
+
+  known: dict[str, Callable[[], float | None]] = {
+    "distance": distance,
     "upload": lambda: len(client) * size**2 * 3,
     "download": lambda: len(problem.pool) * size**2 * 3,
     "upload_files": lambda: _file_bytes(client),
@@ -66,7 +69,7 @@ def measure(
       config, path, summary, len(client)
     ),
   }
-  return {name: figures[name]() for name in figures if name in wanted}
+  return {name: known[name]() for name in known if name in wanted}
 
 
 def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
@@ -77,8 +80,8 @@ def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
   where both come from one distribution, so an estimate may be below 0.
 
   Args:
-    a: [n, d], n > 1; in a study the client's features.
-    b: [m, d], m > 1; those of the proxy.
+    a: [n, d], n > 1; in a study, the client's features.
+    b: [m, d], m > 1; in a study, the proxy's features.
   """
   within_a = distances.pdist(a, "sqeuclidean")
   bandwidth = np.median(within_a)  # h^2
@@ -97,23 +100,23 @@ def _distance(
   client: pools.Source,
   indices: np.ndarray,
 ) -> float:
-  """Returns the distance of the proxy, on at most 2,000 samples of each."""
+  """Returns the distance between proxy and client, from samples of both."""
   rng = np.random.default_rng(0)
   own = np.arange(len(client))
   own, indices = (rng.permutation(rows)[:_SAMPLES] for rows in (own, indices))
-  encoder = job_lib.encoder(config)
+  encoder = stages.encoder(config)
   batch_size = config.encoder.batch_size
   if pool.feature_sources:
     chosen = np.concatenate(
       [
-        respond.features(source, local, None, batch_size)
+        encode.of_rows(source, local, None, batch_size)
         for source, _, local in pool.by_source(indices)
       ]
     )
   else:
     images = pool.images(indices, encoder.image_size)
     chosen = registry.encode(encoder, images, batch_size)
-  return squared_mmd(respond.features(client, own, encoder, batch_size), chosen)
+  return squared_mmd(encode.of_rows(client, own, encoder, batch_size), chosen)
 
 
 def _file_bytes(images: pools.Source | pools.Pool) -> int:
@@ -125,9 +128,9 @@ def _client_work(
 ) -> float | None:
   """Returns the multiply-adds of the client: its votes, or its own training.
 
-  A vote compares a sample with R centroids, R d multiply-adds; the encoder's
-  are left out, since they do not depend on R. Local training is three forward
-  passes an image and step.
+  A vote compares a sample with R centroids of d numbers, R d multiply-adds; the
+  encoder is not counted, since it does not depend on R. Local training costs
+  three forward passes per image and step.
   """
   train = config.train
   if config.sampling.method is config_lib.Method.LOCAL:

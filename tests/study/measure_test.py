@@ -10,7 +10,7 @@ from ecos_jax import messages
 from ecos_jax.cloud import question
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
-from ecos_jax.study import simulation
+from ecos_jax.study import measure
 
 
 def _slow_squared_mmd(a, b) -> float:
@@ -35,18 +35,18 @@ def _slow_squared_mmd(a, b) -> float:
 def test_the_distance_is_its_definition():
   rng = np.random.default_rng(0)
   a, b = rng.normal(size=(7, 3)), rng.normal(size=(5, 3)) + 1
-  assert simulation.squared_mmd(a, b) == pytest.approx(_slow_squared_mmd(a, b))
+  assert measure.squared_mmd(a, b) == pytest.approx(_slow_squared_mmd(a, b))
 
 
 def test_the_distance_is_0_on_average_within_a_distribution():
   rng = np.random.default_rng(0)
   same = [
-    simulation.squared_mmd(rng.normal(size=(40, 2)), rng.normal(size=(30, 2)))
+    measure.squared_mmd(rng.normal(size=(40, 2)), rng.normal(size=(30, 2)))
     for _ in range(200)
   ]
   assert abs(np.mean(same)) < 3 * np.std(same) / 200**0.5
   other = rng.normal(size=(30, 2)) + 2
-  assert simulation.squared_mmd(rng.normal(size=(40, 2)), other) > 0.3
+  assert measure.squared_mmd(rng.normal(size=(40, 2)), other) > 0.3
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +64,14 @@ def test_the_client_own_domain_is_nearer_than_the_pool(problem, tmp_path):
   found = []
   for indices in (own, every):
     np.save(tmp_path / "proxy" / "indices.npy", indices)
-    found.append(simulation.measure(config, tmp_path, {}, {"distance"}, loaded))
+    found.append(measure.measure(config, tmp_path, {}, {"distance"}, loaded))
   assert abs(found[0]["distance"]) < 0.01 < found[1]["distance"]
 
 
 def test_bytes_are_counted_and_nothing_that_nobody_asks_for(problem, tmp_path):
   config, loaded = problem
   wanted = {"upload", "download", "upload_files", "accuracy"}
-  found = simulation.measure(config, tmp_path, {}, wanted, loaded)
+  found = measure.measure(config, tmp_path, {}, wanted, loaded)
   files = [loaded.client.encoded(i) for i in range(len(loaded.client))]
   assert found == {
     "upload": len(loaded.client) * 28 * 28 * 3,
@@ -83,7 +83,7 @@ def test_bytes_are_counted_and_nothing_that_nobody_asks_for(problem, tmp_path):
 def test_the_work_of_the_client(problem, tmp_path):
   config, loaded = problem
   wanted = {"client_multiply_adds"}
-  assert simulation.measure(config, tmp_path, {}, wanted, loaded) == {
+  assert measure.measure(config, tmp_path, {}, wanted, loaded) == {
     "client_multiply_adds": None
   }
   message = question.make(
@@ -93,11 +93,11 @@ def test_the_work_of_the_client(problem, tmp_path):
   )
   (tmp_path / "query").mkdir()
   (tmp_path / "query/query.safetensors").write_bytes(message.to_bytes())
-  found = simulation.measure(config, tmp_path, {}, wanted, loaded)
+  found = measure.measure(config, tmp_path, {}, wanted, loaded)
   assert found["client_multiply_adds"] == len(loaded.client) * 6 * 72
   local = digits_manual.get_config("smoke")
   local.sampling.method = config_lib.Method.LOCAL
   summary = {"model": {"multiply_adds": 1000}}
-  found = simulation.measure(local, tmp_path, summary, wanted, loaded)
+  found = measure.measure(local, tmp_path, summary, wanted, loaded)
   # Forward, and twice that back, for 20 steps of 16 images.
   assert found["client_multiply_adds"] == 3 * 20 * 16 * 1000

@@ -7,7 +7,7 @@ import pytest
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax.study import plan
-from ecos_jax.study import report
+from ecos_jax.study import results
 from ecos_jax.study import run
 
 _BASE = f"{Path(__file__).parents[2] / 'configs/digits_manual.py'}:smoke"
@@ -64,23 +64,23 @@ def _study() -> plan.Study:
         panels="sampling.budget",
       ),
     ),
-    paper="sml_budgets",
+    paper=plan.Quoted("What it is.", (("R", "10"), ("accuracy", "83.1"))),
   )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """A study of made-up rows, in which one cell has failed."""
-  folder = tmp_path_factory.mktemp("report")
+  """A study of made-up rows, in which one trial has failed."""
+  folder = tmp_path_factory.mktemp("results")
   study = _study()
-  *done, failed = study.cells()
-  for i, cell in enumerate(done):
-    path = run.folder(folder, cell)
+  *done, failed = study.trials()
+  for i, trial in enumerate(done):
+    path = run.folder(folder, trial)
     path.mkdir(parents=True)
     row = {
-      "name": cell.name,
-      "values": cell.values,
-      "config": config_lib.flatten(cell.config),
+      "name": trial.name,
+      "values": trial.values,
+      "config": config_lib.flatten(trial.config),
       "summary": {"accuracy": 0.5 + i / 100, "seconds": {"pool": 0.25}},
       "simulation": {},
       "seconds": 2.0,
@@ -93,7 +93,7 @@ def finished(tmp_path_factory):
   path.mkdir(parents=True)
   failure = {"error": "out of beads", "command": "python -m one"}
   (path / run.FAILURE).write_text(json.dumps(failure))
-  text, files = report.write(study, folder, "python -m all")
+  text, files = results.write(study, folder, "python -m all")
   return study, folder, text, files
 
 
@@ -102,13 +102,13 @@ def test_the_text_says_when_where_with_what_and_how(finished):
   assert (folder / "results.md").read_text() == text
   for told in (
     "## Small\n\nWhat it is.\n",
-    "19 of 20 cells, 2026-01-01 to 2026-01-02, abacus; jax 1.2.3.",
-    "A cell took 2.0 s",
+    "19 of 20 trials, 2026-01-01 to 2026-01-02, abacus; jax 1.2.3.",
+    "A trial took 2.0 s",
     "```\npython -m all\n```",
     "| method | 100 | 200 |",
     "out of beads",
     "python -m one",
-    "SVHN is not to be had",
+    "The paper's figures: What it is.",
     "![lines](lines.svg)",
     "[Accuracy in %, by client](accuracy-by-client.csv)",
   ):
@@ -122,7 +122,7 @@ def test_rows_as_json_and_csv_hold_every_field_and_number(finished):
   with (folder / "rows.csv").open() as file:
     table = list(csv.DictReader(file))
   assert len(table) == len(rows) == 19
-  fields = config_lib.flatten(study.cells()[0].config)
+  fields = config_lib.flatten(study.trials()[0].config)
   for row, line in zip(rows, table, strict=True):
     assert line["name"] == row["name"]
     assert float(line["summary.accuracy"]) == row["summary"]["accuracy"]
@@ -142,9 +142,7 @@ def test_other_tables_and_the_papers_figures_are_csv(finished):
     for client in ("mnist", "optdigits")
     for method in ("ecos", "random", "local")
   ]
-  assert (folder / "paper.csv").read_text().splitlines()[1] == (
-    "id_ood,ECOS,70.4,78.5,83.5,86.4,87.1"
-  )
+  assert (folder / "paper.csv").read_text() == "R,10\naccuracy,83.1\n"
 
 
 def test_files_are_there_and_the_same_every_time(finished):
@@ -152,12 +150,9 @@ def test_files_are_there_and_the_same_every_time(finished):
   assert [f.name for f in files] == [
     *("lines.svg", "bars.svg", "accuracy-by-client.csv", "paper.csv")
   ]
-  pictures = [
-    folder / f"{p}.{s}" for p in ("lines", "bars") for s in ("svg", "png")
-  ]
-  before = [p.read_bytes() for p in (*files, *pictures)]
-  report.write(study, folder, "python -m all")
-  assert [p.read_bytes() for p in (*files, *pictures)] == before
+  before = [file.read_bytes() for file in files]
+  results.write(study, folder, "python -m all")
+  assert [file.read_bytes() for file in files] == before
   assert b"local" in before[0]
 
 
@@ -167,8 +162,8 @@ def test_a_document_holds_each_study_once_and_keeps_the_rest(
   _, _, text, files = finished
   document = tmp_path / "results.md"
   document.write_text("# Results\n\nBefore.\n")
-  report.insert(document, "small", text, files)
-  report.insert(document, "other", "Other.", [])
+  results.insert(document, "small", text, files)
+  results.insert(document, "other", "Other.", [])
   once = document.read_text()
   assert once.startswith("# Results\n\nBefore.\n\n<!-- study small -->")
   assert "![lines](results/small-lines.svg)" in once
@@ -176,8 +171,8 @@ def test_a_document_holds_each_study_once_and_keeps_the_rest(
   assert shown.read_bytes() == files[0].read_bytes()
   assert "[The paper's figures](results/small-paper.csv)" in once
   assert (tmp_path / "results" / "small-paper.csv").exists()
-  report.insert(document, "small", text.replace("What", "That"), files)
+  results.insert(document, "small", text.replace("What", "That"), files)
   assert document.read_text() == once.replace("What it is", "That it is")
   document.write_text("<!-- study small -->\n")
   with pytest.raises(errors.EcosError, match="end of small"):
-    report.insert(document, "small", text, files)
+    results.insert(document, "small", text, files)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ecos_jax import messages
+from ecos_jax.report import charts
 from ecos_jax.report import collect
-from ecos_jax.report import figures
 
 
 def _clusters(scores, sigma=10.0):
@@ -27,29 +27,8 @@ def _of_class(svg, name):
   return [e for e in svg.iter() if name in e.get("class", "").split()]
 
 
-@pytest.mark.parametrize(
-  ("low", "high", "expected"),
-  [
-    (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-    (-24, 312, [0, 100, 200, 300]),
-    (0, 1500, [0, 500, 1000, 1500]),
-    (3, 3, [3]),
-  ],
-)
-def test_ticks_are_round(low, high, expected):
-  assert figures.ticks(low, high) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("high", [1e-9, 0.37, 1, 2.5, 99, 12345, 1e12])
-def test_ticks_are_few_and_within(high):
-  found = figures.ticks(0, high)
-  assert 2 <= len(found) <= 6
-  assert min(found) >= 0
-  assert max(found) <= high * (1 + 1e-9)
-
-
 def test_bars_are_sorted_and_coloured_by_what_was_taken():
-  svg = ElementTree.fromstring(figures.coverage(_clusters([3, 90, -7, 40]), 1))
+  svg = ElementTree.fromstring(charts.coverage(_clusters([3, 90, -7, 40]), 1))
   kept, dropped = _of_class(svg, "kept"), _of_class(svg, "dropped")
   titles = [bar[0].text.partition(" noised")[0] for bar in kept + dropped]
   assert titles == [
@@ -79,14 +58,12 @@ def test_bars_are_sorted_and_coloured_by_what_was_taken():
 
 
 def test_without_a_filter_there_is_no_line():
-  svg = ElementTree.fromstring(figures.coverage(_clusters([3, 90]), None))
+  svg = ElementTree.fromstring(charts.coverage(_clusters([3, 90]), None))
   assert not _of_class(svg, "filter")
 
 
 def test_a_large_codebook_is_thinned_out():
-  svg = ElementTree.fromstring(
-    figures.coverage(_clusters(np.arange(50_000)), 1)
-  )
+  svg = ElementTree.fromstring(charts.coverage(_clusters(np.arange(50_000)), 1))
   bars = _of_class(svg, "kept") + _of_class(svg, "dropped")
   assert len(bars) == 200
   assert bars[0][0].text.startswith("cluster 49999: 49,999")
@@ -94,8 +71,8 @@ def test_a_large_codebook_is_thinned_out():
 
 
 def test_curves_are_to_scale_and_named():
-  series = figures.Series("<a>", "c0", [10, 20], [0.5, 1.0], final=0.25)
-  svg = ElementTree.fromstring(figures.curves([series], "x", percent=True))
+  series = charts.Series("<a>", "c0", [10, 20], [0.5, 1.0], final=0.25)
+  svg = ElementTree.fromstring(charts.curves([series], "x", percent=True))
   [line] = _of_class(svg, "line")
   (x0, y0), (x1, y1) = (
     map(float, point.split(",")) for point in line.get("points").split()

@@ -1,0 +1,374 @@
+"""How a client answers, scores or labels: one procedure for both.
+
+What is checked comes first, then the ledger, the budget and the consent; only
+then are the private data opened, and the answer is in the ledger before anybody
+sees it. The same question at the same terms gets the stored answer and costs
+nothing.
+
+    >>> import pathlib, tempfile
+    >>> random = np.random.default_rng(0)
+    >>> private = random.normal(size=(500, 8))
+    >>> terms = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
+    >>> encoder = {"encoder_name": "mine", "encoder_settings": {}}
+    >>> encoder["encoder_digest"] = 64 * "0"
+    >>> centroids = random.normal(size=(3, 8)).astype(np.float32)
+    >>> question = messages.Query(centroids, terms, **encoder).to_bytes()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   own = {"ledger": pathlib.Path(folder, "ledger"), "max_epsilon": 1.0}
+    ...   response = answer(question, private, sigma=10.0, **own)
+    ...   again = answer(question, private, sigma=10.0, **own)
+    >>> response == again
+    True
+    >>> messages.Response.from_bytes(response).scores.shape
+    (3,)
+"""
+
+from collections.abc import Callable, Iterable
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from ecos_jax import messages
+from ecos_jax.client import coverage
+from ecos_jax.client import encoding
+from ecos_jax.client import private_knn
+from ecos_jax.privacy import accounting
+from ecos_jax.privacy import ledger as ledger_lib
+from ecos_jax.privacy import mechanisms
+
+# A constant, and not what the query proposes: its author may have seen earlier
+# answers, and terms that depend on those cost more (docs/privacy.md).
+GAMMA = 0.8
+DELTA = 1e-5
+
+M = TypeVar("M", messages.Response, messages.LabelResponse)
+
+
+def _agree(text: str) -> None:
+  del text
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+  """What the private data may still give away.
+
+  Attributes:
+    ledger: The file with all answers about these data; made if need be.
+    name: Name of the data in the ledger.
+    max_epsilon: The most that all answers of the ledger may cost together; None
+      for no limit.
+    consent: Is told what an answer gives away and costs, and raises to stop it.
+  """
+
+  ledger: Path
+  name: str = "private"
+  max_epsilon: float | None = None
+  consent: Callable[[str], None] = _agree
+
+
+class Answered(NamedTuple, Generic[M]):
+  """An answer, which is in the ledger.
+
+  Attributes:
+    answer: What may leave the client.
+    stored: When it was drawn, if that was in an earlier call; then it cost
+      nothing now, and knows nothing of changes to the data since.
+  """
+
+  answer: M
+  stored: str | None = None
+
+
+class _Plan(NamedTuple, Generic[M]):
+  """An answer that is still to be drawn.
+
+  Attributes:
+    cost: What it costs.
+    text: What it gives away, for the owner of the data.
+    draw: Opens the data and draws it.
+  """
+
+  cost: accounting.Cost
+  text: str
+  draw: Callable[[], M]
+
+
+def answer(
+  question: bytes,
+  data: encoding.Data,
+  *,
+  ledger: Path | str,
+  epsilon: float | None = None,
+  sigma: float | None = None,
+  gamma: float = GAMMA,
+  delta: float = DELTA,
+  relation: str = "add_remove",
+  max_epsilon: float | None = None,
+  name: str = "private",
+  insecure_noise_seed: int | None = None,
+) -> bytes:
+  """Returns the answer to a question about scores; see the example above.
+
+  Args:
+    question: The cloud's query; not trusted.
+    data: The private samples, one vote each: features [n, d] float, made with
+      the question's encoder, or images, uint8 [n, h, w, 3] or a source.
+    ledger: The file with all answers about these data; made if need be.
+    epsilon: The most that this answer may cost: it gets the least noise that
+      keeps it.
+    sigma: Instead of epsilon, the scale of the noise, in votes.
+    gamma: Probability that a sample takes part.
+    delta: The delta of (epsilon, delta).
+    relation: `add_remove` or `replace_one`: what epsilon hides.
+    max_epsilon: The most that all answers of the ledger may cost together; None
+      for no limit.
+    name: Name of the data in the ledger.
+    insecure_noise_seed: As in `mechanisms.Mechanism`: for tests and studies.
+
+  Raises:
+    EcosError: The question or a term is refused, the ledger is damaged, the
+      budget would be exceeded, or the data do not fit.
+  """
+  query = messages.Query.from_bytes(question)
+  return answer_query(
+    query,
+    lambda: encoding.blocks(query, data),
+    mechanisms.Mechanism.of(
+      epsilon, sigma, gamma, delta, relation, insecure_noise_seed
+    ),
+    Account(Path(ledger), name, max_epsilon),
+  ).answer.to_bytes()
+
+
+def label(
+  question: bytes,
+  data: encoding.Data,
+  labels: np.ndarray,
+  *,
+  ledger: Path | str,
+  epsilon: float,
+  terms: messages.LabelTerms | None = None,
+  max_epsilon: float | None = None,
+  name: str = "private",
+  insecure_noise_seed: int | None = None,
+) -> bytes:
+  """Returns the answer to a request for labels.
+
+  Args:
+    question: The cloud's label request; not trusted.
+    data: The private samples, as in `answer`.
+    labels: [n] integers, the samples' classes as the cloud numbers them. A
+      sample whose label is no class does not vote.
+    ledger: As in `answer`.
+    epsilon: The most that these labels may cost: it decides how many are given.
+    terms: What to label with; None for the terms that the request proposes.
+    max_epsilon: As in `answer`.
+    name: As in `answer`.
+    insecure_noise_seed: As in `answer`.
+
+  Raises:
+    EcosError: The request or a term is refused, the ledger is damaged, the
+      budgets do not allow a single answer, or the data do not fit.
+  """
+  request = messages.LabelRequest.from_bytes(question)
+  return answer_request(
+    request,
+    lambda: private_knn.Samples(encoding.features(request, data), labels),
+    terms or request.terms,
+    Account(Path(ledger), name, max_epsilon),
+    epsilon=epsilon,
+    insecure_noise_seed=insecure_noise_seed,
+  ).answer.to_bytes()
+
+
+def answer_query(
+  query: messages.Query,
+  features: Callable[[], Iterable[np.ndarray]],
+  mechanism: mechanisms.Mechanism,
+  account: Account,
+) -> Answered[messages.Response]:
+  """Returns the response to a query.
+
+  Args:
+    query: From the cloud.
+    features: Opens the data, as blocks [b, d]. Called last, if nothing refuses.
+    mechanism: Draws the subsample and the noise.
+    account: The ledger, the budget and the consent.
+
+  Raises:
+    EcosError: As in `answer`.
+  """
+  plan = _Plan(
+    mechanism.cost,
+    _describe_scores(query, mechanism),
+    lambda: coverage.respond(query, features(), mechanism),
+  )
+  return _settle(
+    query,
+    mechanism.terms,
+    {"insecure_noise_seed": mechanism.insecure_noise_seed},
+    lambda book: plan,
+    account,
+    messages.Response,
+  )
+
+
+def answer_request(
+  request: messages.LabelRequest,
+  samples: Callable[[], private_knn.Samples],
+  terms: messages.LabelTerms,
+  account: Account,
+  *,
+  epsilon: float | None,
+  insecure_noise_seed: int | None = None,
+) -> Answered[messages.LabelResponse]:
+  """Returns the response to a label request.
+
+  Args:
+    request: From the cloud.
+    samples: Opens the data. Called last, if nothing refuses.
+    terms: What the client decided.
+    account: The ledger, the budget and the consent.
+    epsilon: The most that these labels may cost; None for no limit.
+    insecure_noise_seed: As in `mechanisms.Mechanism`.
+
+  Raises:
+    EcosError: As in `label`.
+  """
+
+  def plan(book: ledger_lib.Ledger) -> _Plan[messages.LabelResponse]:
+    labeller = private_knn.plan(
+      terms,
+      len(request.features),
+      epsilon=epsilon,
+      composed=lambda cost: book.epsilon(terms, cost),
+      max_epsilon=account.max_epsilon,
+      insecure_noise_seed=insecure_noise_seed,
+    )
+    return _Plan(
+      labeller.cost,
+      _describe_labels(request, labeller),
+      lambda: private_knn.label(request, samples(), labeller),
+    )
+
+  return _settle(
+    request,
+    terms,
+    {"epsilon": epsilon, "insecure_noise_seed": insecure_noise_seed},
+    plan,
+    account,
+    messages.LabelResponse,
+  )
+
+
+def _settle(
+  question: messages.Question,
+  terms: messages.Terms | messages.LabelTerms,
+  options: dict[str, float | int | None],
+  plan: Callable[[ledger_lib.Ledger], _Plan[M]],
+  account: Account,
+  kind: type[M],
+) -> Answered[M]:
+  """Returns the stored answer, or a new one that the ledger then holds.
+
+  Args:
+    question: From the cloud.
+    terms: Of the answer.
+    options: What else an answer must share to be the same; None where unset.
+    plan: Returns what would be drawn, given the ledger.
+    account: The ledger, the budget and the consent.
+    kind: The answer's class.
+  """
+  key = dataclasses.asdict(terms)
+  key |= {name: value for name, value in options.items() if value is not None}
+  with ledger_lib.locked(account.ledger) as book:
+    stored = book.find(question.digest, account.name, key)
+    if stored is not None:
+      return Answered(kind.from_bytes(stored.response), stored.time)
+    planned = plan(book)
+    book.check_budget(terms, planned.cost, account.max_epsilon)
+    told = _describe_ledger(book, terms, planned.cost, account.max_epsilon)
+    account.consent(f"{planned.text}\n{told}")
+    answer = planned.draw()
+    now = datetime.datetime.now(datetime.UTC)
+    book.append(
+      ledger_lib.Entry(
+        time=now.isoformat(timespec="seconds"),
+        data=account.name,
+        query_digest=question.digest,
+        terms=key,
+        epsilon=planned.cost.epsilon(terms.delta, terms.relation),
+        cost=planned.cost,
+        response=answer.to_bytes(),
+      )
+    )
+  return Answered(answer)
+
+
+def _describe_scores(
+  query: messages.Query, mechanism: mechanisms.Mechanism
+) -> str:
+  """Returns who asks what, what leaves and what it costs."""
+  r, d = query.centroids.shape
+  terms, proposed = mechanism.terms, query.terms
+  paper = accounting.paper_epsilon(terms.sigma, terms.gamma, terms.delta)
+  return "\n".join(
+    (
+      f"query    {query.digest[:16]}: to which of {r} centroids (encoder "
+      f"{query.encoder_name}, d = {d}) is each of your samples nearest?",
+      f"leaves   {r} integers: counts of a random {terms.gamma:.4g} of the "
+      f"samples, each with noise of sigma {terms.sigma:g}; and these terms",
+      f"costs    epsilon {mechanism.statement.epsilon:.6g} (delta "
+      f"{terms.delta:g}, {terms.relation}); the paper's bound for the same "
+      f"noise is {paper:.4g}",
+      f"         the query proposes sigma {proposed.sigma:g}, gamma "
+      f"{proposed.gamma:.4g}, delta {proposed.delta:g}, {proposed.relation}",
+    )
+  )
+
+
+def _describe_labels(
+  request: messages.LabelRequest, labeller: private_knn.Labeller
+) -> str:
+  """Returns who asks what, what leaves and what it costs."""
+  m, d = request.features.shape
+  terms, proposed = labeller.terms, request.terms
+  alone = labeller.cost.epsilon(terms.delta, terms.relation)
+  settings = " and ".join(
+    f"gamma {t.gamma:.4g}, k {t.neighbours}, sigma {t.sigma_screen:g} and "
+    f"{t.sigma_vote:g}, threshold {t.threshold:g}"
+    for t in dict.fromkeys((terms, proposed))
+  )
+  return "\n".join(
+    (
+      f"request  {request.digest[:16]}: which of {terms.classes} classes has "
+      f"each of {m} public samples (encoder {request.encoder_name}, d = {d})?",
+      f"leaves   up to {labeller.answers} labels, each a noisy vote of the "
+      "nearest of a random part of your samples; -1 for the rest",
+      f"terms    {settings}"
+      + ("" if terms == proposed else " (the request's proposal)"),
+      f"costs    epsilon {alone:.6g} (delta {terms.delta:g}, "
+      f"{terms.relation}), however many labels are given",
+    )
+  )
+
+
+def _describe_ledger(
+  book: ledger_lib.Ledger,
+  terms: messages.Terms | messages.LabelTerms,
+  cost: accounting.Cost,
+  max_epsilon: float | None,
+) -> str:
+  """Returns what the ledger holds before and after an answer, and the rest."""
+  delta, relation = book.guarantee(terms)
+  total = book.epsilon(terms, cost)
+  budget = "no budget is set (max_epsilon)"
+  if max_epsilon is not None:
+    budget = f"{max_epsilon - total:.6g} is left of {max_epsilon:g}"
+  return (
+    f"ledger   epsilon {book.epsilon(terms):.6g} spent before, {total:.6g} "
+    f"after, all answers together (delta {delta:g}, {relation}); {budget}"
+  )

@@ -1,0 +1,184 @@
+"""The client of a run: another machine reached by files, or a simulation.
+
+A stage hands over a message and gets the bytes of the answer; nothing else
+passes between cloud and client. The simulated client keeps a ledger as a real
+one does, so what a run redoes is paid for again, or answered from the ledger.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+from ecos_jax import config as config_lib
+from ecos_jax import distributed
+from ecos_jax import errors
+from ecos_jax import messages
+from ecos_jax import workdir
+from ecos_jax.client import answering
+from ecos_jax.client import encoding
+from ecos_jax.client import private_knn
+from ecos_jax.data import pools
+from ecos_jax.encoders import registry
+from ecos_jax.messages import wire
+from ecos_jax.privacy import ledger
+from ecos_jax.privacy import mechanisms
+
+_WAITING = """
+Waiting for the client{what}. Carry this file to it:
+  {message}
+There, with its {data} in DIR and its ledger in LEDGER:
+  python -m ecos_jax.client.{command} \\
+    --epsilon={epsilon} --ledger=LEDGER --out={answer.name}
+Bring the answer back as
+  {answer}
+and run this command again."""
+
+
+class WaitingError(Exception):
+  """A remote client has not answered yet; the text says what to carry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+  """A message and the answer to it, as the files that are carried.
+
+  Attributes:
+    asked: The stage that wrote the message.
+    message: Its file in the folder of that stage.
+    answer: The file that a remote client's answer has in the workdir.
+    labels: Whether the client is asked for labels rather than for scores.
+    first: Whether this is the first of two rounds of scores.
+  """
+
+  asked: str
+  message: str
+  answer: str
+  labels: bool = False
+  first: bool = False
+
+
+class Client:
+  """The client of a run, with its ledger if it is simulated."""
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    work: workdir.Workdir,
+    data: Callable[[], pools.Source | None],
+    encoder: Callable[[], registry.Encoder],
+  ):
+    """Prepares the client; nothing is opened yet.
+
+    Args:
+      config: Of the run.
+      work: Its working directory.
+      data: Returns the simulated client's private samples.
+      encoder: Returns the public encoder.
+    """
+    self._config = config
+    self._work = work
+    self._data = data
+    self._encoder = encoder
+
+  @property
+  def data(self) -> pools.Source:
+    """The simulated client's private samples."""
+    data = self._data()
+    assert data is not None  # checks.validate sees to it
+    return data
+
+  def check_answered(self, stage: str, exchange: Exchange) -> None:
+    """Checks that a remote client's answer is there, or was taken before.
+
+    Raises:
+      WaitingError: It is not.
+    """
+    brought = self._work.path / exchange.answer
+    if not self._config.client.remote or distributed.first(
+      lambda: brought.exists() or self._work.done(stage)
+    ):
+      return
+    message = self._work.path / exchange.asked / exchange.message
+    if exchange.labels:
+      what, data = "'s labels", "labelled images"
+      command = f"label --request={message.name} --data=DIR"
+      epsilon = f"{self._config.labelling.max_epsilon:g}"
+    else:
+      what, data = "", "private data"
+      if self._config.codebook.first_round:
+        place = "first" if exchange.first else "second"
+        what = f", {place} of two questions"
+      where = "features:DIR" if self._config.of_features else "DIR"
+      command = f"respond --query={message.name} --data={where}"
+      epsilon = "EPSILON"
+    raise WaitingError(
+      _WAITING.format(
+        what=what,
+        message=message,
+        data=data,
+        command=command,
+        epsilon=epsilon,
+        answer=brought,
+      )
+    )
+
+  def answer(
+    self, message: messages.Query | messages.LabelRequest, exchange: Exchange
+  ) -> bytes:
+    """Returns the answer to a message: brought, or by the simulated client.
+
+    Raises:
+      EcosError: The client refuses.
+    """
+    if self._config.client.remote:
+      return wire.read_file(self._work.path / exchange.answer)
+    if isinstance(message, messages.LabelRequest):
+      return self._labels(message)
+    seed = self._config.privacy.insecure_noise_seed
+    if exchange.first and seed is not None:
+      # Noise that is independent of the second round's.
+      seed += 2**64
+    answered = answering.answer_query(
+      message,
+      lambda: encoding.blocks(message, self.data, *self._encoding()),
+      mechanisms.Mechanism(message.terms, seed),
+      self._account(),
+    )
+    return answered.answer.to_bytes()
+
+  def _labels(self, request: messages.LabelRequest) -> bytes:
+    budget = self._config.labelling.max_epsilon
+    try:
+      answered = answering.answer_request(
+        request,
+        lambda: private_knn.encode(request, self.data, *self._encoding()),
+        request.terms,
+        self._account(),
+        epsilon=budget,
+        insecure_noise_seed=self._config.privacy.insecure_noise_seed,
+      )
+    except ledger.BudgetError as error:
+      raise errors.EcosError(
+        f"the client gives no label for `labelling.max_epsilon`={budget}"
+        ": raise it and run again, or take another `workdir` with more noise "
+        "(`labelling.sigma_screen`, `labelling.sigma_vote`) or a smaller "
+        "`sampling.budget`; the proxy is there all the same"
+      ) from error
+
+    return answered.answer.to_bytes()
+
+  def _encoding(self) -> tuple[registry.Encoder, int]:
+    return self._encoder(), self._config.encoder.batch_size
+
+  def _account(self) -> answering.Account:
+    folder = self._work.path / "client"
+    folder.mkdir(exist_ok=True)
+    return answering.Account(folder / "ledger", "simulated")
+
+  def entries(self) -> list[ledger.Entry]:
+    """Returns all that the simulated client ever answered in this workdir."""
+    # Where nothing was ever asked, opening a ledger would make one.
+    path = self._work.path / "client"
+    if self._config.client.remote or not path.exists():
+      return []
+    with ledger.locked(path / "ledger") as book:
+      return book.entries

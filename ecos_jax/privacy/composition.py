@@ -1,0 +1,236 @@
+"""The privacy loss of noisy counts, and of several answers together.
+
+An answer is a histogram over a Poisson subsample of rate gamma, one vote per
+sample, plus discrete Gaussian noise of scale sigma on every count. Let p0 be
+the distribution of the noise, p1 the same shifted by one, and
+m = (1 - gamma) p0 + gamma p1. A sample that is added or rebins is told apart
+no better than m from p0, and one that is replaced no better than (m, p0) from
+(p0, m); docs/privacy.md derives both. So two privacy-loss distributions (PLDs)
+decide everything: "remove" (m against p0) and "add" (p0 against m). They
+compose by convolution, and epsilon is read off the composed PLD.
+
+dp_accounting makes the PLDs from the probability masses and rounds all losses
+up, so every epsilon here is an upper bound. It is rounded up to six decimals.
+
+What five answers cost together:
+
+    >>> once = Cost((Release(sigma=3.26, gamma=0.8),))
+    >>> round(once.epsilon(1e-5, "add_remove"), 1)
+    1.0
+    >>> round(Cost.total(5 * [once], 1e-5, "add_remove"), 1)
+    2.4
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import math
+
+from dp_accounting import pld
+import numpy as np
+
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax import messages
+
+# The noise exceeds this many sigma with a probability of about 1e-37.
+_SPAN = 13
+# Losses are rounded up to a multiple of the largest loss over this number: for
+# one answer, and (faster, still within about 1 % for thousands) for several.
+_LOSS_STEPS = 2**17
+_LOSS_STEPS_COMPOSED = 2**16
+# Above the rounding errors of the convolutions; taken off delta.
+_NUMERICAL_DELTA = 1e-10
+_DECIMALS = 1e6
+
+_Pld = pld.privacy_loss_distribution.PrivacyLossDistribution
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+  """Noisy counts of votes, released once or several times.
+
+  Attributes:
+    sigma: Scale of the discrete Gaussian on every count.
+    gamma: Rate of the Poisson subsample; each release draws its own.
+    bins: Number of counts that one sample changes, by one each: the square of
+      the L2 sensitivity. 1: a histogram of votes, or its largest count
+      (Private-kNN's screening). 2: a histogram where the sample also displaces
+      another sample's vote (Private-kNN's votes of the k nearest).
+    times: Number of releases.
+  """
+
+  sigma: float
+  gamma: float
+  bins: int = 1
+  times: int = 1
+
+
+def log_noise(sigma: float, bins: int = 1) -> tuple[np.ndarray, np.ndarray]:
+  """Returns integers and the log-probability of the noise at each, both [n].
+
+  For one bin this is the discrete Gaussian. For two it is the difference u - v
+  of two discrete Gaussians: where one count rises by one and another falls by
+  one, the loss depends on u - v alone, which shifts by 2.
+
+  Args:
+    sigma: Scale of the noise.
+    bins: 1 or 2, as in `Release`.
+  """
+  reach = math.ceil(_SPAN * sigma * math.sqrt(bins)) + 2 * bins
+  x = np.arange(-reach, reach + 1)
+  log_mass = -(x**2) / (2 * bins * sigma**2)
+  if bins == 2:
+    # The sum over u of exp(-(u - x/2)^2 / sigma^2) depends on x's parity only.
+    u = np.arange(-reach, reach + 1)
+    sums = [np.exp(-((u - h) ** 2) / sigma**2).sum() for h in (0.0, 0.5)]
+    log_mass = log_mass + np.log(sums)[x % 2]
+  return x, log_mass - np.log(np.exp(log_mass).sum())
+
+
+def _log_pair(release: Release) -> tuple[np.ndarray, np.ndarray]:
+  """Returns log-probabilities without the sample (p0) and with it (m)."""
+  _, log_mass = log_noise(release.sigma, release.bins)
+  absent, present = log_mass[release.bins :], log_mass[: -release.bins]
+  if release.gamma < 1:
+    present = np.logaddexp(
+      math.log1p(-release.gamma) + absent, math.log(release.gamma) + present
+    )
+  return absent, present
+
+
+def _largest_loss(release: Release) -> float:
+  absent, present = _log_pair(release)
+  return float(np.abs(present - absent).max())
+
+
+@functools.lru_cache(maxsize=64)
+def _plds(release: Release, interval: float) -> tuple[_Pld, _Pld]:
+  """Returns the PLDs of removing and of adding a sample."""
+  absent, present = _log_pair(release)
+  p0, m = dict(enumerate(absent.tolist())), dict(enumerate(present.tolist()))
+  remove, add = (
+    pld.privacy_loss_distribution.from_two_probability_mass_functions(
+      lower, upper, value_discretization_interval=interval
+    )
+    for lower, upper in ((p0, m), (m, p0))
+  )
+  if release.times == 1:
+    return remove, add
+  return remove.self_compose(release.times), add.self_compose(release.times)
+
+
+@functools.lru_cache(maxsize=64)
+def _worst(
+  releases: tuple[Release, ...], relation: config.Relation
+) -> tuple[_Pld, ...]:
+  """Returns the PLDs of all releases together, one for each direction."""
+  replace = relation is config.Relation.REPLACE_ONE
+  if replace and any(release.bins > 1 for release in releases):
+    raise errors.EcosError(
+      "no bound is proven for replace_one with k-nearest-neighbour votes: "
+      "account for them with `relation` add_remove, and keep answers of the "
+      "two relations in separate ledgers, about separate data"
+    )
+  single = sum(release.times for release in releases) == 1
+  steps = _LOSS_STEPS if single else _LOSS_STEPS_COMPOSED
+  interval = max(map(_largest_loss, releases)) / steps
+  removes, adds = zip(
+    *(_plds(release, interval) for release in releases), strict=True
+  )
+  remove = functools.reduce(_Pld.compose, removes)
+  add = functools.reduce(_Pld.compose, adds)
+  return (remove.compose(add),) if replace else (remove, add)
+
+
+@functools.lru_cache(maxsize=1024)
+def _epsilon(
+  releases: tuple[Release, ...], delta: float, relation: config.Relation
+) -> float:
+  if delta <= 2 * _NUMERICAL_DELTA:
+    return math.inf
+  exact = max(
+    distribution.get_epsilon_for_delta(delta - _NUMERICAL_DELTA)
+    for distribution in _worst(releases, relation)
+  )
+  if math.isinf(exact):
+    return exact
+  return math.ceil(exact * _DECIMALS) / _DECIMALS
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What one or many releases cost together; `a + b` composes.
+
+  The queries may depend on earlier answers; the terms of the releases must not
+  (docs/privacy.md). If they may, use `total`.
+
+  Attributes:
+    releases: What was released.
+  """
+
+  releases: tuple[Release, ...] = ()
+
+  def __add__(self, other: "Cost") -> "Cost":
+    """Returns the cost of both together."""
+    return Cost(self.releases + other.releases)
+
+  def epsilon(self, delta: float, relation: str) -> float:
+    """Returns the epsilon of all releases together, rounded up to 1e-6.
+
+    It is infinite if delta is too small for so many releases.
+
+    Args:
+      delta: Of (epsilon, delta).
+      relation: `add_remove` or `replace_one`.
+
+    Raises:
+      EcosError: A term is out of range, or no bound is proven.
+    """
+    for release in self.releases:
+      messages.Terms(release.sigma, release.gamma, delta, relation)
+    return self._epsilon(delta, relation)
+
+  def _epsilon(self, delta: float, relation: str) -> float:
+    """Returns `epsilon` for any delta; the terms are not checked."""
+    times: dict[Release, int] = {}
+    for release in self.releases:
+      once = dataclasses.replace(release, times=1)
+      times[once] = times.get(once, 0) + release.times
+    if not times:
+      return 0.0
+    merged = (dataclasses.replace(r, times=n) for r, n in times.items())
+    return _epsilon(
+      tuple(sorted(merged, key=dataclasses.astuple)),
+      delta,
+      config.Relation(relation),
+    )
+
+  @classmethod
+  def total(cls, costs: Sequence["Cost"], delta: float, relation: str) -> float:
+    """Returns the epsilon of answers whose terms may depend on earlier answers.
+
+    If this never exceeds a number that was fixed beforehand, all answers
+    together have that epsilon. Answers of equal cost are composed. If costs
+    differ, the epsilons are added, each at a share of delta that its place in
+    the order decides. docs/privacy.md has the proof ("Terms that depend on
+    earlier answers").
+
+    Args:
+      costs: Of all answers, in the order in which they were given.
+      delta: Of (epsilon, delta).
+      relation: `add_remove` or `replace_one`.
+
+    Raises:
+      EcosError: A term is out of range, or no bound is proven.
+    """
+    single = [cost.epsilon(delta, relation) for cost in costs]
+    if len(costs) < 2:
+      return sum(single)
+    # Half of delta for each of the two cases.
+    if len(set(costs)) == 1:
+      return sum(costs, cls())._epsilon(delta / 2, relation)
+    return math.fsum(
+      cost._epsilon(delta / (2 * place * (place + 1)), relation)
+      for place, cost in enumerate(costs, start=1)
+    )

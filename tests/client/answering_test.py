@@ -1,0 +1,373 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ecos_jax import errors
+from ecos_jax import messages
+from ecos_jax.client import answering
+from ecos_jax.client import private_knn
+from ecos_jax.privacy import accounting
+from ecos_jax.privacy import ledger
+from ecos_jax.privacy import mechanisms
+from tests.client import label_requests
+from tests.client import queries
+
+MECHANISM = mechanisms.Mechanism(queries.TERMS)
+
+
+def _unreachable():
+  raise AssertionError("the data were opened")
+
+
+def _agree(text):
+  assert "epsilon" in text
+
+
+def _account(path, **changes):
+  return answering.Account(path, **{"consent": _agree} | changes)
+
+
+@pytest.fixture(name="query", scope="module")
+def _query(features):
+  return queries.query_of(features[:5])
+
+
+def _scores(query, data, path, mechanism=MECHANISM, **changes):
+  blocks = data if callable(data) else lambda: [data]
+  account = _account(path, **changes)
+  return answering.answer_query(query, blocks, mechanism, account).answer
+
+
+def _labels(request, samples, path, terms=label_requests.TERMS, **changes):
+  epsilon = changes.pop("epsilon", 50.0)
+  opened = samples if callable(samples) else lambda: samples
+  return answering.answer_request(
+    request, opened, terms, _account(path, **changes), epsilon=epsilon
+  ).answer
+
+
+# Scores.
+
+
+def test_an_answer_is_recorded_and_given_again_for_nothing(
+  query, features, tmp_path
+):
+  path = tmp_path / "ledger"
+  first = _scores(query, features, path).to_bytes()
+  with ledger.locked(path) as book:
+    (entry,) = book.entries
+  assert entry.response == first
+  assert entry.query_digest == query.digest
+  assert entry.epsilon == MECHANISM.statement.epsilon
+  again = answering.answer_query(
+    query, _unreachable, MECHANISM, _account(path, max_epsilon=0.0)
+  )
+  assert again.answer.to_bytes() == first
+  assert again.stored == entry.time
+  others = (
+    mechanisms.Mechanism(messages.Terms(11, 0.8, 1e-5, "add_remove")),
+    mechanisms.Mechanism(queries.TERMS, insecure_noise_seed=1),
+    mechanisms.Mechanism(queries.TERMS, insecure_noise_seed=2),
+  )
+  for other in others:
+    assert _scores(query, features, path, other).to_bytes() != first
+  assert _scores(query, features, path, name="yours").to_bytes() != first
+  with ledger.locked(path) as book:
+    assert len(book.entries) == 5
+
+
+def test_the_budget_is_checked_before_the_data_are_opened(
+  query, features, tmp_path
+):
+  path = tmp_path / "ledger"
+  with pytest.raises(errors.EcosError, match=r"`max_epsilon`=0\.2"):
+    _scores(query, _unreachable, path, max_epsilon=0.2)
+  with pytest.raises(errors.EcosError, match="refused"):
+    _scores(query, _unreachable, path, max_epsilon=float("nan"))
+  _scores(query, features, path, max_epsilon=0.3)
+  # Another question: 0.28 is spent, and both together would be 0.42.
+  other = queries.query_of(features[:4])
+  with pytest.raises(errors.EcosError, match=r"0\.276049 of"):
+    _scores(other, _unreachable, path, max_epsilon=0.40)
+  _scores(other, features, path, max_epsilon=0.43)
+  # Other terms could have been chosen in the light of those: all are added.
+  quiet = mechanisms.Mechanism(messages.Terms(200, 0.8, 1e-5, "add_remove"))
+  with pytest.raises(errors.EcosError, match="refused"):
+    _scores(other, _unreachable, path, quiet, max_epsilon=0.6)
+  # A larger delta buys nothing back.
+  lax = mechanisms.Mechanism(messages.Terms(10, 0.8, 1e-2, "add_remove"))
+  third = queries.query_of(features[:3])
+  with pytest.raises(errors.EcosError, match="refused"):
+    _scores(third, _unreachable, path, lax, max_epsilon=0.43)
+
+
+def test_who_does_not_agree_spends_nothing(query, tmp_path):
+  path = tmp_path / "ledger"
+  told = []
+
+  def refuse(text):
+    told.append(text)
+    raise errors.EcosError("no")
+
+  with pytest.raises(errors.EcosError, match="no"):
+    _scores(query, _unreachable, path, consent=refuse, max_epsilon=1.0)
+  for part in ("5 centroids", "hog", "5 integers", "0.276049", "0.5838"):
+    assert part in told[0]
+  assert "0.723951 is left of 1" in told[0]
+  assert path.read_bytes() == b""
+
+
+def test_data_that_cannot_be_read_spend_nothing(query, tmp_path):
+  path = tmp_path / "ledger"
+
+  def missing():
+    raise errors.EcosError("`data`: gone")
+
+  with pytest.raises(errors.EcosError, match="gone"):
+    _scores(query, missing, path)
+  assert path.read_bytes() == b""
+
+
+# Labels.
+
+
+def test_labels_are_recorded_and_given_again_for_nothing(
+  request_, samples, tmp_path
+):
+  path = tmp_path / "ledger"
+  response = _labels(request_, samples, path)
+  with ledger.locked(path) as book:
+    (entry,) = book.entries
+  first = response.to_bytes()
+  assert entry.response == first
+  assert entry.epsilon == response.epsilon <= 50
+  assert entry.cost == accounting.labels(
+    label_requests.TERMS, 60, response.answers
+  )
+  again = _labels(request_, _unreachable, path, max_epsilon=0.0)
+  assert again.to_bytes() == first
+  # Other terms are another question.
+  other = label_requests.changed(sigma_vote=5.0)
+  assert _labels(request_, samples, path, other).to_bytes() != first
+  with ledger.locked(path) as book:
+    assert len(book.entries) == 2
+
+
+def test_what_was_spent_before_leaves_fewer_answers_and_then_none(
+  request_, samples, tmp_path
+):
+  path = tmp_path / "ledger"
+  budget = {"epsilon": 2.0, "max_epsilon": 3.0}
+
+  def terms(threshold):
+    return label_requests.changed(
+      sigma_screen=30.0, sigma_vote=6.0, threshold=threshold
+    )
+
+  answers = []
+  for threshold in (6.0, 6.5):
+    given = _labels(request_, samples, path, terms(threshold), **budget)
+    answers.append(given.answers)
+    with ledger.locked(path) as book:
+      assert book.epsilon(label_requests.TERMS) <= 3.0
+  assert 0 < answers[1] < answers[0]
+  before = path.read_bytes()
+  with ledger.locked(path) as book:
+    spent = f"{book.epsilon(label_requests.TERMS):.6g} was spent before"
+  said = f"`max_epsilon`=3 is not enough: {spent}.*nothing was spent now"
+  with pytest.raises(errors.EcosError, match=said):
+    _labels(request_, _unreachable, path, terms(7.0), **budget)
+  assert path.read_bytes() == before
+
+
+def test_no_label_is_spent_without_consent(request_, samples, tmp_path):
+  path = tmp_path / "ledger"
+  told = []
+
+  def refuse(text):
+    told.append(text)
+    raise errors.EcosError("no")
+
+  with pytest.raises(errors.EcosError, match="no"):
+    _labels(request_, _unreachable, path, consent=refuse, max_epsilon=60.0)
+  for part in ("3 classes", "60 public samples", "hog", "is left of 60"):
+    assert part in told[0]
+  assert str(len(samples.labels)) not in told[0]
+  with pytest.raises(errors.EcosError, match="another request"):
+    private_knn.label(
+      request_, samples, private_knn.Labeller(label_requests.TERMS, 61, 5)
+    )
+  assert path.read_bytes() == b""
+
+
+# On arrays.
+
+
+def test_scores_on_arrays(query, features, images, tmp_path):
+  question = query.to_bytes()
+  options = {"ledger": tmp_path / "ledger", "max_epsilon": 1.0}
+  answer = answering.answer(question, features, epsilon=0.5, **options)
+  statement = messages.Response.from_bytes(answer).statement
+  assert 0.49 < statement.epsilon <= 0.5 and statement.private
+  assert (statement.gamma, statement.relation) == (0.8, "add_remove")
+  again = answering.answer(question, features[:3], epsilon=0.5, **options)
+  assert again == answer
+  with pytest.raises(errors.EcosError, match="`max_epsilon`=1"):
+    answering.answer(question, features, sigma=3.0, **options)
+  # Images are encoded.
+  seeded = {"sigma": 10.0, "insecure_noise_seed": 3}
+  of_features, of_images = (
+    answering.answer(question, data, ledger=tmp_path / name, **seeded)
+    for name, data in (("f", features), ("i", images))
+  )
+  assert of_features == of_images
+
+
+def test_labels_on_arrays(request_, samples, tmp_path):
+  question = request_.to_bytes()
+  options = {"ledger": tmp_path / "ledger", "epsilon": 50.0}
+  answer = answering.label(question, *samples, **options)
+  response = messages.LabelResponse.from_bytes(answer)
+  assert response.terms == request_.terms and response.epsilon <= 50
+  assert answering.label(question, *samples, **options) == answer
+  terms = label_requests.changed(sigma_vote=5.0)
+  other = answering.label(question, *samples, terms=terms, **options)
+  assert messages.LabelResponse.from_bytes(other).terms == terms
+
+
+def test_wrong_arguments_are_named_and_hostile_questions_touch_nothing(
+  query, request_, features, samples, tmp_path
+):
+  path = tmp_path / "ledger"
+  question, asked = query.to_bytes(), request_.to_bytes()
+  for terms in ({}, {"epsilon": 1.0, "sigma": 2.0}):
+    with pytest.raises(errors.EcosError, match="`epsilon` or `sigma`"):
+      answering.answer(question, features, ledger=path, **terms)
+  with pytest.raises(errors.EcosError, match="gamma"):
+    answering.answer(question, features, sigma=3.0, gamma=2.0, ledger=path)
+  for data in (question, asked):
+    for hostile in (
+      b"",
+      data[:-1],
+      data + b"\0",
+      data.replace(b"hog", b"h\x1bg"),
+    ):
+      with pytest.raises(messages.ProtocolError):
+        answering.answer(hostile, features, sigma=10.0, ledger=path)
+      with pytest.raises(messages.ProtocolError):
+        answering.label(hostile, *samples, epsilon=9.0, ledger=path)
+  assert list(tmp_path.iterdir()) == []
+  wrong = (
+    (samples.features[:, :4], samples.labels, r"\[n, 5\]"),
+    (samples.features, samples.labels[:9], "`labels`"),
+    (samples.features, samples.labels + 0.5, "`labels`"),
+  )
+  for own, labels, said in wrong:
+    with pytest.raises(errors.EcosError, match=said):
+      answering.label(asked, own, labels, epsilon=50.0, ledger=path)
+  assert path.read_bytes() == b""
+
+
+# Runs answers in forked processes that are killed at a random line of the
+# package, and reports what was on the disk then, and after one more run.
+_KILLED = """
+import json, os, pathlib, random, signal, sys
+import numpy as np
+from ecos_jax import messages
+from ecos_jax.client import answering
+from ecos_jax.privacy import ledger
+
+terms = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
+features = np.random.default_rng(0).random((50, 3)).astype(np.float32)
+encoder = {"encoder_name": "own", "encoder_settings": {}}
+encoder["encoder_digest"] = "0" * 64
+query = messages.Query(features[:4], terms, **encoder).to_bytes()
+
+def run(folder):
+  response = answering.answer(query, features, sigma=10.0,
+    ledger=folder / "ledger")
+  (folder / "out").write_bytes(response)
+
+def traced(folder, last):
+  lines = 0
+  def trace(frame, event, argument):
+    nonlocal lines
+    if "ecos_jax" not in frame.f_code.co_filename:
+      return None
+    if event == "line":
+      lines += 1
+      if lines == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return trace
+  sys.settrace(trace)
+  run(folder)
+  sys.settrace(None)
+  return lines
+
+def look(folder):
+  out = folder / "out"
+  with ledger.locked(folder / "ledger") as book:
+    return [entry.response.hex() for entry in book.entries], (
+      out.read_bytes().hex() if out.exists() else None)
+
+def fork(call):
+  child = os.fork()
+  if child == 0:
+    try:
+      call()
+    finally:
+      os._exit(0)
+  return child
+
+root = pathlib.Path(sys.argv[1])
+def new(name):
+  (root / name).mkdir()
+  return root / name
+
+run(new("warm"))
+total = traced(new("dry"), 0)
+random.seed(0)
+results = []
+# Half of them near the end, between the noise and the answer.
+points = random.sample(range(1, total - 49), 25)
+points += random.sample(range(total - 49, total + 1), 25)
+for number, last in enumerate(points):
+  folder = new(str(number))
+  child = fork(lambda: traced(folder, last))
+  killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+  before = look(folder)
+  os.waitpid(fork(lambda: run(folder)), 0)
+  results.append([killed, before, look(folder)])
+
+folder = new("together")
+for child in [fork(lambda: run(folder)) for _ in range(4)]:
+  os.waitpid(child, 0)
+print(json.dumps([results, look(folder)]), file=sys.stderr)
+"""
+
+
+def test_killed_at_any_line_an_answer_is_spent_once(tmp_path):
+  process = subprocess.run(
+    [sys.executable, "-W", "ignore", "-c", _KILLED, str(tmp_path)],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  results, together = json.loads(process.stderr.splitlines()[-1])
+  assert len(results) == 50
+  waiting = 0
+  for killed, (spent, out), (spent_after, out_after) in results:
+    assert killed
+    # What left the client is in the ledger, and never twice.
+    assert out is None or spent == [out]
+    assert len(spent_after) == 1
+    assert spent_after == [out_after]
+    if spent:
+      assert spent_after == spent
+      waiting += out is None
+  assert waiting > 0
+  # Four processes with one question share one answer.
+  spent, out = together
+  assert spent == [out]

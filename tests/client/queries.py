@@ -1,0 +1,20 @@
+"""A query about centroids, and its terms."""
+
+import numpy as np
+
+from ecos_jax import messages
+from ecos_jax.encoders import registry
+
+TERMS = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
+
+
+def query_of(rows, encoder=None, **changes):
+  encoder = encoder or registry.get("hog")
+  fields = {
+    "centroids": rows.astype(np.float32),
+    "encoder_name": encoder.name,
+    "encoder_settings": encoder.message_settings,
+    "encoder_digest": encoder.digest,
+    "terms": TERMS,
+  }
+  return messages.Query(**fields | changes)

@@ -1,0 +1,185 @@
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+
+from ecos_jax import errors
+from ecos_jax.privacy import composition
+from tests.privacy import references
+
+DELTA = 1e-5
+ADD_REMOVE, REPLACE_ONE = "add_remove", "replace_one"
+
+
+def test_replacing_is_no_worse_on_other_pairs_of_datasets():
+  # Other samples add the same random counts on both sides: a mixture of
+  # shifted pairs, which is no easier to tell apart than the pair itself.
+  sigma, gamma, grow = 2.0, 0.6, np.exp(0.7)
+  p0, m = references.noise(sigma, gamma)
+  pair = np.maximum(np.outer(m, p0) - grow * np.outer(p0, m), 0).sum()
+  present, absent = np.outer(m, p0), np.outer(p0, m)
+  others = [(0, 0, 0.4), (1, 0, 0.3), (0, 1, 0.2), (1, 1, 0.1)]
+  mixed = sum(
+    weight * (np.roll(present, s, (0, 1)) - grow * np.roll(absent, s, (0, 1)))
+    for *s, weight in others
+  )
+  assert np.maximum(mixed, 0).sum() <= pair * (1 + 1e-9)
+
+
+def test_both_orders_of_a_replacement_cost_the_same():
+  p0, m = references.noise(1.5, 0.3)
+  forth = np.maximum(np.outer(m, p0) - 2 * np.outer(p0, m), 0).sum()
+  back = np.maximum(np.outer(p0, m) - 2 * np.outer(m, p0), 0).sum()
+  assert forth == pytest.approx(back, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("times", "delta"), [(2, 1e-5), (30, 1e-9), (1000, 1e-9)]
+)
+def test_composition_agrees_with_the_closed_form_of_a_gaussian(times, delta):
+  # With much noise the discrete Gaussian is as the continuous one, of which
+  # so many releases are one with less noise.
+  cost = composition.Cost((composition.Release(60.0, 1.0, times=times),))
+  exact = dp_accounting.get_epsilon_gaussian(60.0 / times**0.5, delta)
+  assert exact <= cost.epsilon(delta, ADD_REMOVE) <= exact * 1.02 + 1e-4
+  exact = dp_accounting.get_epsilon_gaussian(60.0 / (2 * times) ** 0.5, delta)
+  assert exact <= cost.epsilon(delta, REPLACE_ONE) <= exact * 1.02 + 1e-4
+
+
+def test_composition_agrees_with_brute_force():
+  # Two answers with different noise: the product distributions, summed.
+  a, b = references.noise(4.0, 0.5), references.noise(7.0, 0.9)
+  cost = composition.Cost((composition.Release(4.0, 0.5),)) + composition.Cost(
+    (composition.Release(7.0, 0.9),)
+  )
+  epsilon = cost.epsilon(DELTA, ADD_REMOVE)
+
+  def delta(at):
+    grow = np.exp(at)
+    p0, m = np.outer(a[0], b[0]), np.outer(a[1], b[1])
+    remove = np.maximum(m - grow * p0, 0).sum()
+    return max(remove, np.maximum(p0 - grow * m, 0).sum())
+
+  assert delta(epsilon) <= DELTA < delta(epsilon - 2e-4)
+
+
+def test_composition_costs_less_than_the_sum_and_ignores_order():
+  one = composition.Cost((composition.Release(10.0, 0.8),))
+  two = composition.Cost((composition.Release(20.0, 0.5),))
+  both = (one + two).epsilon(DELTA, REPLACE_ONE)
+  assert both == (two + one).epsilon(DELTA, REPLACE_ONE)
+  alone = [cost.epsilon(DELTA, REPLACE_ONE) for cost in (one, two)]
+  assert max(alone) < both < sum(alone)
+  assert composition.Cost().epsilon(DELTA, ADD_REMOVE) == 0.0
+
+
+def test_a_total_claims_no_more_than_terms_chosen_adaptively_allow():
+  ten, five = (
+    composition.Cost((composition.Release(sigma, 0.8),))
+    for sigma in (10.0, 5.0)
+  )
+  total = composition.Cost.total
+  assert total([], DELTA, ADD_REMOVE) == 0.0
+  assert total([ten], DELTA, ADD_REMOVE) == ten.epsilon(DELTA, ADD_REMOVE)
+  # Composed at half of delta, or added at shares that sum to the other half.
+  composed = (ten + ten + ten).epsilon(DELTA / 2, ADD_REMOVE)
+  assert total(3 * [ten], DELTA, ADD_REMOVE) == composed
+  costs = [ten, five, ten]
+  parts = zip(costs, (4, 12, 24), strict=True)
+  added = sum(cost.epsilon(DELTA / n, ADD_REMOVE) for cost, n in parts)
+  assert total(costs, DELTA, ADD_REMOVE) == pytest.approx(added, abs=1e-12)
+  assert added > (ten + five + ten).epsilon(DELTA, ADD_REMOVE)
+  # Where the shares get too small nothing is claimed.
+  assert total(costs, 4e-9, ADD_REMOVE) == math.inf
+
+
+def _chosen_delta(first, options, epsilon):
+  """The delta of two answers, the second's terms chosen by the first's outcome.
+
+  By brute force: for every outcome the option that is the worse one.
+  """
+
+  def pair(release):
+    _, log_mass = composition.log_noise(release.sigma)
+    p0 = np.exp(np.append(log_mass, -np.inf))
+    p1 = np.roll(p0, 1)
+    return p0, (1 - release.gamma) * p0 + release.gamma * p1
+
+  deltas = []
+  for order in (1, -1):
+    q, p = pair(first)[::order]
+    worst = np.zeros(len(p))
+    for option in options:
+      b, a = pair(option)[::order]
+      excess = np.outer(p, a) - math.exp(epsilon) * np.outer(q, b)
+      worst = np.maximum(worst, np.maximum(excess, 0).sum(1))
+    deltas.append(worst.sum())
+  return max(deltas)
+
+
+@pytest.mark.parametrize(
+  ("first", "other", "rare"),
+  [(2.0, 2.0, (0.4, 0.0249)), (5.0, 4.0, (0.4, 0.0218))],
+)
+def test_terms_chosen_by_an_outcome_break_composition_but_not_the_total(
+  first, other, rare
+):
+  # Much noise on all samples, or little on few: of one price, and a server
+  # does better by choosing in the light of the first answer.
+  delta, release = 1e-3, composition.Release
+  first, options = release(first, 1.0), (release(other, 1.0), release(*rare))
+  costs = [
+    [composition.Cost((first,)), composition.Cost((option,))]
+    for option in options
+  ]
+  composed = max(
+    sum(c, composition.Cost()).epsilon(delta, ADD_REMOVE) for c in costs
+  )
+  assert _chosen_delta(first, options, composed) > 1.4 * delta
+  # With a budget between the totals only the cheaper option is open.
+  totals = [composition.Cost.total(c, delta, ADD_REMOVE) for c in costs]
+  for budget in totals:
+    allowed = [
+      option
+      for option, total in zip(options, totals, strict=True)
+      if total <= budget
+    ]
+    assert _chosen_delta(first, allowed, budget) <= delta
+
+
+@pytest.mark.parametrize(("sigma", "gamma"), [(0.6, 0.5), (3.0, 0.15)])
+def test_votes_of_neighbours_agree_with_brute_force(sigma, gamma):
+  # Private-kNN: the sample's vote comes and a neighbour's goes.
+  cost = composition.Cost((composition.Release(sigma, gamma, bins=2),))
+  epsilon = cost.epsilon(DELTA, ADD_REMOVE)
+  up, _ = references.noise(sigma, 0.0)
+  p0 = np.outer(up, up)
+  moved = np.outer(np.roll(up, 1), np.roll(up, -1))
+  m = (1 - gamma) * p0 + gamma * moved
+
+  def delta(at):
+    grow = np.exp(at)
+    remove = np.maximum(m - grow * p0, 0).sum()
+    return max(remove, np.maximum(p0 - grow * m, 0).sum())
+
+  assert delta(epsilon) <= DELTA < delta(epsilon - 2e-4)
+
+
+def test_votes_of_neighbours_claim_nothing_for_a_replacement():
+  cost = composition.Cost((composition.Release(25.0, 0.15, bins=2),))
+  with pytest.raises(errors.EcosError, match="add_remove"):
+    cost.epsilon(DELTA, REPLACE_ONE)
+
+
+def test_the_noise_is_what_its_definition_says():
+  for sigma in (0.3, 1.7):
+    x, log_mass = composition.log_noise(sigma)
+    ratio = np.exp(log_mass[x == 2] - log_mass[x == 1])
+    assert ratio == pytest.approx(np.exp(-3 / (2 * sigma**2)))
+    assert np.exp(log_mass).sum() == pytest.approx(1, abs=1e-12)
+    x2, log_mass2 = composition.log_noise(sigma, bins=2)
+    full = np.convolve(np.exp(log_mass), np.exp(log_mass))
+    center = len(full) // 2
+    for k in range(-4, 5):
+      assert np.exp(log_mass2[x2 == k]) == pytest.approx(full[center + k])
