@@ -74,20 +74,20 @@ def _parse_flags(argv: list[str]) -> list[str]:
       )
     for name in flags.FLAGS:
       value = flags.FLAGS[name].value
-      # A NaN is within all bounds, and above no budget.
+      # A NaN passes the bounds of a flag, and no comparison stops it later.
       if isinstance(value, float) and math.isnan(value):
         raise errors.ConfigError(f"--{name}=nan is not a number")
     return rest
-  # OSError: an override of a config file that does not exist.
+  # OSError: a field of a config file that does not exist is set.
   except (flags.Error, errors.EcosError, OSError) as error:
     _fail(error)
 
 
 def _leave(signum: int, frame: object) -> NoReturn:
-  """Leaves at once on Ctrl-C.
+  """Ends the process at once on Ctrl-C.
 
-  Every command survives a kill at any moment, so there is nothing to tidy up;
-  an exception could be swallowed by a callback, or wait for threads.
+  Every command survives a kill at any moment, so there is nothing to clean up.
+  An exception might be swallowed by a callback, or wait for threads.
   """
   del signum, frame
   print("\ninterrupted: the same command goes on from here", file=sys.stderr)
@@ -96,15 +96,20 @@ def _leave(signum: int, frame: object) -> NoReturn:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """Runs `main` under absl, with one-line errors and documented exit codes.
+  """Runs a command, with errors of one line and these exit codes.
 
-  Exit codes: 0 done; 1 an `EcosError`, a wrong flag, an operating-system error
-  on a file, or another process that was lost, told in one line on stderr; 75
-  stopped on SIGTERM; 130 Ctrl-C. Any other exception is a defect of the program
-  and keeps its traceback. Several processes end together.
+  | code | meaning |
+  |---|---|
+  | 0 | done |
+  | 1 | an `EcosError`, a wrong flag, an error of a file, or a lost process |
+  | 75 | stopped on SIGTERM |
+  | 130 | Ctrl-C |
+
+  Any other exception is a defect of the program and keeps its traceback.
+  Several processes end together.
 
   Args:
-    main: Takes argv[:1]: a command's options are all flags.
+    main: The command. It gets argv[:1], since all options are flags.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -122,6 +127,6 @@ def run(main: Callable[[list[str]], None]) -> None:
   signal.signal(signal.SIGINT, _leave)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)
-  # Tasks that a library abandons after an error that it has raised.
+  # Silences asyncio about tasks that a library abandons after an error.
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
   app.run(guarded, flags_parser=_parse_flags)

@@ -131,9 +131,9 @@ def test_several_clients_are_added_up(parts, answered):
     ({"likely": 0.0}, "`likely`"),
     ({"central": 2.0}, "`central`"),
     ({"density_power": float("nan")}, "`density_power`"),
-    ({"within": "middle"}, "`within` must be one of kcenter, random, nearest"),
-    ({"estimate": "mean"}, "`estimate`"),
-    ({"filter": "best"}, "`filter`"),
+    ({"within": "middle"}, "within cannot be .* kcenter, random, nearest"),
+    ({"estimate": "mean"}, "estimate cannot be"),
+    ({"filter": "best"}, "filter cannot be"),
     ({"question": b"nothing"}, "the query"),
     ({"answers": b"nothing"}, "the response"),
     ({"answers": []}, "no response"),
@@ -205,7 +205,6 @@ import sys, ecos_jax
 loaded = {"jax", "numpy", "absl"} & set(sys.modules)
 assert not loaded, loaded
 assert set(ecos_jax.__all__) <= set(dir(ecos_jax))
-assert set(ecos_jax.__all__) == set(ecos_jax._HOMES)
 for name in ecos_jax.__all__:
   assert getattr(ecos_jax, name).__doc__
 assert not {"tensorflow", "torch"} & set(sys.modules)

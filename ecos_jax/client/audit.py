@@ -1,32 +1,32 @@
 """Attacks the shipped mechanism and compares with what it claims.
 
-    python -m ecos_jax.client.audit --sigma=1 --trials=100000
+    python -m ecos_jax.privacy.audit --sigma=1 --trials=100000
 
-It attacks at the gamma that is asked for, and at a small one, where a subsample
-that is not drawn shows.
+It attacks at the gamma that is asked for, and at a small gamma, which shows
+whether subsampling happens.
 
-Accounting is a proof about a mechanism on paper; an audit runs the one in the
-code. It makes two neighbouring datasets that differ in one sample, the canary,
-which lies far from the rest and has a centroid to itself; draws the response
-many times for each; and tries to tell which dataset an answer came from. An
-(epsilon, delta)-private mechanism allows no event with
+Accounting proves something about a mechanism on paper; an audit runs the
+mechanism in the code. It makes two datasets that differ in one sample, the
+canary, which lies far from the rest and has its own centroid. It draws the
+response many times for each dataset, and tries to tell which dataset an answer
+came from. An (epsilon, delta)-private mechanism allows no event with
 
     P(event | one dataset) > e^epsilon P(event | the other) + delta,
 
-so any event that violates it for the claimed epsilon is a proof of a defect.
-The event (a statistic, a threshold, a direction) is chosen on a fifth of the
-draws. On the others Clopper-Pearson intervals for its two probabilities give a
-lower bound on epsilon that holds with the stated confidence (Jagielski et al.,
-NeurIPS 2020).
+so any such event for the claimed epsilon proves a defect. The event (a
+statistic, a threshold, a direction) is chosen on a fifth of the draws. On the
+others, Clopper-Pearson intervals for its two probabilities give a lower bound
+on epsilon that holds with the stated confidence (Jagielski et al., NeurIPS
+2020).
 
-Before that it asks for some answers one at a time: noise that repeats itself is
-none, however good it looks within one call.
+Before that it draws some answers in separate calls: noise that repeats between
+calls hides nothing, however good it looks within one call.
 
-An audit cannot show that a mechanism is private. It resolves no event rarer
+An audit cannot show that a mechanism is private. It sees no event that is rarer
 than about one in the number of trials, so the bound stays below the truth.
 
-This is an entry point that imports the client, so that what is attacked is the
-path that ships: `coverage.nearest` and `coverage.release`.
+It attacks the code that answers queries: `coverage.nearest` and
+`coverage.release`.
 """
 
 from collections.abc import Iterator
@@ -47,13 +47,13 @@ from ecos_jax.privacy import mechanisms
 
 _REPETITIONS = 10_000
 _THRESHOLDS = 200
-# The canary is so far from everything else.
+# The canary's distance from everything else.
 _FAR = 1e3
-# The canary's bin is 1, then 0: a mechanism may be at fault in one bin alone.
+# The canary's bin is 1, then 0: a defect may be in one bin alone.
 _SHIFTS = (0, 2)
-# True noise repeats itself with a probability below this.
+# Correct noise repeats itself with a probability below this.
 _REPEAT_RISK = 1e-12
-# Of the second audit that the command makes.
+# The command's second audit has this gamma.
 _SMALL_GAMMA = 0.05
 
 
@@ -62,9 +62,9 @@ class Event(NamedTuple):
 
   Attributes:
     statistic: One of `_statistics`, or `repeated noise`.
-    threshold: Of the statistic.
-    above: Whether the event is to reach the threshold or to stay below it. An
-      answer that reaches it speaks for the dataset with the canary.
+    threshold: The threshold of the statistic.
+    above: True if the event is to reach the threshold, which suggests the
+      dataset with the canary; False if it is to stay below.
   """
 
   statistic: str
@@ -76,9 +76,9 @@ class Result(NamedTuple):
   """What an audit found.
 
   Attributes:
-    bound: Lower bound on epsilon, at the confidence that was asked for;
+    bound: Lower bound on epsilon with the confidence that was asked for;
       infinite if the noise repeats itself.
-    event: The event that gives it.
+    event: The event that shows it.
   """
 
   bound: float
@@ -87,46 +87,40 @@ class Result(NamedTuple):
 
 def neighbours(
   relation: str, shift: int = 0
-) -> tuple[messages.Query, np.ndarray, np.ndarray]:
-  """Returns a dishonest query and features without and with the canary.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns a dishonest codebook, and features without and with the canary.
 
-  Centroid 0 takes all other samples, centroid 1 the canary. Where the canary
-  is replaced and not added, centroid 2 takes what stood in its place.
+  Centroid 0 is nearest to all other samples, centroid 1 to the canary. Where
+  the canary replaces a sample, centroid 2 is nearest to that one.
 
   Args:
     relation: `add_remove` or `replace_one`.
     shift: Added to the numbers of the centroids, modulo 3.
 
   Returns:
-    The query, and two [n, d] float32 arrays that are neighbours.
+    Centroids [3, d], and two neighbouring datasets [n, d], all float32.
   """
   places = np.array([[0, 0], [_FAR, 0], [0, _FAR]], np.float32)
   rest, canary, other = np.split(places, 3)
   rest = np.repeat(rest, 3, axis=0)
   replaced = config.Relation(relation) is config.Relation.REPLACE_ONE
-  query = messages.Query(
-    centroids=np.roll(places, shift, axis=0),
-    encoder_name="audit",
-    encoder_settings={},
-    encoder_digest="0" * 64,
-    terms=messages.Terms(1.0, 1.0, 1e-5, relation),
-  )
   without = np.concatenate([rest, other]) if replaced else rest
-  return query, without, np.concatenate([rest, canary])
+  centroids = np.roll(places, shift, axis=0)
+  return centroids, without, np.concatenate([rest, canary])
 
 
 def _draw(
-  query: messages.Query,
+  centroids: np.ndarray,
   data: np.ndarray,
   mechanism: mechanisms.Mechanism,
   trials: int,
 ) -> np.ndarray:
   """Returns answers, [trials, R]."""
-  votes = coverage.nearest(data, query.centroids)
+  votes = coverage.nearest(data, centroids)
   answers = [
     coverage.release(
       votes,
-      len(query.centroids),
+      len(centroids),
       mechanism,
       repetitions=min(_REPETITIONS, trials - start),
     )
@@ -140,14 +134,14 @@ def _in_float32(numbers: np.ndarray) -> np.ndarray:
 
 
 def _statistics(answers: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns what an attacker can compute of answers [trials, 3], by name.
+  """Returns statistics of answers [trials, 3] by name, each [trials].
 
-  `votes` is the canary's count; less the one of the sample that it replaces it
-  orders answers by likelihood. Differences cancel noise that bins share, the
-  sum cancels noise that is made to add up to nothing. `low bits` asks whether
-  the noise would be a 32-bit float if the canary's count were 1, and if it were
-  0; floating-point noise betrays the count so (Mironov 2012), integer noise
-  never.
+  `votes` is the canary's count. Minus the count of the sample that it replaces,
+  it orders answers by likelihood. Differences cancel noise that bins share, and
+  the sum cancels noise that adds up to zero. `low bits` tests whether the noise
+  would be a 32-bit float if the canary's count were 1, and if it were 0:
+  floating-point noise reveals the count in this way (Mironov 2012), integer
+  noise does not.
   """
   rest, canary, other = answers.T
   bits = 1.0 * _in_float32(canary - 1.0) - 1.0 * _in_float32(canary - 0.0)
@@ -178,19 +172,18 @@ def _count(event: Event, statistics: dict[str, np.ndarray]) -> int:
 def lower_bound(
   hits: int, false_alarms: int, trials: int, delta: float, confidence: float
 ) -> float:
-  """Returns the epsilon that is shown by how often an event occurred.
+  """Returns a lower bound on epsilon, given how often an event occurred.
+
+  It is negative if the counts show nothing.
 
   Args:
     hits: Occurrences in `trials` answers about one dataset.
-    false_alarms: Occurrences in `trials` answers about the other.
-    trials: Answers about each.
-    delta: Of the claim.
-    confidence: That the true epsilon is no smaller.
-
-  Returns:
-    The bound, which is negative where nothing is shown.
+    false_alarms: Occurrences in `trials` answers about the other dataset.
+    trials: Number of answers about each dataset.
+    delta: The delta of the claim.
+    confidence: Probability that the true epsilon is no smaller.
   """
-  # Clopper-Pearson, one-sided, each at half of what may go wrong.
+  # Clopper-Pearson, one-sided; each interval takes half of the risk.
   risk = (1 - confidence) / 2
   rate = stats.beta.ppf(risk, hits, trials - hits + 1) if hits else 0.0
   alarm = 1.0
@@ -202,15 +195,14 @@ def lower_bound(
 
 
 def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
-  """Returns whether calls that should differ by their noise do not."""
-  query, _, data = neighbours(relation)
+  """Returns whether separate calls draw the same noise."""
+  centroids, _, data = neighbours(relation)
   _, log_mass = composition.log_noise(mechanism.terms.sigma)
-  # So many calls agree in a bin with a probability of at most the risk.
+  # The probability that this many calls agree in a bin is at most the risk.
   calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
-  votes = coverage.nearest(data, query.centroids)
+  votes = coverage.nearest(data, centroids)
   first, *others = (
-    coverage.release(votes, len(query.centroids), mechanism)[0]
-    for _ in range(calls)
+    coverage.release(votes, len(centroids), mechanism)[0] for _ in range(calls)
   )
   return bool(np.all(np.stack(others) == first, axis=0).any())
 
@@ -225,15 +217,14 @@ def audit(
   """Returns a lower bound on the epsilon of a mechanism.
 
   Args:
-    mechanism: What is attacked; a subclass may be broken on purpose.
-    delta: At which epsilon is claimed.
-    relation: At which epsilon is claimed.
-    trials: Answers to draw about each of two neighbouring datasets, for each of
-      two orders of the bins.
+    mechanism: The mechanism to attack.
+    delta: The delta of the claim.
+    relation: The relation of the claim.
+    trials: Answers to draw for each dataset and each order of the bins.
     confidence: Probability that the bound is below the true epsilon.
 
   Raises:
-    EcosError: The mechanism says itself that it is not private.
+    EcosError: The mechanism draws from a seed, so it claims nothing.
   """
   if not mechanism.statement.private:
     raise errors.EcosError(
@@ -252,9 +243,9 @@ def audit(
     return lower_bound(hits, false_alarms, size, delta, confidence)
 
   for layout, shift in enumerate(_SHIFTS):
-    query, *datasets = neighbours(relation, shift)
+    centroids, *datasets = neighbours(relation, shift)
     answers = [
-      np.roll(_draw(query, data, mechanism, trials), -shift, axis=1)
+      np.roll(_draw(centroids, data, mechanism, trials), -shift, axis=1)
       for data in datasets
     ]
     chosen_on.append([_statistics(a[:pilot]) for a in answers])

@@ -12,7 +12,6 @@ from absl import flags
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import messages
-from ecos_jax.client import answering
 from ecos_jax.client import encoding
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
@@ -37,10 +36,10 @@ def tag_of(text: str, data_dir: str | None) -> str:
 
 
 def define_shared_flags(data: str) -> None:
-  """Defines the flags that both commands of the client have.
+  """Defines the flags that the commands `respond` and `label` share.
 
   Args:
-    data: What --data can be.
+    data: The forms of --data.
   """
   flags.DEFINE_string("data", None, f"The private data: {data}", required=True)
   flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
@@ -54,7 +53,7 @@ def define_shared_flags(data: str) -> None:
   flags.DEFINE_float(
     "delta",
     1e-5,
-    "Of (epsilon, delta).",
+    "The delta of (epsilon, delta).",
     lower_bound=limits.MIN_DELTA,
     upper_bound=limits.MAX_DELTA,
   )
@@ -94,13 +93,13 @@ def define_classes() -> None:
 
 
 def classes(count: int) -> list[str] | None:
-  """Returns --classes, None where it is not given.
+  """Returns --classes; None if it is not given.
 
   Args:
-    count: How many classes the cloud has.
+    count: The cloud's number of classes.
 
   Raises:
-    EcosError: It does not name as many.
+    EcosError: --classes names another number.
   """
   names = flags.FLAGS.classes
   if names is not None and len(names) != count:
@@ -133,19 +132,19 @@ def encoder_of(message: messages.Question) -> registry.Encoder:
   return encoding.encoder_of(message, own, f.weights)
 
 
-def account(ledger: Path, name: str) -> answering.Account:
-  """Returns the account of the private data, with consent from the terminal."""
-  return answering.Account(ledger, name, flags.FLAGS.max_epsilon, _consent)
+def write(out: Path, data: bytes, stored: str | None) -> None:
+  """Writes an answer and says what to do with it.
 
-
-def write(out: Path, answered: answering.Answered) -> None:
-  """Writes an answer and says what to do with it."""
-  if answered.stored is not None:
+  Args:
+    out: The file.
+    data: The answer.
+    stored: As in `answering.Answered`.
+  """
+  if stored is not None:
     print(
-      f"stored   this was answered at {answered.stored}, so it costs nothing "
-      "now; it knows nothing of changes to the data since"
+      f"stored   this was answered at {stored}, so it costs nothing now; it "
+      "knows nothing of changes to the data since"
     )
-  data = answered.answer.to_bytes()
   files.write(out, data)
   print(f"wrote    {out} ({len(data)} bytes): carry it to the cloud")
 
@@ -164,13 +163,13 @@ def _is_response(path: Path) -> bool:
 
 
 def checked_paths(message: str) -> tuple[Path, Path]:
-  """Returns --out and --ledger, once writing them can destroy nothing.
+  """Returns --out and --ledger, after checking that nothing is overwritten.
 
   Args:
     message: The flag that names the cloud's message.
 
   Raises:
-    EcosError: One of them cannot be a file, or is a file with another use.
+    EcosError: One of them cannot be a file, or is a file of another kind.
   """
   f = flags.FLAGS
   names = ("out", "ledger", message)
@@ -189,16 +188,16 @@ def checked_paths(message: str) -> tuple[Path, Path]:
   out, ledger_path = Path(f.out), Path(f.ledger)
   if out.exists() and not _is_response(out):
     raise errors.EcosError(
-      f"--out: {out} exists and is no response: it is not replaced"
+      f"--out: {out} exists and is not a response: name another file"
     )
   return out, ledger_path
 
 
-def _consent(text: str) -> None:
-  """Shows the text, and asks unless --yes is given.
+def consent(text: str) -> None:
+  """Prints what an answer costs, and asks for consent unless --yes is given.
 
   Raises:
-    EcosError: The answer is no, or nobody is there to ask.
+    EcosError: Consent is refused, or stdin is not a terminal.
   """
   print(text)
   if flags.FLAGS.yes:

@@ -3,13 +3,13 @@
     python -m ecos_jax.client.evaluate --model=model.jaxexport \
       --data=folder:/private/images
 
-The model is the file that the cloud left in `model/` of its workdir; the data
-are the client's own, with labels, and stay where they are. Nothing is written,
-and the number of samples is not printed. The accuracy is about private data and
-no epsilon covers it, so the client decides who hears of it.
+The model is the file that the cloud left in `model/` of its workdir. The data
+are the client's own, with labels. Nothing is written, and the number of samples
+is not printed. The accuracy is about private data and no epsilon covers it, so
+the client decides whom to tell.
 
-The file is a program of somebody else's. It may compute logits from images and
-nothing more: one that calls out of StableHLO is refused before it runs.
+The file is somebody else's program. It may only compute logits from images: a
+program that calls anything outside StableHLO is refused before it runs.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ from ecos_jax.data import pools
 _MAX_BYTES = 1 << 31
 _CHECKSUM_BYTES = 64  # at the end of the file, sha256 in hex
 _MAX_SIZE = 4096  # height and width of the images
-# What JAX itself puts into a program whose batch is free; checked, never run.
+# JAX itself puts this into a program whose batch size is free.
 _OWN_CALLS = frozenset({"shape_assertion"})
 _CALL = re.compile(r"custom_call(?:\s*@(\w+))?")
 
@@ -54,7 +54,7 @@ def _check_signature(model: export.Exported) -> None:
     raise ValueError("it needs more than one device, or has side effects")
   calls = set(_CALL.findall(model.mlir_module())) - _OWN_CALLS
   if calls:
-    raise ValueError(f"it calls out of StableHLO: {', '.join(sorted(calls))}")
+    raise ValueError(f"it calls outside StableHLO: {', '.join(sorted(calls))}")
 
 
 def load(path: Path) -> export.Exported:
@@ -64,7 +64,7 @@ def load(path: Path) -> export.Exported:
     EcosError: There is no such file, or it is not such a model.
   """
   if not path.is_file():
-    raise errors.EcosError(f"--model: {path} is not a file")
+    raise errors.EcosError(f"`model`: {path} is not a file")
   with path.open("rb") as file:
     data = file.read(_MAX_BYTES + 1)
   # The parsers of a damaged file raise any of a dozen classes of exception.
@@ -78,13 +78,13 @@ def load(path: Path) -> export.Exported:
     _check_signature(model)
   except Exception as error:
     raise errors.EcosError(
-      f"--model: {path} is not a model of ecos_jax, or is damaged: {error}; "
+      f"`model`: {path} is not a model of ecos_jax, or is damaged: {error}; "
       "take model/model.jaxexport of the cloud's workdir"
     ) from error
   platform = export.default_export_platform()
   if platform not in model.platforms:
     raise errors.EcosError(
-      f"--model: {path} runs on {', '.join(model.platforms)}, not on {platform}"
+      f"`model`: {path} runs on {', '.join(model.platforms)}, not on {platform}"
     )
   return model
 
@@ -92,11 +92,11 @@ def load(path: Path) -> export.Exported:
 def accuracy(
   model: export.Exported, data: pools.Source, batch_size: int
 ) -> float:
-  """Returns the share of the labelled samples that the model gets right.
+  """Returns the model's accuracy on the labelled samples, in [0, 1].
 
   Args:
     model: From `load`.
-    data: Images and labels; samples with label -1 do not count.
+    data: Images and labels; samples with label -1 are left out.
     batch_size: Images to read and classify at once.
 
   Raises:
@@ -106,24 +106,24 @@ def accuracy(
   known = np.flatnonzero(labels >= 0)
   if not len(known):
     raise errors.EcosError(
-      "--data: no sample has a label: give a folder with folders 0, 1, ... or "
-      "with those that --classes names, or an .npz file with arrays images and "
+      "`data`: no sample has a label: give a folder with folders 0, 1, ... or "
+      "with those that `classes` names, or an .npz file with arrays images and "
       "labels"
     )
   if len(known) < len(labels):
-    logging.warning("--data: samples without a label are left out")
+    logging.warning("samples without a label are left out")
   size, classes = model.in_avals[0].shape[1], model.out_avals[0].shape[1]
   if labels.max() >= classes:
     raise errors.EcosError(
-      f"--data: there is a label {labels.max()}, but the model knows "
-      f"{classes} classes, 0 to {classes - 1}"
+      f"`data`: a label is {labels.max()}, but the model knows the {classes} "
+      f"classes 0 to {classes - 1}"
     )
   logits = jax.jit(model.call)
   right = 0
   for start in range(0, len(known), batch_size):
     indices = known[start : start + batch_size]
     images = data.images(indices, size)
-    # Padded, so that one compilation is enough.
+    # Padded, so that it compiles once.
     padding = [(0, batch_size - len(indices))] + [(0, 0)] * 3
     found = np.asarray(logits(np.pad(images, padding)).argmax(-1))
     right += int((found[: len(indices)] == labels[indices]).sum())
@@ -139,8 +139,8 @@ def main(argv: list[str]) -> None:
   data = command.open_data(classes)
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")
   print(
-    "         It is about your private data, and no epsilon covers it: it is "
-    "yours\n         to keep or to tell."
+    "         It is about your private data, and no epsilon covers it: you "
+    "decide\n         whom to tell."
   )
 
 

@@ -68,7 +68,7 @@ def _define_flags() -> None:
 
 
 def _terms(proposed: messages.LabelTerms) -> messages.LabelTerms:
-  """Returns the proposal with what the flags say otherwise."""
+  """Returns the proposed terms, changed by the flags that are given."""
   f = flags.FLAGS
   names = ("gamma", "neighbours", "sigma_screen", "sigma_vote", "threshold")
   fields: dict[str, Any] = dataclasses.asdict(proposed)
@@ -96,14 +96,14 @@ def main(argv: list[str]) -> None:
       request, command.open_data(classes), encoder, f.batch_size
     ),
     _terms(request.terms),
-    command.account(ledger, tag),
+    answering.Account(ledger, tag, f.max_epsilon, command.consent),
     epsilon=f.epsilon,
   )
   labels = answered.answer.labels
   given = int((labels >= 0).sum())
   told = private_knn.outcome(len(labels), answered.answer.considered, given)
   print(f"labels   {told}")
-  command.write(out, answered)
+  command.write(out, answered.answer.to_bytes(), answered.stored)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """The votes of Private-kNN: the classes of the k nearest in a subsample.
 
-The privacy of the labels rests on one fact: a sample that joins votes on a
-request itself, and displaces the vote of at most one other. For that the order
-of the others must not depend on it, so distances are exact as in `coverage`:
-features are rounded to so few bits that double precision adds their products
-without any error, and what follows are operations on single numbers. Equal
-distances go by the order of the data, which a sample that joins leaves alone.
+The privacy of the labels rests on one fact: adding a sample casts one vote on a
+request and displaces at most one other. So the order of the others must not
+depend on it, and distances are exact as in `coverage`: features are rounded to
+so few bits that double precision adds their products without any error, and the
+other operations are on single numbers. Samples at equal distances stay in the
+order of the data, whoever is added.
 
-Requests and private samples meet block by block on the device; the k nearest so
-far go from one block to the next.
+The device compares blocks of requests with blocks of private samples, and
+carries the k nearest so far from one block of samples to the next.
 """
 
 import jax
@@ -18,11 +18,11 @@ import numpy as np
 from ecos_jax.client import coverage
 
 _MEMORY_BUDGET = 2**28
-# Bytes for one request and one sample: products, distances, keys, their order.
+# Bytes per pair of request and sample: products, distances, keys, order.
 _PAIR_BYTES = 32
 _SAMPLES = 2**14
 _REQUESTS = 2**9
-# Distances beyond are all the farthest; minus infinity is who does not vote.
+# Larger distances count as this; minus infinity marks who does not vote.
 _FARTHEST = float(np.finfo(np.float32).max)
 
 _Nearest = tuple[jax.Array, jax.Array]
@@ -36,14 +36,15 @@ def _merge(
   labels: jax.Array,
   taken: jax.Array,
 ) -> _Nearest:
-  """Returns the k nearest of those so far and of a block: keys and labels.
+  """Returns the k nearest, among those so far and a block of samples.
 
   Args:
-    nearest: Minus squared distances [b, k], descending, and labels [b, k].
+    nearest: Those so far: keys [b, k], the negative squared distances in
+      descending order, and labels [b, k].
     requests: [b, d] float64, from `coverage.rounded`.
-    points: [n, d] float64, likewise.
-    labels: [n] of the points.
-    taken: [b, n] bool, which of the points are in each request's subsample.
+    points: The samples, [n, d] float64, from `coverage.rounded`.
+    labels: Their labels, [n].
+    taken: [b, n] bool, which samples are in each request's subsample.
   """
   keys, classes = nearest
   k = keys.shape[1]
@@ -54,7 +55,7 @@ def _merge(
   )
   new = -jnp.minimum(distances, _FARTHEST).astype(jnp.float32)
   new = jnp.where(taken, new, -jnp.inf)
-  # Equal keys stay in order: those so far come first.
+  # Equal keys keep their order, and those so far come first.
   keys, places = jax.lax.top_k(jnp.concatenate([keys, new], axis=1), k)
   old = jnp.take_along_axis(classes, jnp.minimum(places, k - 1), axis=1)
   return keys, jnp.where(places < k, old, labels[places - k])
@@ -64,7 +65,7 @@ class Neighbours:
   """Private samples that vote on requests.
 
   Attributes:
-    rows: How many requests `votes` takes at most.
+    rows: The largest number of requests that `votes` takes.
   """
 
   def __init__(
@@ -80,17 +81,18 @@ class Neighbours:
     Args:
       features: [n, d] float, n > 0; a NaN or an infinity counts as 0.
       labels: [n] integers in [0, classes).
-      k: How many vote on a request; all of a subsample that is smaller.
-      classes: C.
-      memory_budget: Bytes for what has an entry for each pair of a request and
-        a sample.
+      k: Number of samples that vote on a request, or the whole subsample if it
+        is smaller.
+      classes: C, the number of classes.
+      memory_budget: Bytes for the arrays with an entry for each pair of a
+        request and a sample.
     """
     n = len(features)
     self._n = n
     self._k = min(k, n)
     self._classes = classes
     self._samples = min(n, _SAMPLES)
-    # Every row also has one byte and one draw of 8 for each sample.
+    # Subsampling takes 9 more bytes for each pair: a draw and a flag.
     row_bytes = _PAIR_BYTES * (self._samples + self._k) + 9 * n
     self.rows = int(np.clip(memory_budget // row_bytes, 1, _REQUESTS))
     pad = -n % self._samples
@@ -98,11 +100,11 @@ class Neighbours:
     self._labels = np.pad(labels.astype(np.int32), (0, pad))
 
   def __len__(self) -> int:
-    """Returns the number of samples, n: private."""
+    """Returns the number of samples, n; it is private."""
     return self._n
 
   def votes(self, requests: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Returns the votes of the k nearest of each subsample, [b, C] int64.
+    """Returns the votes of the k nearest in each subsample, [b, C] int64.
 
     Args:
       requests: [b, d] float32, finite, b at most `rows`.

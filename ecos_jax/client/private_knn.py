@@ -1,16 +1,16 @@
 """Private-kNN labels: the vote of the nearest private samples, with noise.
 
-Private-kNN (Zhu et al., CVPR 2020): on each request vote the k nearest private
-samples of a random subsample. If the largest number of votes, with noise on it,
-reaches a threshold, the votes of a second subsample are counted, and the class
-with the most leaves, after noise on every count. Otherwise the client abstains:
-the label is -1.
+Private-kNN (Zhu et al., CVPR 2020): the k nearest private samples in a random
+subsample vote on each request. If the largest number of votes, with noise,
+reaches a threshold, a second subsample votes: noise is added to the count of
+each class, and the label is the class with the largest. Otherwise the client
+abstains: the label is -1.
 
-How many requests will be answered is random, but what they cost must not be.
-So before the data are opened the client works out how many answers the budget
-allows, pays for that many, and stops when they are used up; the requests after
-that are -1 too. docs/privacy.md says why. The second subsample is there for the
-same reason: one subsample for both would cost more than is claimed.
+The number of requests that will be answered is random, but their cost must not
+be. So before the data are opened the client computes how many answers the
+budget allows. Their cost is spent however many are given, and after the last
+one all labels are -1. One subsample for both steps would cost more than is
+claimed. docs/privacy.md has the reasons.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ _SCREEN, _VOTE = 0, 1
 
 
 class Samples(NamedTuple):
-  """Who votes: features [n, d], made with the request's encoder, labels [n]."""
+  """Private samples: features [n, d] by the request's encoder, labels [n]."""
 
   features: np.ndarray
   labels: np.ndarray
@@ -44,12 +44,12 @@ class Samples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Labeller:
-  """Private-kNN for a number of requests and answers that is fixed beforehand.
+  """Private-kNN for numbers of requests and answers that are fixed beforehand.
 
   Attributes:
     terms: What the client decided.
-    requests: How many are screened at most.
-    answers: How many are voted on at most.
+    requests: Largest number of requests that are screened.
+    answers: Largest number of requests that are voted on.
     insecure_noise_seed: As in `mechanisms.Mechanism`.
   """
 
@@ -59,23 +59,27 @@ class Labeller:
   insecure_noise_seed: int | None = None
 
   def __post_init__(self):
-    """Refuses the relation for which nothing is proven."""
+    """Refuses the relation that has no proof.
+
+    Raises:
+      EcosError: The relation is not add_remove.
+    """
     if self.terms.relation != config.Relation.ADD_REMOVE.value:
       raise errors.EcosError(
-        "labels are private for the relation add_remove only: propose that one"
+        "labels are private for `relation` add_remove only: propose that one"
       )
 
   @property
   def cost(self) -> accounting.Cost:
-    """Returns the cost of the labels, however many are given."""
+    """The cost of the labels, however many are given."""
     return accounting.labels(self.terms, self.requests, self.answers)
 
   def mechanism(self, step: int, start: int) -> mechanisms.Mechanism:
-    """Returns what draws a step, `_SCREEN` or `_VOTE`, of a block.
+    """Returns the mechanism of a step in a block of requests.
 
     Args:
-      step: Decides the noise.
-      start: The block's first request. With a seed, draws differ by block.
+      step: `_SCREEN` or `_VOTE`, which differ in noise.
+      start: The block's first request; with a seed, blocks draw differently.
     """
     terms, seed = self.terms, self.insecure_noise_seed
     if seed is not None:
@@ -93,25 +97,25 @@ def _affordable(
   terms: messages.LabelTerms,
   most: int,
 ) -> int:
-  """Returns a number of answers that costs at most the budget.
+  """Returns the largest number of answers within a budget, or up to 1 % less.
 
-  The largest, or up to 1 % less; 0 if not even one is affordable.
+  It is 0 if the budget does not allow one answer.
 
   Args:
-    epsilon: What a number of answers costs; takes seconds.
-    budget: The most it may cost.
-    terms: Of the answers.
-    most: No more than so many.
+    epsilon: Returns the cost of a number of answers; it takes seconds.
+    budget: The largest epsilon.
+    terms: Terms of the answers.
+    most: The largest number to return.
   """
   # Written so that a budget of NaN affords nothing.
   if not budget > 0:
     return 0
 
   def strength(spent: float) -> float:
-    """Returns 1 / sigma^2 of a Gaussian that costs as much."""
+    """Returns 1 / sigma^2 of a Gaussian mechanism that costs `spent`."""
     return dp_accounting.get_sigma_gaussian(min(spent, 1e4), terms.delta) ** -2
 
-  # The strength of many answers is about so much times their number.
+  # The strength of many answers is about their number times this.
   each = terms.gamma**2 * math.expm1(2 / terms.sigma_vote**2)
   at = min(int(strength(budget) / each) + 1, most)
   low, high = 0, most + 1
@@ -135,20 +139,20 @@ def plan(
 ) -> Labeller:
   """Returns the labeller with as many answers as the budgets allow.
 
-  It depends on nothing private: not on the data, and of the past only on costs,
-  which were fixed likewise.
+  The number depends on nothing private: on the costs of earlier answers, which
+  were fixed in the same way, and not on the data.
 
   Args:
     terms: What the client decided.
-    requests: How many labels are asked for.
+    requests: Number of labels that are asked for.
     epsilon: The most that these labels may cost; None for no limit.
-    composed: What a cost comes to with all that was spent before; None costs
-      nothing.
-    max_epsilon: The most that this may be; None for no limit.
+    composed: Returns the epsilon of a cost together with all earlier answers;
+      of None, that of the earlier answers.
+    max_epsilon: The most that `composed` may return; None for no limit.
     insecure_noise_seed: As in `Labeller`.
 
   Raises:
-    ledger.BudgetError: Not one answer is affordable.
+    BudgetError: The budgets do not allow one answer.
   """
 
   def alone(cost: accounting.Cost | None) -> float:

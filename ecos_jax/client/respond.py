@@ -78,9 +78,14 @@ def main(argv: list[str]) -> None:
     mechanisms.Mechanism.of(
       f.epsilon, f.sigma, f.gamma, f.delta, f.relation.value
     ),
-    command.account(ledger, command.tag_of(f.data, f.data_dir)),
+    answering.Account(
+      ledger,
+      command.tag_of(f.data, f.data_dir),
+      f.max_epsilon,
+      command.consent,
+    ),
   )
-  command.write(out, answered)
+  command.write(out, answered.answer.to_bytes(), answered.stored)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ All of it post-processes the answer, and costs no privacy.
 """
 
 from collections.abc import Sequence
-import enum
 import functools
 import heapq
-import math
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,8 +27,8 @@ from ecos_jax.cloud import question as question_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
 from ecos_jax.clustering import chunks
-
-_Member = TypeVar("_Member", bound=enum.Enum)
+from ecos_jax.config import checks
+from ecos_jax.config import reading
 
 
 class Choice(NamedTuple):
@@ -71,30 +69,31 @@ def choose(
 ) -> Choice:
   """Returns the samples of the pool that are most like the client's.
 
-  The defaults are the method `ecos`; `**config.PAPER` is `ecos_paper`. In the
-  order of the result, a prefix is the choice for a smaller budget: `samples`
-  says how nearly.
+  By default it is the method `ecos`; `**config.PAPER` makes it `ecos_paper`. A
+  prefix of the result is the choice for a smaller budget; `samples` says where
+  it may differ.
 
   Args:
     features: float16 or float32 [N, d], an array or a feature bank: what the
       codebook was fitted on.
     codebook: The codebook, of R clusters.
     question: What the client was asked, from `question.ask`.
-    answers: Of the client, or of several clients: their votes are added up.
-    budget: B, the number of samples to choose. Fewer come back if the clusters
-      with votes do not hold as many.
-    key: Random key: of the candidates in large clusters, and of `random`.
-    filter: `none`, or `threshold`: clusters with a lower score get nothing.
-    threshold: In multiples of sigma, for that filter.
-    estimate: Votes of a cluster: `posterior` mean given all scores, or `score`.
-    density_power: Exponent of the client's density over the pool's in the
-      weight of a cluster; 0 follows the client's distribution.
-    within: In a cluster: `kcenter`, `nearest` to the centroid, or `random`.
+    answers: The client's answer, or those of several clients, to add up.
+    budget: B, the number of samples to choose. There are fewer if the clusters
+      with votes have fewer.
+    key: Random key, for candidates in large clusters and for `random`.
+    filter: `none`, or `threshold`: clusters with a lower score get no quota.
+    threshold: The least score, in multiples of sigma.
+    estimate: Votes of a cluster: the `posterior` mean given all scores, or the
+      `score`.
+    density_power: p: a cluster of n samples and v votes has the weight
+      v (v / n)^p.
+    within: Inside a cluster: `kcenter`, `nearest` to the centroid or `random`.
     likely: Share of a cluster to choose from, where the client is densest.
-    central: Share of that to choose from, nearest to the centroid.
+    central: Share of these samples to choose from, nearest to the centroid.
 
   Raises:
-    EcosError: An argument is refused, or does not belong to the others.
+    EcosError: An argument is refused, or does not fit the others.
   """
   features = chunks.checked(features)
   shape = len(codebook.assignment), codebook.centroids.shape[1]
@@ -105,7 +104,9 @@ def choose(
     )
   query = messages.Query.from_bytes(question)
   if not np.array_equal(query.centroids, codebook.centroids):
-    raise errors.EcosError("`question` is not about `codebook`: give its own")
+    raise errors.EcosError(
+      "`question` is not about `codebook`: give the one made from it"
+    )
   if isinstance(answers, bytes):
     answers = [answers]
   if len(set(answers)) < len(answers):
@@ -113,37 +114,26 @@ def choose(
   combined = question_lib.combine(
     [question_lib.read(answer, query) for answer in answers], query
   )
-  options = config.Sampling(
-    budget=budget,
-    filter=_member(config.Filter, filter, "filter"),
-    threshold=threshold,
-    estimate=_member(config.Estimate, estimate, "estimate"),
-    density_power=density_power,
-    within=_member(config.Within, within, "within"),
-    likely=likely,
-    central=central,
+  options = config.Sampling()
+  wrong = reading.assign(
+    options,
+    {
+      "budget": budget,
+      "filter": filter,
+      "threshold": threshold,
+      "estimate": estimate,
+      "density_power": density_power,
+      "within": within,
+      "likely": likely,
+      "central": central,
+    },
   )
-  for name in ("likely", "central"):
-    if not 0 < getattr(options, name) <= 1:
-      raise errors.EcosError(
-        f"`{name}` must lie in (0, 1], got {getattr(options, name)}"
-      )
-  if not 0 <= density_power < math.inf:
-    raise errors.EcosError(f"`density_power` must be >= 0, got {density_power}")
+  wrong += checks.range_errors(options)
+  if wrong:
+    raise errors.ConfigError("; ".join(wrong))
   return samples(
     features, codebook, combined.scores, combined.sigma, options, key
   )
-
-
-def _member(kind: type[_Member], value: _Member | str, name: str) -> _Member:
-  """Returns a member of an enum by its value."""
-  try:
-    return kind(value)
-  except ValueError:
-    values = ", ".join(member.value for member in kind)
-    raise errors.EcosError(
-      f"`{name}` must be one of {values}, got {value!r}"
-    ) from None
 
 
 def samples(

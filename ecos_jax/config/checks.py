@@ -14,7 +14,7 @@ def validate(config: config_lib.Config) -> None:
   Raises:
     ConfigError: All errors at once, each naming its fields.
   """
-  found = _range_errors(config, "")
+  found = range_errors(config)
   found += _round_errors(config)
   found += _source_errors(config)
   found += _labelling_errors(config)
@@ -46,13 +46,18 @@ def validate(config: config_lib.Config) -> None:
     raise errors.ConfigError("; ".join(found))
 
 
-def _range_errors(fields: Any, prefix: str) -> list[str]:
-  """Returns which numbers lie outside of the intervals of their fields."""
+def range_errors(fields: Any, prefix: str = "") -> list[str]:
+  """Returns which numbers lie outside of the intervals of their fields.
+
+  Args:
+    fields: A configuration or one of its groups.
+    prefix: What to put before the names of its fields.
+  """
   found = []
   for field in dataclasses.fields(fields):
     value = getattr(fields, field.name)
     if dataclasses.is_dataclass(value):
-      found += _range_errors(value, f"{prefix}{field.name}.")
+      found += range_errors(value, f"{prefix}{field.name}.")
     interval = field.metadata.get("interval")
     optional = value is None and field.default is None
     if interval and not optional and not _within(value, interval):

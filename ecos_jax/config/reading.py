@@ -39,11 +39,11 @@ def similar(name: str) -> str:
   return ", ".join([f for f in valid if f.rpartition(".")[0] == group] or valid)
 
 
-def assign(config: config_lib.Config, values: Mapping[str, Any]) -> list[str]:
+def assign(config: Any, values: Mapping[str, Any]) -> list[str]:
   """Sets fields; returns what is wrong with the values that are left out.
 
   Args:
-    config: Is changed.
+    config: A configuration or one of its groups; is changed.
     values: Values by dotted name, as `flatten` returns them; enums and tuples
       may also be themselves.
   """

@@ -36,6 +36,7 @@ and UCI's 1,797 test digits (scikit-learn), a fifth of each for testing, and no
 USPS. The domains are then smaller, and synthdigits is no larger than mnist.
 """
 
+import functools
 import importlib.resources
 import importlib.util
 import io
@@ -141,7 +142,9 @@ def _from_folder(folder: Path) -> dict[str, _Parts]:
   return parts | {"optdigits": _cut(optdigits, _UCI_TRAIN)}
 
 
-def _embedded(rng: np.random.Generator) -> dict[str, _Parts]:
+@functools.cache
+def _embedded() -> dict[str, _Images]:
+  """Returns the images that packages contain; to parse them takes a second."""
   # Imported here: optional, and slow.
   from sklearn import datasets
 
@@ -150,16 +153,24 @@ def _embedded(rng: np.random.Generator) -> dict[str, _Parts]:
   )
   with importlib.resources.as_file(mnist_file) as path:
     table = np.loadtxt(path, np.uint8, delimiter=",")
-  mnist = _Images(table[:, :-1].reshape(-1, 28, 28), table[:, -1])
   rows, labels = datasets.load_digits(return_X_y=True)
   scaled = np.round(np.asarray(rows) * (255 / 16)).astype(np.uint8)
-  optdigits = _Images(scaled.reshape(-1, 8, 8), np.asarray(labels))
+  return {
+    "mnist": _Images(
+      table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
+    ),
+    "optdigits": _Images(
+      scaled.reshape(-1, 8, 8), np.asarray(labels).astype(np.int64)
+    ),
+  }
+
+
+def _shuffled(rng: np.random.Generator) -> dict[str, _Parts]:
+  """Returns the embedded images, in random order; a fifth is for testing."""
   parts = {}
-  for name, images in (("mnist", mnist), ("optdigits", optdigits)):
-    order = rng.permutation(len(images.labels))
-    shuffled = _Images(
-      images.images[order], images.labels[order].astype(np.int64)
-    )
+  for name, (images, labels) in _embedded().items():
+    order = rng.permutation(len(labels))
+    shuffled = _Images(images[order], labels[order])
     parts[name] = _cut(shuffled, len(order) * 4 // 5)
   return parts
 
@@ -171,7 +182,7 @@ class _Digits:
     self._data = data
     self._seed = seed
     self._real = (
-      _embedded(self._rng("embedded"))
+      _shuffled(self._rng("embedded"))
       if data.dir is None
       else _from_folder(Path(data.dir).expanduser())
     )

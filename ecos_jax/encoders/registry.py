@@ -78,12 +78,12 @@ class Encoder:
 
 
 class Flags(NamedTuple):
-  """What the settings of an encoder are called on a command line."""
+  """The arguments that errors about an encoder name."""
 
-  name: str = "--config.encoder.name"
-  image_size: str = "--config.encoder.image_size"
-  weights: str = "--config.encoder.weights"
-  dtype: str = "--config.encoder.dtype"
+  name: str = "`encoder.name`"
+  image_size: str = "`encoder.image_size`"
+  weights: str = "`encoder.weights`"
+  dtype: str = "`encoder.dtype`"
 
 
 _MAIN_FLAGS = Flags()

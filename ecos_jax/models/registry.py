@@ -26,7 +26,7 @@ _MODELS = {
   "efficientnet_lite0": efficientnet.EfficientNetLite0,
   "resnet18": resnet.resnet18,
 }
-_FLAG = "--config.train.weights"
+_FLAG = "`train.weights`"
 
 
 def names() -> tuple[str, ...]:
@@ -46,8 +46,7 @@ def check(name: str, weights: str | None = None) -> None:
   """
   if name not in _MODELS:
     raise errors.EcosError(
-      f"--config.train.model={name} is not known: take one of "
-      f"{', '.join(names())}"
+      f"`train.model`={name} is not known: take one of {', '.join(names())}"
     )
   if name in weights_lib.PUBLISHED:
     weights_lib.find(weights or weights_lib.PUBLISHED[name].source, _FLAG)

@@ -16,7 +16,6 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import files
 from ecos_jax import messages
-from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
@@ -126,7 +125,7 @@ BANK = Stage(
     FIELDS.bank,
   ),
   inputs=(POOL,),
-  read=lambda job, path: bank_lib.FeatureBank.open(path, job[BANK].digest),
+  read=bank_lib.FeatureBank.open,
   brought=lambda job: {"encoder": job.encoder.digest},
   resumable=True,
   together=True,
@@ -265,10 +264,15 @@ def _query(job: Job, path: Path, *, exchange: client.Exchange) -> MessageResult:
     job.encoder,
     terms(job.config, first=exchange.first),
   )
-  data = job.keep(here.query, query).to_bytes()
-  files.write(path / exchange.message, data)
+  return sent(path / exchange.message, job.keep(here.query, query))
+
+
+def sent(path: Path, message: messages.Question) -> MessageResult:
+  """Writes a message to the client."""
+  data = message.to_bytes()
+  files.write(path, data)
   text = f"{len(data):,} bytes down"
-  return MessageResult(digest=query.digest, text=text, bytes=len(data))
+  return MessageResult(digest=message.digest, text=text, bytes=len(data))
 
 
 def _response(
@@ -306,7 +310,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_codebook, first=first),
     fields=(FIELDS.codebook, FIELDS.seed),
     inputs=(BANK, *before),
-    read=lambda job, path: codebook_lib.read(path, job[codebook].digest),
+    read=codebook_lib.read,
     together=True,
   )
   exchange = client.Exchange(
@@ -327,9 +331,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
       FIELDS.privacy.first_part,
     ),
     inputs=(codebook,),
-    read=lambda job, path: messages.Query.from_bytes(
-      workdir.read_bytes(path / exchange.message, job[query].digest)
-    ),
+    read=client.reader(messages.Query, exchange.message),
   )
   response = Stage(
     f"{prefix}response",
@@ -337,9 +339,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_response, exchange=exchange),
     fields=(FIELDS.privacy, FIELDS.client.remote),
     inputs=(query,),
-    read=lambda job, path: messages.Response.from_bytes(
-      workdir.read_bytes(path / exchange.answer, job[response].digest)
-    ),
+    read=client.reader(messages.Response, exchange.answer),
     answer=exchange,
   )
   return Round(codebook, query, response)

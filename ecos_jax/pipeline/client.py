@@ -7,6 +7,8 @@ one does, so what a run redoes is paid for again, or answered from the ledger.
 
 from collections.abc import Callable
 import dataclasses
+from pathlib import Path
+from typing import TypeVar
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
@@ -18,6 +20,7 @@ from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
+from ecos_jax.messages import message as message_lib
 from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
@@ -31,6 +34,9 @@ There, with its {data} in DIR and its ledger in LEDGER:
 Bring the answer back as
   {answer}
 and run this command again."""
+
+
+M = TypeVar("M", bound=message_lib.Message)
 
 
 class WaitingError(Exception):
@@ -54,6 +60,13 @@ class Exchange:
   answer: str
   labels: bool = False
   first: bool = False
+
+
+def reader(kind: type[M], file: str) -> Callable[[Path, str], M]:
+  """Returns what reads a message of a kind from a file of a stage's folder."""
+  return lambda path, digest: kind.from_bytes(
+    workdir.read_bytes(path / file, digest)
+  )
 
 
 class Client:

@@ -90,15 +90,9 @@ def _teacher(job: Job, path: Path) -> NetworkResult:
   )
 
 
-def _weights(job: Job) -> dict[str, str]:
-  """Returns the digest of the weights that the teacher's training starts from.
-
-  Nothing for a teacher that is trained from the start, or not at all.
-  """
-  options = job.config.distill
-  if options.teacher_checkpoint is not None:
-    return {}
-  digest = registry.digest(options.teacher, None)
+def weights_digest(model: str, weights: str | None) -> dict[str, str]:
+  """Returns the digest of the published weights that a training starts from."""
+  digest = registry.digest(model, weights)
   return {"weights": digest} if digest else {}
 
 
@@ -119,7 +113,11 @@ TEACHER = Stage(
     FIELDS.seed,
   ),
   inputs=(asking.POOL,),
-  brought=_weights,
+  brought=lambda job: (
+    {}
+    if job.config.distill.teacher_checkpoint
+    else weights_digest(job.config.distill.teacher, None)
+  ),
   resumable=True,
   together=True,
 )
@@ -201,9 +199,9 @@ def _logits(job: Job, path: Path) -> Result:
   return Result(digest=digest, text=text, count=len(rows))
 
 
-def _read_logits(job: Job, path: Path) -> np.ndarray:
+def _read_logits(path: Path, digest: str) -> np.ndarray:
   rows = workdir.load_array(path / _LOGITS)
-  if files.digest(rows.tobytes()) != job[LOGITS].digest:
+  if files.digest(rows.tobytes()) != digest:
     raise workdir.damaged(path / _LOGITS)
   return rows
 

@@ -94,11 +94,8 @@ def _request(job: Job, path: Path) -> asking.MessageResult:
   request = job.keep(
     REQUEST, labels_lib.request(features, job.encoder, terms(job))
   )
-  data = request.to_bytes()
   np.save(path / _ORDER, order)
-  files.write(path / _EXCHANGE.message, data)
-  text = f"{len(data):,} bytes down"
-  return asking.MessageResult(digest=request.digest, text=text, bytes=len(data))
+  return asking.sent(path / _EXCHANGE.message, request)
 
 
 REQUEST = Stage(
@@ -115,9 +112,7 @@ REQUEST = Stage(
     FIELDS.seed,
   ),
   inputs=(asking.BANK, selection.PROXY),
-  read=lambda job, path: messages.LabelRequest.from_bytes(
-    workdir.read_bytes(path / _EXCHANGE.message, job[REQUEST].digest)
-  ),
+  read=client.reader(messages.LabelRequest, _EXCHANGE.message),
 )
 
 
@@ -158,9 +153,7 @@ LABELS = Stage(
     FIELDS.client.remote,
   ),
   inputs=(REQUEST, selection.PROXY),
-  read=lambda job, path: messages.LabelResponse.from_bytes(
-    workdir.read_bytes(path / _EXCHANGE.answer, job[LABELS].digest)
-  ),
+  read=client.reader(messages.LabelResponse, _EXCHANGE.answer),
   answer=_EXCHANGE,
 )
 

@@ -9,7 +9,6 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax.data import loader
-from ecos_jax.models import registry as models
 from ecos_jax.models import size
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
@@ -73,11 +72,6 @@ def _model(job: Job, path: Path) -> ModelResult:
   )
 
 
-def _weights(job: Job) -> dict[str, str]:
-  digest = models.digest(job.config.train.model, job.config.train.weights)
-  return {"weights": digest} if digest else {}
-
-
 MODEL = Stage(
   "model",
   ModelResult,
@@ -100,7 +94,9 @@ MODEL = Stage(
     distillation.TEACHER,
     labelling.LABELS,
   ),
-  brought=_weights,
+  brought=lambda job: distillation.weights_digest(
+    job.config.train.model, job.config.train.weights
+  ),
   resumable=True,
   together=True,
 )

@@ -75,6 +75,26 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
   )
 
 
+def read_indices(path: Path, digest: str) -> np.ndarray:
+  """Returns the pool indices that a stage `proxy` wrote, int64 [B].
+
+  Args:
+    path: Its folder.
+    digest: That of the indices in its manifest.
+
+  Raises:
+    WorkdirError: They are damaged.
+  """
+  indices = workdir.load_array(path / _INDICES)
+  if _digest(indices) != digest:
+    raise workdir.damaged(path / _INDICES)
+  return indices
+
+
+def _digest(indices: np.ndarray) -> str:
+  return files.digest(np.sort(indices).astype("<i8", copy=False).data)
+
+
 PROXY = Stage(
   "proxy",
   ProxyResult,
@@ -86,7 +106,7 @@ PROXY = Stage(
     asking.LAST.codebook,
     asking.LAST.response,
   ),
-  read=lambda job, path: read_indices(path, job[PROXY].digest),
+  read=read_indices,
 )
 
 
@@ -154,26 +174,6 @@ def clusters(job: Job, indices: np.ndarray) -> np.ndarray:
   if job.config.sampling.method in config_lib.ASKING:
     return job.read(asking.LAST.codebook).assignment[indices]
   return np.full(len(indices), -1, np.int32)
-
-
-def read_indices(path: Path, digest: str) -> np.ndarray:
-  """Returns the pool indices that a stage `proxy` wrote, int64 [B].
-
-  Args:
-    path: Its folder.
-    digest: That of the indices in its manifest.
-
-  Raises:
-    WorkdirError: They are damaged.
-  """
-  indices = workdir.load_array(path / _INDICES)
-  if _digest(indices) != digest:
-    raise workdir.damaged(path / _INDICES)
-  return indices
-
-
-def _digest(indices: np.ndarray) -> str:
-  return files.digest(np.sort(indices).astype("<i8", copy=False).data)
 
 
 def images(job: Job) -> loader.Samples:

@@ -75,7 +75,8 @@ class Stage(Generic[R, A]):
     work: Fills the empty folder it is given and returns the result.
     fields: What of the configuration the result depends on, from `FIELDS`.
     inputs: Earlier stages that it reads, if the run has them.
-    read: Returns what the finished stage left, checked; see `Job.read`.
+    read: Returns what the stage left in its folder, which must have the digest
+      of its result; see `Job.read`.
     brought: Digests of what it reads that no stage made, by name.
     answer: The client's answer that it takes; a remote one is waited for.
     resumable: Whether `work` goes on from what an interrupted call left.
@@ -88,7 +89,7 @@ class Stage(Generic[R, A]):
   work: Callable[["Job", Path], R]
   fields: tuple[object, ...] = ()
   inputs: tuple["Stage", ...] = ()
-  read: Callable[["Job", Path], A] | None = None
+  read: Callable[[Path, str], A] | None = None
   brought: Callable[["Job"], dict[str, str]] = lambda job: {}
   answer: client_lib.Exchange | None = None
   resumable: bool = False
@@ -204,7 +205,8 @@ class Job:
     """
     if stage.name not in self._artefacts:
       assert stage.read is not None
-      self._artefacts[stage.name] = stage.read(self, self.path(stage))
+      digest = self[stage].digest
+      self._artefacts[stage.name] = stage.read(self.path(stage), digest)
     return self._artefacts[stage.name]
 
   def keep(self, stage: Stage[Any, A], artefact: A) -> A:

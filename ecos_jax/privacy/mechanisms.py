@@ -1,17 +1,17 @@
 """The mechanism: subsample the votes, add integer noise, state the cost.
 
-One object draws the subsample and the noise and says what they cost, so what is
-claimed is what ran. Its guarantee, with T its terms:
+One object draws the subsample and the noise and states their cost, so the claim
+is about what ran. Its guarantee, with T its terms:
 
 1. Each sample takes part with probability exactly T.gamma, independently.
 2. Each count gets independent discrete Gaussian noise of scale exactly T.sigma
-   (Canonne, Kamath, Steinke 2020). It is integer, so it has no low bits that
-   could tell the count (Mironov 2012).
-3. For votes where one sample has one vote, the noised counts are
-   (`epsilon`, T.delta)-differentially private for T.relation.
+   (Canonne, Kamath, Steinke 2020). The noise is integer, so no low bits can
+   reveal the count (Mironov 2012).
+3. If each sample has one vote, the noised counts are (`epsilon`,
+   T.delta)-differentially private for T.relation.
 
 The randomness is the operating system's, through `secrets` and through OpenDP's
-OpenSSL. Counts are at most 2^40 and OpenDP adds in 64 bits, saturating.
+OpenSSL. Counts are at most 2^40, and OpenDP's 64-bit additions saturate.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from ecos_jax import messages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import composition
 
-# Bytes of entropy are drawn for so many samples at once.
+# Samples whose random bits are drawn at once.
 _DRAW = 2**20
 
 
@@ -39,9 +39,9 @@ class Mechanism:
 
   Attributes:
     terms: Sigma, gamma, delta and the neighbour relation.
-    insecure_noise_seed: Draws from a seed instead of the operating system's
-      entropy, the same at every call. For tests and studies only: whoever knows
-      or guesses the seed subtracts the noise.
+    insecure_noise_seed: Draws the same from this seed at every call, instead of
+      from the operating system's entropy. For tests and studies only: anyone
+      who knows or guesses the seed can subtract the noise.
   """
 
   terms: messages.Terms
@@ -80,14 +80,14 @@ class Mechanism:
 
   @property
   def cost(self) -> accounting.Cost:
-    """Returns the cost of one answer, which composes."""
+    """The cost of one answer, which composes."""
     return accounting.Cost(
       (accounting.Release(self.terms.sigma, self.terms.gamma),)
     )
 
   @property
   def statement(self) -> messages.Statement:
-    """Returns what a response states about its noise."""
+    """What a response states about its noise."""
     return messages.Statement(
       epsilon=self.cost.epsilon(self.terms.delta, self.terms.relation),
       private=self.insecure_noise_seed is None,
@@ -95,7 +95,7 @@ class Mechanism:
     )
 
   def subsample(self, n: int) -> np.ndarray:
-    """Returns which of n samples take part, [n] bool, each drawn on its own."""
+    """Returns which of n samples take part, [n] bool, drawn independently."""
     # 64 random bits below gamma * 2^64, an integer: see limits.MIN_GAMMA.
     limit = int(self.terms.gamma * 2**64)
     if limit == 2**64:
@@ -111,7 +111,7 @@ class Mechanism:
     return taken
 
   def noised(self, coverage: np.ndarray) -> np.ndarray:
-    """Returns the counts with noise of its own on each, int64 of any shape."""
+    """Returns counts of any shape with independent noise on each, int64."""
     if self.insecure_noise_seed is not None:
       random = np.random.default_rng([self.insecure_noise_seed, 1])
       x, log_mass = composition.log_noise(self.terms.sigma)
@@ -123,8 +123,8 @@ class Mechanism:
 @functools.cache
 def _gaussian(sigma: float) -> mod.Measurement:
   """Returns OpenDP's measurement; it takes the float sigma as a rational."""
-  # OpenDP's word for parts whose proofs are not vetted yet. What is used of it
-  # here, the sampler, is tested against its probabilities.
+  # OpenDP calls parts so whose proofs are not vetted yet. Only its sampler is
+  # used here, and it is tested against its probabilities.
   mod.enable_features("contrib")
   return measurements.make_gaussian(
     domains.vector_domain(domains.atom_domain(T="i64")),

@@ -1,16 +1,16 @@
-"""What runs came to: a table on the terminal, and one HTML page to look at.
+"""The results of runs: a table on the terminal, and one HTML page.
 
   python -m ecos_jax.report --workdir=DIR[,DIR...] [--out=FILE]
     [--projection=umap]
 
-The page is one file that asks for no other: it can be sent, archived, opened
-without a network. It says what was sampled, from where, what that cost in
-privacy and bytes, and whether it helped; with several runs, how they compare.
+The page is a single file that loads nothing else: it can be sent, archived, and
+opened without a network. It shows what was sampled, from where, what that cost
+in privacy and bytes, whether it helped, and how several runs compare.
 
-It is made of what the cloud has: the artefacts in a workdir, and images of the
-public pool where that is still to be had. What a simulated client has is not
-read, its ledger included. What is read is compared with the digests in the
-manifests, and refused if it is damaged; of the bank and the images, however,
-only a random sample is looked at, whatever the size of the pool: `--verify` of
-`ecos_jax.train` reads all of a bank.
+It is made from what the cloud has: the artefacts in a workdir, and images of
+the public pool if they can still be read. Nothing of a simulated client is
+read, not even its ledger. Artefacts are compared with the digests in the
+manifests, and refused if they are damaged. Of the bank and the images only a
+random sample is read, whatever the size of the pool; `ecos_jax.train --verify`
+reads a whole bank.
 """

@@ -17,7 +17,7 @@ _WORKDIR = flags.DEFINE_list(
   "workdir", None, "Working directories of finished runs, separated by commas."
 )
 _OUT = flags.DEFINE_string(
-  "out", None, "The page; report.html in the first --workdir without."
+  "out", None, "The page; by default report.html in the first --workdir."
 )
 _PROJECTION = flags.DEFINE_enum_class(
   "projection",
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
   try:
     runs = [collect.read(path) for path in paths]
     html = page.render(runs, _PROJECTION.value)
-  # It says which folder to delete; what redoes a stage is another command.
+  # It names the folder to delete, but not the command that redoes a stage.
   except workdir.WorkdirError as error:
     raise errors.EcosError(
       f"{error} with python -m ecos_jax.train, and run this again"

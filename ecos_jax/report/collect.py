@@ -1,4 +1,4 @@
-"""What a finished run left in its workdir, read for the report."""
+"""Reads what a finished run left in its workdir."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -18,33 +18,24 @@ from ecos_jax.cloud import scores
 from ecos_jax.config import reading
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
+from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.training import metrics
 
-# What the page shows of a summary.
-_FIELDS = (
-  *("method", "accuracy", "model", "teacher", "remote", "unreadable", "budget"),
-  *("proxy_size", "proxy_digest", "proxy_client_share", "pool_client_share"),
-  *("epsilon", "epsilon_answers", "scores_epsilon", "paper_epsilon"),
-  "first_epsilon",
-  *("labels_epsilon", "delta", "relation", "bytes_down", "bytes_up", "seconds"),
-  *("labels_asked", "labels_considered", "labels_answered", "labels_accuracy"),
-)
-_OF_A_NETWORK = "name", "accuracy", "parameters", "multiply_adds"
 # Rows of an index that are looked at together.
 _CHUNK_ROWS = 1 << 22
 
 
 class Clusters(NamedTuple):
-  """What the client answered about each centroid, and what was made of it.
+  """The clusters, the client's answer about each, and how many were taken.
 
   Attributes:
     centroids: float32 [R, d].
     assignment: int32 [N], mapped from disk.
-    sizes: int64 [R], samples of the pool.
+    sizes: int64 [R], number of pool samples in each cluster.
     scores: int64 [R], the noised coverage.
-    votes: float64 [R], the votes that the sampler took them to have.
-    taken: int64 [R], samples of the proxy.
-    statement: What the client states about the noise.
+    votes: float64 [R], the sampler's estimate of the true votes.
+    taken: int64 [R], number of proxy samples in each cluster.
+    statement: The client's privacy statement.
   """
 
   centroids: np.ndarray
@@ -62,18 +53,18 @@ class Run:
 
   Attributes:
     path: Its workdir.
-    summary: `summary.json`.
+    summary: The content of `summary.json`.
     config: The resolved configuration.
     stages: The manifest of each stage, in order.
-    sources: Samples of the pool, by source.
+    sources: Number of pool samples of each source.
     chosen: int64 [B], pool indices of the proxy; None without a proxy.
-    composition: Samples of the proxy, by source; empty without a proxy.
+    composition: Number of proxy samples of each source; empty without a proxy.
     clusters: None unless the client was asked for scores.
-    curves: Rows of metrics by stage: `model`, `teacher`.
+    curves: Logged metrics of the stages `model` and `teacher`.
   """
 
   path: Path
-  summary: dict[str, Any]
+  summary: summary_lib.Summary
   config: config_lib.Config
   stages: dict[str, dict[str, Any]]
   sources: dict[str, int]
@@ -83,7 +74,7 @@ class Run:
   curves: dict[str, list[dict[str, float]]]
 
   def result(self, stage: str) -> dict[str, Any]:
-    """Returns what a stage came to; nothing if it was not needed."""
+    """Returns the result of a stage; empty if the run did not need it."""
     return self.stages.get(stage, {}).get("result", {})
 
   @property
@@ -93,7 +84,7 @@ class Run:
 
   @property
   def threshold(self) -> float | None:
-    """Returns what a score had to reach, in sigma; None without that filter."""
+    """Returns the lowest score that passed, in sigma; None without a filter."""
     if self.sampling.filter is not config_lib.Filter.THRESHOLD:
       return None
     return self.sampling.threshold
@@ -106,19 +97,16 @@ def read(path: Path) -> Run:
     EcosError: It is not finished, or an artefact is missing or damaged.
   """
   try:
-    summary = _json(path / "summary.json")
+    fields = _json(path / "summary.json")
   except FileNotFoundError:
     raise errors.EcosError(
       f"--workdir={path}: no summary.json there; run python -m "
       "ecos_jax.train to its end first"
     ) from None
   try:
-    summary = {field: summary[field] for field in _FIELDS}
-    for network in ("model", "teacher"):
-      if (found := summary[network]) is not None:
-        summary[network] = {field: found[field] for field in _OF_A_NETWORK}
+    summary = _summary(fields)
     stages = {
-      name: workdir.read_manifest(path / name) for name in summary["seconds"]
+      name: workdir.read_manifest(path / name) for name in summary.seconds
     }
     return _read(path, summary, stages)
   except FileNotFoundError as error:
@@ -127,15 +115,29 @@ def read(path: Path) -> Run:
     raise errors.EcosError(
       f"{error.filename} is missing: {remedy}run python -m ecos_jax.train again"
     ) from None
-  # A file that another version wrote, or somebody's hand.
+  # A file that another version of this package wrote, or that was edited.
   except (
     *(LookupError, TypeError, ValueError, AttributeError),
     errors.ConfigError,
   ) as error:
     raise errors.EcosError(
-      f"--workdir={path} holds artefacts that this version does not know "
+      f"`workdir`={path} holds artefacts that this version does not know "
       f"({error!r}): run python -m ecos_jax.train again"
     ) from error
+
+
+def _summary(fields: dict[str, Any]) -> summary_lib.Summary:
+  parts: dict[str, Any] = {
+    "model": summary_lib.Network,
+    "teacher": summary_lib.Network,
+    "training": summary_lib.Training,
+  }
+  made: dict[str, Any] = {
+    name: part(**fields[name])
+    for name, part in parts.items()
+    if fields[name] is not None
+  }
+  return summary_lib.Summary(**(fields | made))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _read(
-  path: Path, summary: dict[str, Any], stages: dict[str, dict[str, Any]]
+  path: Path, summary: summary_lib.Summary, stages: dict[str, dict[str, Any]]
 ) -> Run:
   config = reading.read(_json(path / "config.json"))
   chosen = None
@@ -224,7 +226,7 @@ def _curve(path: Path) -> list[dict[str, float]]:
   try:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [row | {"step": row["step"]} for row in rows]
-  # A teacher that was brought has none.
+  # A teacher that was trained elsewhere has none.
   except FileNotFoundError:
     return []
   except (ValueError, LookupError, TypeError):
@@ -235,7 +237,7 @@ def _curve(path: Path) -> list[dict[str, float]]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-  """Returns what to call each run: its workdir, short but distinct."""
+  """Returns a name for each run: its workdir, as short as is unambiguous."""
   paths = [run.path.absolute() for run in runs]
   if len(paths) == 1:
     return [paths[0].name]

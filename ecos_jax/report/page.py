@@ -1,4 +1,4 @@
-"""The page: what is shown of each run, and of several beside one another.
+"""The page about one run, or about several and how they compare.
 
 The templates have the words, `charts.py` draws; this module computes what the
 templates show. All text that comes from a run is escaped in the templates.
@@ -21,7 +21,7 @@ from ecos_jax.report import collect
 from ecos_jax.report import pictures
 from ecos_jax.report import projection
 
-# More would be a list, not a picture.
+# So many sources are named; the others are shown together.
 _SOURCES = 24
 _MESSAGES = {
   "first_query": "down",
@@ -34,7 +34,7 @@ _MESSAGES = {
 
 
 class Bar(NamedTuple):
-  """The share of a source in a proxy, what to call it, and its class."""
+  """The share of a source in the proxy `name`, and its class of style."""
 
   name: str
   style: str
@@ -66,19 +66,19 @@ class Chart(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """A run, and what is shown of it beside its numbers.
+  """What the page shows of a run.
 
   Attributes:
     run: The run.
     label: Its short name.
     anchor: Prefix of the ids in its chapter.
-    plane: Of its bank, None if it had none.
-    maps: Of the pool and of the proxy; none without a bank.
-    coverage: None if the client was not asked for scores.
-    passing: Share of clusters without a vote that the filter lets pass.
-    pictures: None without images.
-    sources: The composition of this run alone.
-    curves: Of its training.
+    plane: The projection of its bank; None if it had none.
+    maps: Charts of the pool and of the proxy; none without a bank.
+    coverage: The chart; None if the client was not asked for scores.
+    passing: Share of the clusters without votes that the filter lets pass.
+    pictures: Images; None for a pool of features.
+    sources: The sources, with their shares of this run's proxy.
+    curves: Charts of its training.
   """
 
   run: collect.Run
@@ -101,7 +101,7 @@ class View:
 
   @property
   def fields(self) -> Iterator[tuple[str, str, str | None]]:
-    """Yields each field, its value, and the default if it is another."""
+    """Yields each field, its value, and the default if that differs."""
     defaults = config_lib.flatten(config_lib.Config())
     for name, value in config_lib.flatten(self.run.config).items():
       default = defaults.get(name)
@@ -109,7 +109,7 @@ class View:
 
   @property
   def versions(self) -> dict[str, str]:
-    """Returns the versions of packages, several where stages had several."""
+    """Returns the versions of each package in any stage."""
     found: dict[str, dict[str, None]] = {}
     for manifest in self.run.stages.values():
       for package, version in manifest["versions"].items():
@@ -125,7 +125,7 @@ def render(
 
   Args:
     runs: The runs.
-    kind: Of the maps.
+    kind: How features become a map.
 
   Raises:
     EcosError: An artefact is damaged, or UMAP is not installed.
@@ -182,7 +182,7 @@ def _view(
     threshold = run.threshold
     coverage = charts.coverage(run.clusters, threshold)
     if threshold is not None:
-      # Scores are integers, and positive where they pass.
+      # Scores are integers, and a score that passes is positive.
       sigma = run.clusters.statement.sigma
       lowest = max(math.ceil(threshold * sigma), 1)
       passing = float(scipy.stats.norm.sf((lowest - 0.5) / sigma))
@@ -206,35 +206,35 @@ def _view(
 
 
 def _rival(views: Sequence[View]) -> View | None:
-  """Returns what the first run is measured against: a random proxy if any.
+  """Returns the run to compare the first one with, a random proxy if any.
 
-  Only what was trained alike, on the same pool, with as many samples.
+  It must have the same data, training and budget.
   """
   first = views[0].run
-  if first.summary["accuracy"] is None:
+  if first.summary.accuracy is None:
     return None
   known = [
     v
     for v in views[1:]
-    if v.run.summary["accuracy"] is not None
+    if v.run.summary.accuracy is not None
     and v.run.config.sampling.budget == first.config.sampling.budget
     and all(
       getattr(v.run.config, part) == getattr(first.config, part)
       for part in ("data", "train")
     )
   ]
-  random = [v for v in known if v.run.summary["method"] == "random"]
+  random = [v for v in known if v.run.summary.method == "random"]
   return next(iter(random + known), None)
 
 
 def _shares(
   proxies: Sequence[tuple[collect.Run, str, str | None]],
 ) -> list[Share]:
-  """Returns the shares of the sources, in the pool and in proxies of it.
+  """Returns the share of each source in the pool and in proxies of it.
 
   Args:
-    proxies: Runs on one pool, what to call the proxy of each, and its class;
-      None for those of the sources.
+    proxies: Runs on one pool, with the name and the class of each proxy; a
+      class of None means the classes of the sources.
   """
   first = proxies[0][0]
   styles, size = charts.styles(first), sum(first.sources.values())
@@ -247,8 +247,7 @@ def _shares(
         Bar(
           name,
           style or styles[source],
-          run.composition.get(source, 0)
-          / max(run.summary["proxy_size"] or 0, 1),
+          run.composition.get(source, 0) / max(run.summary.proxy_size or 0, 1),
         )
         for run, name, style in proxies
       ],
@@ -271,16 +270,16 @@ def _shares(
   return [*shares, together]
 
 
-def _style(place: int) -> str:
-  """Returns the classes of a run among several: a colour, and a round."""
-  rounds, colour = divmod(place, charts.COLOURS)
+def _style(n: int) -> str:
+  """Returns the classes of the n-th run: its colour, marked when it repeats."""
+  rounds, colour = divmod(n, charts.COLOURS)
   return f"c{colour} again" if rounds else f"c{colour}"
 
 
 def _series(
   run: collect.Run, stage: str, name: str, style: str
 ) -> dict[str, charts.Series]:
-  """Returns the curves of a network by metric; none if it was not trained."""
+  """Returns the curves of a network by metric; empty if it was not trained."""
   rows = run.curves.get(stage, [])
   found = {}
   for metric in ("loss", "accuracy", "agreement"):
@@ -313,7 +312,7 @@ def _curves(networks: Sequence[dict[str, charts.Series]]) -> list[Chart]:
 
 
 def _differences(runs: Sequence[collect.Run]) -> dict[str, list[str]]:
-  """Returns the fields that the runs do not have alike, with their values."""
+  """Returns the fields in which the runs differ, with each run's value."""
   configs = [config_lib.flatten(run.config) for run in runs]
   values = {
     name: [_json(config[name]) for config in configs] for name in configs[0]

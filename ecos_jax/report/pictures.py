@@ -1,4 +1,4 @@
-"""Thumbnails: of clusters of the pool, and of the proxy."""
+"""Thumbnails of the proxy and of clusters of the pool."""
 
 import base64
 import dataclasses
@@ -23,7 +23,7 @@ _CLUSTERS = 6
 _OF_A_CLUSTER = 12
 _OF_THE_PROXY = 60
 _SIDE = 64
-# Members of clusters are looked for among so many rows of the assignment.
+# Rows of the assignment among which members of clusters are searched.
 _SCANNED = 1 << 20
 _SEED = 1
 
@@ -46,10 +46,10 @@ class Pictures(NamedTuple):
   """The images of a run.
 
   Attributes:
-    most: The clusters of the highest scores.
-    least: Those of the lowest, lowest first.
+    most: The clusters with the highest scores.
+    least: The clusters with the lowest scores, lowest first.
     proxy: Samples of the proxy, by source.
-    away: Why the pool's images are not to be had; None if they are.
+    away: Why the pool's images cannot be read; None if they can.
   """
 
   most: list[Cluster]
@@ -59,7 +59,7 @@ class Pictures(NamedTuple):
 
 
 def look(run: collect.Run) -> Pictures | None:
-  """Returns the images of a run; None where it has no proxy of images.
+  """Returns the images of a run; None if it has no proxy of images.
 
   Raises:
     EcosError: The proxy is damaged.
@@ -99,10 +99,10 @@ def look(run: collect.Run) -> Pictures | None:
 
 
 def _pool(run: collect.Run) -> pools.Pool:
-  """Returns the public pool, without what the configuration has of a client.
+  """Returns the public pool; nothing of the client is read.
 
   Raises:
-    EcosError: It is not to be had any more, or is another one.
+    EcosError: It cannot be read any more, or it has changed.
   """
   data = dataclasses.replace(run.config.data, client_data=None, test_data=None)
   specs = map(spec_lib.parse, data.sources)
@@ -119,7 +119,7 @@ def _pool(run: collect.Run) -> pools.Pool:
 def _members(
   clusters: collect.Clusters, wanted: np.ndarray, random: np.random.Generator
 ) -> dict[int, np.ndarray]:
-  """Returns a few random pool indices of each cluster that is wanted."""
+  """Returns a few random pool indices of each wanted cluster."""
   rows = projection.sample(random, len(clusters.assignment), _SCANNED)
   labels = clusters.assignment[rows]
   members = {}

@@ -1,10 +1,10 @@
-"""The bank in two dimensions, by a sample of its rows.
+"""A map of the bank in two dimensions, from a sample of its rows.
 
-Principal components: a plane, which shows of hundreds of dimensions what it
-can. Samples that lie far apart on it are far apart, near ones need not be near.
-Or UMAP (McInnes et al., 2018): samples that lie near are near, distances
-between groups mean little. Either is drawn from rows that are read at random
-places, so that it costs the same for any size of the bank.
+Principal components: the plane with the largest share of the variance. Samples
+far apart on it are far apart; near ones may still differ. Or UMAP (McInnes et
+al., 2018): samples near on it are mostly near; distances between groups mean
+little. Rows are read at random places, so a map costs the same for a bank of
+any size.
 """
 
 from collections.abc import Callable
@@ -38,12 +38,12 @@ class Projection(NamedTuple):
   """Where samples lie on a map.
 
   Attributes:
-    pool: float [m, 2], of samples of the pool.
-    pool_sources: [m] positions of their sources.
-    proxy: float [b, 2], of samples of the proxy; b = 0 without one.
-    proxy_sources: [b] positions of their sources.
+    pool: float [m, 2], samples of the pool.
+    pool_sources: [m] indices of their sources.
+    proxy: float [b, 2], samples of the proxy; b = 0 without one.
+    proxy_sources: [b] indices of their sources.
     centroids: float [R, 2]; R = 0 without a codebook.
-    share: How much of the variance a plane shows, 0 to 1; None of UMAP.
+    share: Share of the variance on the plane, 0 to 1; None for UMAP.
   """
 
   pool: np.ndarray
@@ -89,19 +89,19 @@ _Onto = Callable[[np.ndarray], np.ndarray]
 
 
 def _umap(features: np.ndarray) -> tuple[np.ndarray, _Onto]:
-  """Returns where features [m, d] lie [m, 2], and what places others there."""
+  """Returns features [m, d] on a map [m, 2], and what places others on it."""
   rows, dimension = features.shape
   if rows <= _NEIGHBOURS or dimension < 2:
     raise errors.ConfigError(
-      f"--projection=umap is for more than {_NEIGHBOURS} samples of more than "
-      f"one number, got {rows} of {dimension}: take --projection=pca"
+      f"`projection`=umap is for more than {_NEIGHBOURS} samples of more than "
+      f"one number, got {rows} of {dimension}: take `projection`=pca"
     )
   with _quiet():
     try:
       import umap  # pyrefly: ignore[missing-import]
     except ImportError:
       raise errors.ConfigError(
-        "--projection=umap needs umap-learn: pip install 'ecos_jax[umap]'"
+        "`projection`=umap needs umap-learn: pip install 'ecos_jax[umap]'"
       ) from None
     # With a seed it takes one thread, and gives the same each time.
     fitted = umap.UMAP(n_neighbors=_NEIGHBOURS, random_state=_SEED, n_jobs=1)
@@ -116,14 +116,14 @@ def _umap(features: np.ndarray) -> tuple[np.ndarray, _Onto]:
 
 @contextlib.contextmanager
 def _quiet():
-  """Keeps UMAP from warning of what a map may show: groups that lie apart."""
+  """Silences UMAP's warning about groups that are not connected."""
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     yield
 
 
 def _pca(features: np.ndarray) -> tuple[np.ndarray, _Onto, float]:
-  """Returns as `_umap`, and the share of the variance."""
+  """Returns the same as `_umap`, and the share of the variance."""
   mean, directions, share = plane(features)
 
   def onto(rows: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ def _pca(features: np.ndarray) -> tuple[np.ndarray, _Onto, float]:
 
 
 def project(run: collect.Run, kind: Kind = Kind.PCA) -> Projection | None:
-  """Returns the map of a run's bank; None where it needed no bank.
+  """Returns the map of a run's bank; None if the run has no bank.
 
   Raises:
     EcosError: The bank is damaged, or UMAP is not installed.

@@ -149,7 +149,7 @@ class Study(config_lib.Config):
       raise errors.ConfigError(f"--config: {error}") from None
     for trial in trials:
       if trial.config.client.remote:
-        found.append("--config.client.remote: a study simulates its clients")
+        found.append("`client.remote`: a study simulates its clients")
       try:
         checks.validate(trial.config)
       except errors.ConfigError as error:
@@ -158,9 +158,7 @@ class Study(config_lib.Config):
     always = set.intersection(*map(set, self.grids)) | set(self.follow)
     for name, value in config_lib.flatten(self.base_config()).items():
       if name in always and value != before[name]:
-        found.append(
-          f"--config.{name}={value}: the study sets it in all trials"
-        )
+        found.append(f"`{name}`={value}: the study sets it in all trials")
     for shown in (*self.tables, *self.plots):
       found += self._layout_errors(shown)
     if found:

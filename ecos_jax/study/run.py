@@ -63,14 +63,14 @@ def row(workdir: Path, trial: plan.Trial) -> dict[str, Any] | None:
     return None
   now = config_lib.flatten(trial.config)
   different = [
-    f"--config.{name} was {found['config'][name]}, now is {value}"
+    f"`{name}` was {found['config'][name]}, now is {value}"
     for name, value in now.items()
     if found["config"].get(name, value) != value
   ]
   if different:
     raise errors.ConfigError(
       f"{path.parent} was made otherwise: {', '.join(different)}; take another "
-      "--workdir, or delete the folder"
+      "`workdir`, or delete the folder"
     )
   return found
 

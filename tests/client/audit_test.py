@@ -146,16 +146,14 @@ def test_the_command_also_audits_at_a_small_gamma():
 
 
 def test_neighbours_differ_in_one_vote():
-  for relation, shift, moved in (
+  for relation, shift, change in (
     ("add_remove", 0, [0, 1, 0]),
     ("add_remove", 2, [1, 0, 0]),
     ("replace_one", 0, [0, 1, -1]),
   ):
-    query, without, present = audit.neighbours(relation, shift)
-    counts = [
-      coverage.coverage(data, query.centroids) for data in (without, present)
-    ]
-    assert (counts[1] - counts[0]).tolist() == moved
+    centroids, without, present = audit.neighbours(relation, shift)
+    counts = [coverage.coverage(data, centroids) for data in (without, present)]
+    assert (counts[1] - counts[0]).tolist() == change
 
 
 def test_lower_bound_is_clopper_and_pearson_s():

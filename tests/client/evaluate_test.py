@@ -1,6 +1,5 @@
 import hashlib
 import os
-from pathlib import Path
 import subprocess
 import sys
 
@@ -20,7 +19,6 @@ from ecos_jax.client import evaluate
 from ecos_jax.data import pools
 from ecos_jax.training import export
 
-_ROOT = Path(__file__).parents[2]
 _RNG = np.random.default_rng(0)
 _IMAGES = _RNG.integers(0, 256, (50, 12, 12, 3), np.uint8)
 _CLASSES = 3
@@ -67,11 +65,11 @@ def test_images_are_brought_to_the_size_of_the_model(model_path):
 
 @pytest.mark.parametrize(
   "labels, said",
-  [(None, "no sample has a label"), (np.full(50, 3), "label 3.* 3 classes")],
+  [(None, "no sample has a label"), (np.full(50, 3), "label is 3.* 3 classes")],
 )
 def test_labels_that_do_not_fit_are_refused(model_path, labels, said):
   data = pools.ArraySource("own", _IMAGES, labels)
-  with pytest.raises(errors.EcosError, match=f"--data.*{said}"):
+  with pytest.raises(errors.EcosError, match=f"`data`.*{said}"):
     evaluate.accuracy(evaluate.load(model_path), data, 16)
 
 
@@ -83,7 +81,7 @@ def _exported(path, function, *shapes, **options):
 
 
 def _refused(path, said):
-  with pytest.raises(errors.EcosError, match=f"--model: .*{said}"):
+  with pytest.raises(errors.EcosError, match=f"`model`: .*{said}"):
     evaluate.load(path)
 
 
@@ -109,7 +107,7 @@ def test_a_program_that_calls_foreign_code_is_refused(tmp_path):
 
   images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8)
   path = _exported(tmp_path / "model", logits, images)
-  _refused(path, "calls out of StableHLO")
+  _refused(path, "calls outside StableHLO")
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(1000), b"\x08" * 5000])
@@ -130,43 +128,40 @@ def test_a_truncated_file_is_refused(model_path, data):
   _refused(cut, "damaged")
 
 
-def _run(*arguments):
-  return subprocess.run(
-    [sys.executable, *map(str, arguments)],
-    cwd=_ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+@pytest.fixture(name="run")
+def _run(start_job, model_path):
+  """Runs the command; returns its exit code, and the job, which has ended."""
+
+  def run(data, *arguments, model=model_path):
+    job = start_job(
+      f"--model={model}",
+      f"--data={data}",
+      *arguments,
+      module="ecos_jax.client.evaluate",
+    )
+    return job.wait(), job
+
+  return run
 
 
-def test_the_command(model_path, tmp_path):
-  np.savez(tmp_path / "own.npz", images=_IMAGES, labels=_LABELS)
-  command = ["-m", "ecos_jax.client.evaluate", f"--model={model_path}"]
-  done = _run(*command, f"--data={tmp_path / 'own.npz'}")
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.startswith("accuracy 80.0 %\n")
-  assert "50" not in done.stdout
-  # A pool of images without labels, and a model that is none.
+def test_mistakes_are_told_in_one_line_that_names_the_flag(
+  run, model_path, tmp_path
+):
+  # Images without labels, and a model that is damaged.
   np.save(tmp_path / "own.npy", _IMAGES)
-  done = _run(*command, f"--data={tmp_path / 'own.npy'}")
-  assert done.returncode == 1
-  assert done.stderr.startswith("error: --data: ")
+  code, done = run(tmp_path / "own.npy")
+  assert code == 1
+  assert done.err.startswith("error: --data: ")
+  np.savez(tmp_path / "own.npz", images=_IMAGES, labels=_LABELS)
   (tmp_path / "bad").write_bytes(model_path.read_bytes()[:900])
-  done = _run(
-    *command[:2],
-    f"--model={tmp_path / 'bad'}",
-    f"--data={tmp_path / 'own.npz'}",
-  )
-  assert done.returncode == 1
-  [line] = done.stderr.splitlines()
+  code, done = run(tmp_path / "own.npz", model=tmp_path / "bad")
+  assert code == 1
+  [line] = done.err.splitlines()
   assert line.startswith("error: --model: ")
 
 
-def test_folders_are_numbers_or_named_by_the_cloud(model_path, tmp_path):
+def test_folders_are_numbers_or_named_by_the_cloud(run, tmp_path):
   """Alphabetical order, without class 0, would shift every label by one."""
-  command = ["-m", "ecos_jax.client.evaluate", f"--model={model_path}"]
   for names in (("0", "1", "2"), ("z", "y", "x")):
     folder = tmp_path / names[0]
     for row in np.flatnonzero(_LABELS > 0):
@@ -178,37 +173,49 @@ def test_folders_are_numbers_or_named_by_the_cloud(model_path, tmp_path):
   said = f"accuracy {100 * right:.1f} %\n"
   numbered, named = tmp_path / "0", tmp_path / "z"
   for arguments in ((numbered,), (named, "--classes=z,y,x")):
-    done = _run(*command, f"--data={arguments[0]}", *arguments[1:])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(said)
-    assert "left out" not in done.stderr
-  done = _run(*command, f"--data={named}")
-  assert done.returncode == 1
-  assert "--classes" in done.stderr
+    code, done = run(*arguments)
+    assert code == 0, done.err
+    assert done.out.startswith(said)
+    assert "left out" not in done.err
+  code, done = run(named)
+  assert code == 1
+  assert "--classes" in done.err
   Image.fromarray(_IMAGES[0]).save(numbered / "stray.png")
-  done = _run(*command, f"--data={numbered}")
-  assert done.stdout.startswith(said)
-  assert "left out" in done.stderr
+  _, done = run(numbered)
+  assert done.out.startswith(said)
+  assert "left out" in done.err
 
 
-def test_the_client_needs_neither_the_trainer_nor_its_libraries(
+def test_the_command_loads_neither_the_trainer_nor_its_libraries(
   model_path, tmp_path
 ):
   np.savez(tmp_path / "own.npz", images=_IMAGES, labels=_LABELS)
-  code = f"""
-from pathlib import Path
-import sys
-from ecos_jax.client import evaluate
-from ecos_jax.data import pools
-model = evaluate.load(Path({str(model_path)!r}))
-data = pools.open_source({str(tmp_path / "own.npz")!r})
-assert evaluate.accuracy(model, data, 16) == 0.8
+  code = """
+import runpy, sys
+try:
+  runpy.run_module("ecos_jax.client.evaluate", run_name="__main__")
+except SystemExit as end:
+  assert not end.code
 heavy = "flax grain optax orbax tensorflow tensorstore torch opendp".split()
 heavy += ["tensorflow_datasets", "dp_accounting"]
-found = {{name.partition(".")[0] for name in sys.modules}}.intersection(heavy)
+found = {name.partition(".")[0] for name in sys.modules}.intersection(heavy)
 assert not found, found
-own = {{name for name in sys.modules if name.startswith("ecos_jax.")}}
+own = {name for name in sys.modules if name.startswith("ecos_jax.")}
 assert not any(".training" in name or ".cloud" in name for name in own), own
 """
-  done = _run("-c", code)
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-c",
+      code,
+      f"--model={model_path}",
+      f"--data={tmp_path / 'own.npz'}",
+    ],
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith("accuracy 80.0 %\n")
+  assert "50" not in done.stdout

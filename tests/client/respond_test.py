@@ -96,7 +96,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(
     (("--data=features:{}/f.npy", "--out={}/ledger"), "--out and --ledger"),
     (("--data=features:{}/f.npy", "--out={}/query"), "--out and --query"),
     (("--data=features:{}/f.npy", "--out={}/link"), "--out and --data"),
-    (("--data=features:{}/f.npy", "--out={}/wide.npy"), "no response"),
+    (("--data=features:{}/f.npy", "--out={}/wide.npy"), "not a response"),
     (("--data=f.npy", "--ledger={}/query"), "--ledger and --query"),
     (("--data={}/f.npy", "--ledger={}/link"), "--ledger and --data"),
     (

@@ -234,7 +234,7 @@ def test_weights_that_do_not_fit_are_named(changes, message, weights):
   with pytest.raises(errors.EcosError, match=message) as caught:
     registry.get("efficientnet_lite0", weights=path)
   assert path in str(caught.value)
-  assert "--config.encoder.weights" in str(caught.value)
+  assert "`encoder.weights`" in str(caught.value)
 
 
 def test_weights_of_another_network_are_refused(weights):
@@ -245,7 +245,7 @@ def test_weights_of_another_network_are_refused(weights):
 def test_a_damaged_or_missing_file_is_refused(tmp_path):
   for name in ("x.safetensors", "x.pth"):
     path = tmp_path / name
-    with pytest.raises(errors.EcosError, match=r"weights: .* is no file"):
+    with pytest.raises(errors.EcosError, match=r"weights`: .* is no file"):
       registry.get("resnet18", weights=str(path))
     path.write_bytes(b"12345678901234567890")
     with pytest.raises(errors.EcosError, match=r"cannot be read as weights"):
@@ -262,5 +262,5 @@ def test_weights_of_a_type_that_numpy_lacks_are_refused(tmp_path):
 
 
 def test_an_image_too_small_for_the_network_is_refused(weights):
-  with pytest.raises(errors.EcosError, match=r"image_size=8: .* needs 16"):
+  with pytest.raises(errors.EcosError, match=r"image_size`=8: .* needs 16"):
     registry.get("resnet18", image_size=8, weights=weights("resnet18"))

@@ -23,7 +23,7 @@ def test_models_map_images_to_logits(name):
 
 
 def test_an_unknown_name_gets_the_valid_ones():
-  with pytest.raises(errors.EcosError, match=r"train\.model=vgg.*convnet"):
+  with pytest.raises(errors.EcosError, match=r"train\.model`=vgg.*convnet"):
     registry.get("vgg", 10, nnx.Rngs(0))
 
 

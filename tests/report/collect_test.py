@@ -18,7 +18,7 @@ def test_what_is_read_is_what_the_run_left(ecos):
   first = next(iter(run.sources))
   assert list(run.sources.values()) == [70, 50]
   assert run.composition[first] == np.sum(chosen < 70)
-  assert sum(run.composition.values()) == run.summary["proxy_size"] == 24
+  assert sum(run.composition.values()) == run.summary.proxy_size == 24
   scores = messages.Response.from_bytes(
     (ecos / "response/response.safetensors").read_bytes()
   ).scores

@@ -6,8 +6,6 @@ from html import parser
 import json
 from pathlib import Path
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,7 +16,6 @@ from ecos_jax.report import collect
 from ecos_jax.report import page
 from tests.report.conftest import HOSTILE
 
-_ROOT = Path(__file__).parents[2]
 _VOID = {"meta", "link", "img", "br"}
 # Also looked for by .ci/run.
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -124,7 +121,7 @@ def test_a_ring_is_explained_where_one_is_drawn(ecos):
   result = model["result"] | {"accuracy": None}
   untested = dataclasses.replace(
     run,
-    summary=run.summary | {"accuracy": None},
+    summary=dataclasses.replace(run.summary, accuracy=None),
     stages=run.stages | {"model": model | {"result": result}},
   )
   for runs in ([run], [run, untested], [untested], [untested, untested]):
@@ -161,20 +158,23 @@ def test_a_pool_that_is_away_leaves_out_the_clusters(ecos, configure):
   assert "the pool cannot be read" in parsed.text
 
 
-def _report(*flags) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, "-m", "ecos_jax.report", *map(str, flags)],
-    cwd=_ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+@pytest.fixture
+def report(start_job):
+  """Returns a function that runs the command to its end."""
+
+  def run(*flags):
+    job = start_job(*map(str, flags), module="ecos_jax.report")
+    return job.wait(), job.out, job.err
+
+  return run
 
 
-def test_the_command_prints_the_table_and_names_the_page(random, tmp_path):
-  done = _report(f"--workdir={random}", f"--out={tmp_path}/page.html")
-  assert done.returncode == 0, done.stderr
-  header, row, _, last = done.stdout.splitlines()
+def test_the_command_prints_the_table_and_names_the_page(
+  report, random, tmp_path
+):
+  code, out, err = report(f"--workdir={random}", f"--out={tmp_path}/page.html")
+  assert code == 0, err
+  header, row, _, last = out.splitlines()
   assert header.startswith("run ")
   assert row.startswith(f"{random}  random")
   assert last == f"report    {tmp_path}/page.html"
@@ -183,27 +183,27 @@ def test_the_command_prints_the_table_and_names_the_page(random, tmp_path):
   assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_page_that_cannot_be_written_is_one_line(random, tmp_path):
-  done = _report(f"--workdir={random}", f"--out={tmp_path}/no/page.html")
-  assert done.returncode == 1
-  [line] = done.stderr.splitlines()
+def test_a_page_that_cannot_be_written_is_one_line(report, random, tmp_path):
+  code, _, err = report(f"--workdir={random}", f"--out={tmp_path}/no/page.html")
+  assert code == 1
+  [line] = err.splitlines()
   assert line.startswith(f"error: --out={tmp_path}/no/page.html cannot be")
 
 
 def test_a_damaged_artefact_is_one_line_that_says_what_redoes_it(
-  random, tmp_path
+  report, random, tmp_path
 ):
   copy = tmp_path / "run"
   shutil.copytree(random, copy)
   file = copy / "proxy/indices.npy"
   np.save(file, np.load(file) + 1)
-  done = _report(f"--workdir={copy}")
-  assert done.returncode == 1
-  assert done.stderr.splitlines() == [
+  code, out, err = report(f"--workdir={copy}")
+  assert code == 1
+  assert err.splitlines() == [
     f"error: {file} is damaged: delete the folder {copy}/proxy to redo it with "
     "python -m ecos_jax.train, and run this again"
   ]
-  assert not done.stdout and not (copy / "report.html").exists()
+  assert not out and not (copy / "report.html").exists()
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def test_umap_is_an_extra_and_for_more_than_a_few(monkeypatch):
   monkeypatch.setitem(sys.modules, "umap", None)
   with pytest.raises(errors.EcosError, match=r"pip install 'ecos_jax\[umap\]'"):
     projection._umap(_groups())
-  with pytest.raises(errors.EcosError, match="take --projection=pca"):
+  with pytest.raises(errors.EcosError, match="take `projection`=pca"):
     projection._umap(_groups()[:15])
 
 

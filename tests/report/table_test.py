@@ -1,8 +1,10 @@
+import types
+
 from ecos_jax.report import table
 
 
 def _summary(**changes):
-  return {
+  fields = {
     "method": "ecos",
     "accuracy": 0.9656,
     "proxy_size": 1000,
@@ -10,7 +12,8 @@ def _summary(**changes):
     "epsilon": 0.27601,
     "bytes_down": 29216,
     "bytes_up": 1184,
-  } | changes
+  }
+  return types.SimpleNamespace(**(fields | changes))
 
 
 def test_a_line_a_run_with_what_was_measured():

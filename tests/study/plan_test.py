@@ -63,8 +63,8 @@ def test_an_override_without_effect_is_refused():
   study.seed = study.privacy.insecure_noise_seed = 5
   with pytest.raises(errors.ConfigError) as error:
     study.validate()
-  assert "--config.seed=5: the study sets it" in str(error.value)
-  assert "insecure_noise_seed=5: the study sets it" in str(error.value)
+  assert "`seed`=5: the study sets it" in str(error.value)
+  assert "insecure_noise_seed`=5: the study sets it" in str(error.value)
 
 
 def test_all_errors_come_at_once():

@@ -182,7 +182,7 @@ def test_a_trial_done_otherwise_is_refused_and_the_difference_named(tmp_path):
   other = fields | {"train.steps": 3}
   (folder / run.ROW).write_text(json.dumps({"config": other}))
   with pytest.raises(
-    errors.ConfigError, match=r"train\.steps was 3, now is 20"
+    errors.ConfigError, match=r"train\.steps` was 3, now is 20"
   ):
     run.row(tmp_path, trial)
   (folder / run.ROW).write_text("{")

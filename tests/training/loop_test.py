@@ -100,6 +100,13 @@ def _rows(directory):
   return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run of 12 steps that nothing disturbed, and its folder."""
+  folder = tmp_path_factory.mktemp("whole")
+  return _train(folder), folder
+
+
 def test_learns_and_reports(tmp_path):
   result = _train(tmp_path, steps=60, checkpoint_every=1000, log_every=20)
   assert result.accuracy >= 0.9
@@ -115,8 +122,11 @@ def test_learns_and_reports(tmp_path):
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_a_resumed_run_ends_bitwise_the_same(tmp_path, ratio):
-  whole = _train(tmp_path / "whole", ratio=ratio)
+def test_a_resumed_run_ends_bitwise_the_same(whole, tmp_path, ratio):
+  whole, folder = whole
+  if ratio:
+    folder = tmp_path / "whole"
+    whole = _train(folder, ratio=ratio)
   # The reader is ahead of the step, so the run dies between steps 6 and 10.
   with pytest.raises(RuntimeError, match="killed"):
     _train(tmp_path / "resumed", _StopsAt(10), ratio=ratio)
@@ -126,13 +136,13 @@ def test_a_resumed_run_ends_bitwise_the_same(tmp_path, ratio):
   for ours, theirs in zip(_weights(resumed), _weights(whole), strict=True):
     np.testing.assert_array_equal(ours, theirs)
   assert resumed.accuracy == whole.accuracy
-  assert _rows(tmp_path / "resumed") == _rows(tmp_path / "whole")
+  assert _rows(tmp_path / "resumed") == _rows(folder)
 
 
 def test_told_to_stop_it_saves_and_goes_on_bitwise_the_same(
-  tmp_path, monkeypatch
+  whole, tmp_path, monkeypatch
 ):
-  whole = _train(tmp_path / "whole")
+  whole, folder = whole
   # Step 5 lies within the second row of metrics.
   asked = iter([False] * 4 + [True])
   monkeypatch.setattr(loop, "_ASK_SECONDS", 0.0)
@@ -144,12 +154,13 @@ def test_told_to_stop_it_saves_and_goes_on_bitwise_the_same(
   resumed = _train(tmp_path / "stopped")
   for left, right in zip(_weights(whole), _weights(resumed), strict=True):
     np.testing.assert_array_equal(left, right)
-  assert _rows(tmp_path / "stopped") == _rows(tmp_path / "whole")
+  assert _rows(tmp_path / "stopped") == _rows(folder)
 
 
-def test_a_finished_run_trains_no_more(tmp_path):
-  first = _train(tmp_path, steps=4)
-  again = _train(tmp_path, _StopsAt(0), steps=4)
+def test_a_finished_run_trains_no_more(whole, tmp_path):
+  first, folder = whole
+  shutil.copytree(folder, tmp_path / "copy")
+  again = _train(tmp_path / "copy", _StopsAt(0))
   assert again.accuracy == first.accuracy
   assert again.images_per_second == 0
   for ours, theirs in zip(_weights(again), _weights(first), strict=True):
@@ -280,26 +291,26 @@ def test_a_resumed_student_ends_bitwise_the_same(tmp_path):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_loaded_model_is_the_trained_one(tmp_path):
-  trained = _train(tmp_path, steps=4)
-  before = sorted(tmp_path.rglob("*"))
+def test_a_loaded_model_is_the_trained_one(whole):
+  trained, folder = whole
+  before = sorted(folder.rglob("*"))
   with mock.patch.dict(registry._MODELS, tiny=_Tiny):
-    loaded = loop.load(tmp_path / "checkpoints", "tiny", 4, distributed.mesh())
+    loaded = loop.load(folder / "checkpoints", "tiny", 4, distributed.mesh())
   images = _IMAGES.astype(np.float32)
   np.testing.assert_array_equal(loaded(images), trained.model(images))
-  assert sorted(tmp_path.rglob("*")) == before
+  assert sorted(folder.rglob("*")) == before
 
 
-def test_what_holds_no_such_model_is_refused_and_left_alone(tmp_path):
+def test_what_holds_no_such_model_is_refused_and_left_alone(whole, tmp_path):
   (tmp_path / "empty").mkdir()
   for name in ("empty", "nowhere"):
     with pytest.raises(errors.EcosError, match="holds no checkpoint"):
-      loop.load(tmp_path / name, "convnet", 10, distributed.mesh())
-  _train(tmp_path, steps=4)
-  before = sorted(tmp_path.rglob("*"))
+      loop.load(tmp_path / name, "convnet_small", 10, distributed.mesh())
+  _, folder = whole
+  before = sorted(folder.rglob("*"))
   with pytest.raises(errors.EcosError, match="another model"):
-    loop.load(tmp_path / "checkpoints", "convnet", 4, distributed.mesh())
-  assert sorted(tmp_path.rglob("*")) == before
+    loop.load(folder / "checkpoints", "convnet_small", 4, distributed.mesh())
+  assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
