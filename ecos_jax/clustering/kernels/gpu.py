@@ -92,7 +92,7 @@ def _multiply(rows, centroids):
 
 def _load_one_each(ref, rows):
   """Returns a float32 of device memory for each row."""
-  if jax.__version_info__ < (0, 12):
+  if jax.__version_info__ < (0, 11):
     return plgpu.load(ref, rows, optimized=False)
   return plgpu.load(ref.at[rows], optimized=False)
 
