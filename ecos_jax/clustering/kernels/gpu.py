@@ -94,7 +94,8 @@ def _load_one_each(ref, rows):
   """Returns a float32 of device memory for each row."""
   if jax.__version_info__ < (0, 11):
     return plgpu.load(ref, rows, optimized=False)
-  return plgpu.load(ref.at[rows], optimized=False)
+  rows_ref = ref.at[rows]
+  return plgpu.load(rows_ref, optimized=False)  # pyrefly: ignore[missing-argument]
 
 
 def _kernel(
