@@ -6,12 +6,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
-# Of the tests, those that touch most of other people's interfaces.
-TELLING := tests/cloud/bank_test.py tests/cloud/encode_test.py tests/data/folder_test.py \
-  tests/data/proxy_test.py tests/models/registry_test.py tests/messages/messages_test.py \
-  tests/training/checkpoints_test.py
-
-.PHONY: demo report test slow gpu gpu-check aot compile lint format docs minimum wheel
+.PHONY: demo report test slow gpu gpu-check aot compile lint format docs minimum newest wheel
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos
@@ -51,19 +46,18 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck .ci/run .ci/wheel launch/*.sh launch/slurm.sbatch
+	$(BIN)/shellcheck .ci/run .ci/versions .ci/wheel launch/*.sh launch/slurm.sbatch
 
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The oldest versions that pyproject.toml allows; some use what is deprecated in
-# what they bring along.
+# The oldest and the newest dependencies that pyproject.toml allows.
 minimum: $(READY)
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-minimum
-	$(BIN)/uv pip install --quiet --python .venv-minimum --resolution lowest-direct --editable '.[dev]'
-	.venv-minimum/bin/python -m pytest -n 2 -W ignore::DeprecationWarning -m "not slow and not gpu and not tpu" $(TELLING)
-	.venv-minimum/bin/python -m ecos_jax.train --config=configs/digits_manual.py:smoke --workdir=$$(mktemp -d)/run
+	.ci/versions lowest-direct $(BIN)/python
+
+newest: $(READY)
+	.ci/versions highest $(BIN)/python
 
 wheel: $(READY)
 	.ci/wheel $(BIN)

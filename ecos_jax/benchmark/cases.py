@@ -40,7 +40,7 @@ STAGES = {
   "assign": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
   "fit": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
   "converge": Stage(
-    "blobs-3000x16x20",
+    "blobs-1000x16x8",
     ("ecos_jax", "ecos_jax:minibatch"),
     (*_KMEANS, MINIBATCH),
   ),

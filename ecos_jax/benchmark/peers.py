@@ -86,20 +86,19 @@ class MiniBatch(ScikitLearn):
     return fitted.cluster_centers_
 
 
-class ScikitLearnIntelex(ScikitLearn):
+class _ScikitLearnIntelex(ScikitLearn):
   """Intel's implementation behind scikit-learn's interface."""
 
   module = "sklearnex.cluster"
 
 
-class Faiss:
+class _Faiss:
   """faiss on CPU, from its k-means++."""
 
   module = "faiss"
   efforts = _LADDER
 
   def assign(self, features, centroids):
-    """See `calls.KMeans`."""
     faiss = importlib.import_module(self.module)
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(centroids)
@@ -119,17 +118,15 @@ class Faiss:
     return kmeans.centroids
 
   def fit(self, features, init, iterations):
-    """See `calls.KMeans`."""
     return self._train(features, len(init), iterations, init)
 
   def cluster(self, features, k, iterations):
-    """See `calls.KMeans`."""
     faiss = importlib.import_module(self.module)
     start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     return self._train(features, k, iterations, init_method=start)
 
 
-class FastKMeans:
+class _FastKMeans:
   """fastkmeans: PyTorch on CPU, Triton on a GPU; from random rows only."""
 
   module = "fastkmeans"
@@ -140,23 +137,20 @@ class FastKMeans:
     return fastkmeans.FastKMeans(d, k, niter=iterations, tol=-1.0, seed=1)
 
   def assign(self, features, centroids):
-    """See `calls.KMeans`."""
     model = self._model(features.shape[1], len(centroids), 1)
     model.centroids = centroids
     return lambda: model.predict(features)
 
   def fit(self, features, init, iterations):
-    """See `calls.KMeans`."""
     return self.cluster(features, len(init), iterations)
 
   def cluster(self, features, k, iterations):
-    """See `calls.KMeans`."""
     model = self._model(features.shape[1], k, iterations)
     model.train(features)
     return model.centroids
 
 
-class SuperKMeans:
+class _SuperKMeans:
   """superkmeans: prunes dimensions after part of the product."""
 
   module = "superkmeans"
@@ -176,27 +170,24 @@ class SuperKMeans:
     )
 
   def assign(self, features, centroids):
-    """See `calls.KMeans`."""
     n, d = features.shape
     model = self._model(d, len(centroids), 1, n)
     return lambda: model.assign(features, centroids)
 
   def fit(self, features, init, iterations):
-    """See `calls.KMeans`."""
     return self.cluster(features, len(init), iterations)
 
   def cluster(self, features, k, iterations):
-    """See `calls.KMeans`."""
     n, d = features.shape
     return self._model(d, k, iterations, n).train(features)
 
 
 _PEERS = {
   "scikit-learn": ScikitLearn,
-  "scikit-learn-intelex": ScikitLearnIntelex,
-  "faiss-cpu": Faiss,
-  "fastkmeans": FastKMeans,
-  "superkmeans": SuperKMeans,
+  "scikit-learn-intelex": _ScikitLearnIntelex,
+  "faiss-cpu": _Faiss,
+  "fastkmeans": _FastKMeans,
+  "superkmeans": _SuperKMeans,
   cases.MINIBATCH: MiniBatch,
 }
 

@@ -13,7 +13,7 @@ from ecos_jax import distributed
 from ecos_jax.benchmark import calls
 from ecos_jax.benchmark import timing
 from ecos_jax.data import loader
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from ecos_jax.training import augment
 from ecos_jax.training import loop
 from ecos_jax.training import tasks
@@ -69,7 +69,7 @@ def bare(batch_size: int) -> calls.Call:
   mesh = distributed.mesh()
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   split = jax.sharding.NamedSharding(mesh, jax.P("data"))
-  model = registry.get(config.model, _CLASSES, nnx.Rngs(0))
+  model = networks.get(config.model, _CLASSES, nnx.Rngs(0))
   graph, params, rest = nnx.split(model, nnx.Param, ...)
   optimizer = optax.adamw(
     config.learning_rate,

@@ -176,7 +176,9 @@ def label(
   request = messages.LabelRequest.from_bytes(question)
   return answer_request(
     request,
-    lambda: private_knn.Samples(encoding.features(request, data), labels),
+    lambda: private_knn.Samples(
+      encoding.features(request, data), np.asarray(labels)
+    ),
     terms or request.terms,
     Account(Path(ledger), name, max_epsilon),
     epsilon=epsilon,

@@ -128,7 +128,7 @@ def respond(
   features: Iterable[np.ndarray],
   mechanism: mechanisms.Mechanism,
 ) -> messages.Response:
-  """Returns the response to a query, which spends the mechanism once.
+  """Returns the response to a query, drawn once.
 
   Args:
     query: From the cloud.

@@ -17,7 +17,8 @@ from ecos_jax.data import pools
 from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
 
-# Features [n, d] float, or images: uint8 [n, h, w, 3] or a source.
+# Features, float [n, d] of any array library, or images: uint8 [n, h, w, 3] or
+# a source.
 Data = np.ndarray | pools.Source
 
 FLAGS = registry.Flags(
@@ -45,10 +46,12 @@ def blocks(
     EcosError: An image cannot be read, the encoder is not the one installed
       here, or d differs.
   """
-  if isinstance(data, np.ndarray) and data.dtype != np.uint8:
-    yield data
-    return
+  if not hasattr(data, "images"):
+    data = np.asarray(data)
   if isinstance(data, np.ndarray):
+    if data.dtype != np.uint8:
+      yield data
+      return
     data = pools.ArraySource("`data`", data)
   if not isinstance(data, feature_files.FeatureSource):
     encoder = encoder_of(message, encoder)

@@ -5,7 +5,7 @@ request and displaces at most one other. So the order of the others must not
 depend on it, and distances are exact as in `coverage`: features are rounded to
 so few bits that double precision adds their products without any error, and the
 other operations are on single numbers. Samples at equal distances stay in the
-order of the data, whoever is added.
+order of the data, which adding a sample does not change.
 
 The device compares blocks of requests with blocks of private samples, and
 carries the k nearest so far from one block of samples to the next.

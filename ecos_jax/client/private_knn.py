@@ -222,7 +222,7 @@ def voting(request: messages.LabelRequest, samples: Samples) -> Samples:
 def label(
   request: messages.LabelRequest, samples: Samples, labeller: Labeller
 ) -> messages.LabelResponse:
-  """Returns the labels of a request, which spends the labeller once.
+  """Returns the labels of a request, drawn once.
 
   Args:
     request: From the cloud.

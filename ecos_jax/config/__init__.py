@@ -273,7 +273,7 @@ class Train:
   task: Task = Task.MANUAL
   """Where the labels come from."""
   model: str = "convnet"
-  """A name from `ecos_jax.models.registry`."""
+  """A name from `ecos_jax.models.networks`."""
   weights: str | None = None
   """Pretrained models only, as in `Encoder`; the last layer is always new."""
   image_size: int = number(28, "[1, inf)")
@@ -332,7 +332,7 @@ class Distill:
   """A teacher for `train.task=distill`; its student is `train.model`."""
 
   teacher: str = "convnet_large"
-  """A name from `ecos_jax.models.registry`."""
+  """A name from `ecos_jax.models.networks`."""
   teacher_checkpoint: str | None = None
   """The folder `checkpoints/` of a run whose model is the teacher."""
   teacher_images: int = number(0, "[0, inf)")

@@ -6,20 +6,18 @@ L2 norm). The results equal those of `skimage.feature.hog` with these settings
 to about 1e-7, batched and compiled.
 
 Cloud and client may run on different chips and must agree on the nearest
-centroid. So everything that decides is exact: gradients of uint8 images are
-small integers in float32, the channel is chosen by the integer square of the
-gradient, and the orientation by the side of a line on which the gradient lies,
-never by an arc tangent. The rest is float32 sums and one square root, no
-matrix product.
+centroid. So every decision is exact: gradients of uint8 images are small
+integers in float32; the channel is the one with the largest squared gradient,
+an integer; and the orientation bin depends on which side of a line the gradient
+lies, not on an arc tangent. The rest is float32 sums and one square root.
 
     >>> import numpy as np
     >>> hog(np.zeros((5, 28, 28, 3), np.uint8)).shape
     (5, 72)
 
-Strokes alone do not tell a white digit on black from a coloured one on a
-photograph. `hog_grey` appends the image in grey at 7x7 pixels, 49 numbers that
-a client and a pool of several domains are told apart by; docs/sampling.md has
-what that gains.
+Strokes alone do not distinguish a white digit on black from a coloured one on a
+photograph. `hog_grey` appends the grey image at 7x7 pixels: 49 numbers that
+distinguish the domains of a pool. docs/sampling.md shows the gain.
 
     >>> hog_grey(np.zeros((5, 28, 28, 3), np.uint8)).shape
     (5, 121)
@@ -37,12 +35,12 @@ BLOCK = 3
 DIMENSION = BLOCK * BLOCK * ORIENTATIONS
 GREY = 7  # pixels, of 4x4 each
 GREY_DIMENSION = DIMENSION + GREY * GREY
-# Over the Digits pool both parts then vary as much in all.
+# With it, both parts have the same total variance over the Digits pool.
 GREY_WEIGHT = 0.4
 
-# Directions at 22.5, 45, ... 157.5 degrees, in [0, 180) between the bins. At
-# the multiples of 45 the test is on integers; at the others an integer gradient
-# comes no nearer to the line than 1e-3, far over the rounding of float32.
+# Directions between the bins: 22.5, 45, ... 157.5 degrees. At multiples of 45
+# the test is on integers; at the others an integer gradient is at least 1e-3
+# away from the line, far more than the rounding of float32.
 _T = math.sqrt(2) - 1
 _BOUNDARIES = ((1, _T), (1, 1), (_T, 1), (0, 1), (-_T, 1), (-1, 1), (-1, _T))
 _EPSILON = 1e-5
@@ -52,8 +50,8 @@ _EPSILON = 1e-5
 def hog(images: jax.Array) -> jax.Array:
   """Returns the HOG features of images, [b, 72] float32.
 
-  The order is cell row, cell column, orientation. Where channels tie in the
-  magnitude of the gradient, the first one counts.
+  The order is cell row, cell column, orientation. If channels tie in the
+  magnitude of the gradient, the first one is used.
 
   Args:
     images: [b, 28, 28, 3] uint8. The last four rows and columns fill no cell

@@ -2,8 +2,8 @@
 
 They compute in float32 at the highest precision, on every platform, unless
 bfloat16 is asked for. Cloud and client must agree on the nearest centroid, and
-bfloat16 keeps two to three digits: chips that add up in another order would
-differ in the last of them. So the type never follows from the chip. It is a
+bfloat16 keeps two to three digits: chips that sum in different orders would
+differ in the last digit. So the type does not depend on the chip. It is a
 setting and part of the digest, and the client computes in it too.
 """
 
@@ -19,18 +19,18 @@ import jax
 import jax.numpy as jnp
 
 from ecos_jax import errors
-from ecos_jax.encoders import registry
+from ecos_jax.encoders import encoder
 from ecos_jax.models import efficientnet
 from ecos_jax.models import resnet
 from ecos_jax.models import vit
 from ecos_jax.models import weights as weights_lib
 
-# What a CPU encodes at once, so that the activations stay in its cache.
+# A CPU encodes so many pixels at once: the activations then stay in its cache.
 _CPU_PIXELS = 1 << 17
 
 
 class _Network(NamedTuple):
-  """A network, its module, and the sizes of images that it takes."""
+  """A network, its module, and its image sizes in pixels."""
 
   make: Callable[..., nnx.Module]
   module: ModuleType
@@ -59,19 +59,19 @@ def build(
   image_size: int | None,
   weights: str | None,
   dtype: str,
-  flags: registry.Flags,
-) -> registry.Encoder:
+  flags: encoder.Flags,
+) -> encoder.Encoder:
   """Returns an encoder.
 
   Args:
     name: One of `weights.PUBLISHED`.
-    image_size: Height and width of the images, the network's own if None.
-    weights: As in `weights.find`, where they are published if None.
-    dtype: What to compute in, 'float32' or 'bfloat16'.
-    flags: What to change, for an error.
+    image_size: Height and width of the images; None for the network's own.
+    weights: As in `weights.find`; None for the published weights.
+    dtype: The type to compute in, 'float32' or 'bfloat16'.
+    flags: The names of these arguments in errors.
 
   Raises:
-    EcosError: There are no such weights, or they are another network's.
+    EcosError: There are no such weights, or they do not fit the network.
   """
   network, published = _NETWORKS[name], weights_lib.PUBLISHED[name]
   size = image_size or network.image_size
@@ -96,6 +96,8 @@ def build(
     model, tensors, published, f"{flags.weights}: {path}"
   )
   model.eval()
+  if isinstance(model, efficientnet.EfficientNetLite0):
+    model.fold()
   graph, state = nnx.split(model)
   chunk = 1 << max((_CPU_PIXELS // size**2).bit_length() - 1, 0)
 
@@ -120,16 +122,16 @@ def build(
     "std": " ".join(map(str, network.module.STD)),
     "weights": digest,
   }
-  # A path tells of its owner's disk; the file's name is enough.
+  # Queries carry this; a path would reveal folders of the machine.
   label = source if ":" in source else Path(source).name
-  return registry.Encoder(
+  return encoder.Encoder(
     name=name,
     image_size=size,
     dimension=jax.eval_shape(
       features, state, jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     ).shape[1],
     settings=settings,
-    digest=registry.digest(name, settings),
+    digest=encoder.digest(name, settings),
     apply=jax.tree_util.Partial(features, state),
     source=label.encode("ascii", "replace").decode()[:128],
     licence=published.licence if weights is None else "",

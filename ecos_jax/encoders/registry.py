@@ -23,14 +23,16 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import json
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ecos_jax import errors
 from ecos_jax.encoders import hog
+from ecos_jax.encoders.encoder import Encoder as Encoder
+from ecos_jax.encoders.encoder import Flags as Flags
+from ecos_jax.encoders.encoder import Settings
+from ecos_jax.encoders.encoder import digest
 
 IDENTITY = "identity"
 PRETRAINED = (
@@ -40,59 +42,10 @@ PRETRAINED = (
   "vit_s14",
   "vit_s16",
 )
-# Of these the weights are a package: nothing is fetched when one is asked for.
+# The weights of these come with a package: `get` downloads nothing.
 INSTALLED = ("efficientnet_lite0",)
 
-Settings = dict[str, int | float | str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-  """A public map from images to features.
-
-  Attributes:
-    name: As in `names()`, or `module:function`.
-    image_size: Images are [b, image_size, image_size, 3] uint8.
-    dimension: d, the length of a feature.
-    settings: What determines the output; `weights` is the weights' digest.
-    digest: sha256 (hex) over name and settings.
-    apply: uint8 [b, image_size, image_size, 3] -> float32 [b, d]; can be
-      jitted. Weights are arguments of a `jax.tree_util.Partial`.
-    source: Where the weights are from.
-    licence: Theirs, if it is known.
-  """
-
-  name: str
-  image_size: int
-  dimension: int
-  settings: Settings
-  digest: str
-  apply: Callable
-  source: str = ""
-  licence: str = ""
-
-  @property
-  def message_settings(self) -> Settings:
-    """Returns what a query tells of the encoder: the settings, the source."""
-    return self.settings | ({"source": self.source} if self.source else {})
-
-
-class Flags(NamedTuple):
-  """The arguments that errors about an encoder name."""
-
-  name: str = "`encoder.name`"
-  image_size: str = "`encoder.image_size`"
-  weights: str = "`encoder.weights`"
-  dtype: str = "`encoder.dtype`"
-
-
 _MAIN_FLAGS = Flags()
-
-
-def digest(name: str, settings: Settings) -> str:
-  """Returns the digest of an encoder."""
-  text = json.dumps([name, settings], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hog(name: str, apply: Callable, dimension: int, more: Settings) -> Encoder:
@@ -124,7 +77,7 @@ _WITHOUT_WEIGHTS = {
 
 
 def identity(dimension: int) -> Encoder:
-  """Returns the encoder of a pool of features: it leaves them as they are."""
+  """Returns the encoder of a pool of features; it changes nothing."""
   settings: Settings = {"dimension": dimension}
   return Encoder(
     name=IDENTITY,
@@ -167,7 +120,7 @@ def _own(name: str, flags: Flags) -> Encoder:
 
 
 def _check_shapes(encoder: Encoder, flag: str) -> None:
-  """Raises EcosError unless `apply` gives what the encoder says, traced."""
+  """Raises EcosError unless `apply`, traced, returns [b, dimension]."""
   size = encoder.image_size
   images = jax.ShapeDtypeStruct((2, size, size, 3), np.uint8)
   try:
@@ -187,7 +140,7 @@ def _check_shapes(encoder: Encoder, flag: str) -> None:
 
 
 def names() -> tuple[str, ...]:
-  """Returns the names of the encoders there are, besides users' own."""
+  """Returns the names of all encoders but users' own."""
   return (*_WITHOUT_WEIGHTS, *PRETRAINED, IDENTITY)
 
 
@@ -204,18 +157,20 @@ def get(
 
   Args:
     name: One of `names()`, or `module:function`, which is imported and called:
-      never one that somebody else named.
-    image_size: Of a pretrained encoder, another than its own; others have one.
-    weights: Of a pretrained encoder: a file or `hub:OWNER/NAME`; where they are
-      published if None.
-    dtype: What a pretrained encoder computes in, 'float32' or 'bfloat16'.
-    flags: What to change, for an error.
+      never pass a name that somebody else chose.
+    image_size: Height and width of the images, for pretrained encoders; None
+      for the network's own. Other encoders have one size and ignore it.
+    weights: A file or `hub:OWNER/NAME`, for pretrained encoders; None for the
+      published weights.
+    dtype: The type to compute in, 'float32' or 'bfloat16', for pretrained
+      encoders.
+    flags: The names of these arguments in errors.
 
   Raises:
-    EcosError: There is none of that name, or its weights cannot be had.
+    EcosError: There is no such encoder, or its weights are not available.
   """
   if name in PRETRAINED:
-    # Heavy, and a client that counts by HOG has no use for it.
+    # Slow to import, and HOG does not need it.
     from ecos_jax.encoders import pretrained
 
     return pretrained.build(
@@ -263,7 +218,7 @@ def _features(
   apply: Callable, images: jax.Array, mesh: jax.sharding.Mesh
 ) -> jax.Array:
   spec = jax.sharding.PartitionSpec
-  # Each device on its own: that it is one of many changes no feature.
+  # Each device encodes its own images: features do not depend on their number.
   return jax.shard_map(
     lambda apply, images: apply(images),
     mesh=mesh,
@@ -278,15 +233,14 @@ def encode(
 ) -> np.ndarray:
   """Returns the features of images, [n, d] float32.
 
-  All batches have one shape, the last one padded, so that the encoder is
-  compiled once, whatever n is. A batch is split over the devices of this
-  process.
+  The last batch is padded, so that the encoder is compiled once. A batch is
+  split over the devices of this process.
 
   Args:
     encoder: From `get`.
     images: [n, s, s, 3] uint8, s the encoder's image size; n may be 0.
-    batch_size: Images a call of the encoder; rounded up to a multiple of the
-      devices.
+    batch_size: Images per call of the encoder, rounded up to a multiple of the
+      number of devices.
 
   Raises:
     ValueError: The images have another shape or type.

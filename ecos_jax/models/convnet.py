@@ -1,8 +1,8 @@
 """Convolutional networks for images of 28 x 28, made to train on CPUs.
 
-The first convolution halves the image, which keeps a step cheap, and batch
-normalisation lets few steps be enough. (On a CPU, convolutions as matrix
-products over patches are faster alone, but not in the whole step.)
+The first convolution halves the image, so that a step is cheap; with batch
+normalisation few steps are enough. (On a CPU, convolutions as matrix products
+over patches are faster by themselves, but not in the whole step.)
 """
 
 from flax import nnx

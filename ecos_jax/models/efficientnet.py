@@ -4,16 +4,19 @@ EfficientNet (Tan and Le, 2019) without squeeze-and-excitation and with ReLU6 in
 place of swish: 4.7 million weights, 390 million multiply-adds at 224 pixels.
 Padding is TensorFlow's SAME, as in the published weights.
 
-Most of its time would go into depthwise convolutions, for which XLA has no good
-code on CPUs: there they are k*k shifted multiply-adds, which fuse with what is
-around them. GPUs and TPUs get the grouped convolution.
+XLA's convolutions of few channels are slow on CPUs. There the stem is a matrix
+product over patches, and a depthwise convolution is a sum of k*k shifted
+products. GPUs and TPUs get XLA's convolutions.
 """
 
+from collections.abc import Iterable
+import functools
 from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 IMAGE_SIZE = 224
 DIMENSION = 1280
@@ -32,6 +35,8 @@ _STAGES = (
   (6, 192, 4, 2, 5),
   (6, 320, 1, 1, 3),
 )
+# Images of so few rows are convolved row by row.
+_FEW_ROWS = 4
 _EPSILON = 1e-3
 _MOMENTUM = 0.9
 
@@ -48,56 +53,98 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
   return total // 2, total - total // 2
 
 
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+  return functools.reduce(jnp.add, terms)
+
+
 def _shifted(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """Returns the depthwise convolution as a sum of shifted products."""
   k = kernel.shape[0]
   height, width = images.shape[1:3]
-  pads = _same(height, k, stride), _same(width, k, stride)
-  padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+  (above, below), sides = _same(height, k, stride), _same(width, k, stride)
   rows, columns = -(-height // stride), -(-width // stride)
-  total = jnp.zeros((), images.dtype)
-  for i in range(k):
-    for j in range(k):
-      part = padded[
-        :,
-        i : i + (rows - 1) * stride + 1 : stride,
-        j : j + (columns - 1) * stride + 1 : stride,
-      ]
-      total = total + part * kernel[i, j, 0]
-  return total
+  if height > _FEW_ROWS:
+    images = jnp.pad(images, ((0, 0), (above, below), sides, (0, 0)))
+    # Fused with the sum, the padding would be tested for at every product.
+    images = jax.lax.optimization_barrier(images)
+    return _sum(
+      images[:, _steps(i, rows, stride), _steps(j, columns, stride)]
+      * kernel[i, j, 0]
+      for i in range(k)
+      for j in range(k)
+    )
+  # Row by row, without the rows of the kernel that lie on the padding.
+  images = jnp.pad(images, ((0, 0), (0, 0), sides, (0, 0)))
+  return jnp.stack(
+    [
+      _sum(
+        images[:, row + i, _steps(j, columns, stride)] * kernel[i, j, 0]
+        for i in range(k)
+        if 0 <= row + i < height
+        for j in range(k)
+      )
+      for row in range(-above, -above + rows * stride, stride)
+    ],
+    axis=1,
+  )
 
 
-def _grouped(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+def _patches(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Returns the convolution as one matrix product over patches."""
+  k = kernel.shape[0]
+  height, width = images.shape[1:3]
+  pads = _same(height, k, stride), _same(width, k, stride)
+  images = jnp.pad(images, ((0, 0), *pads, (0, 0)))
+  rows, columns = -(-height // stride), -(-width // stride)
+  patches = [
+    images[:, _steps(i, rows, stride), _steps(j, columns, stride)]
+    for i in range(k)
+    for j in range(k)
+  ]
+  patches = jax.lax.optimization_barrier(jnp.concatenate(patches, axis=-1))
+  return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _steps(first: int, count: int, stride: int) -> slice:
+  return slice(first, first + (count - 1) * stride + 1, stride)
+
+
+def _convolved(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   return jax.lax.conv_general_dilated(
     images,
     kernel,
     (stride, stride),
     "SAME",
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=images.shape[-1],
+    feature_group_count=images.shape[-1] // kernel.shape[2],
   )
 
 
-class Depthwise(nnx.Module):
-  """A depthwise convolution with SAME padding."""
+class _Convolution(nnx.Module):
+  """A convolution with SAME padding, of all channels or of each alone."""
 
   def __init__(
-    self, channels: int, kernel: int, stride: int, rngs: nnx.Rngs, dtype: Any
+    self,
+    shape: tuple[int, int, int, int],
+    stride: int,
+    rngs: nnx.Rngs,
+    dtype: Any,
   ):
-    """Makes the kernel [k, k, 1, channels]."""
+    """Makes the kernel, [k, k, channels (1 if of each alone), out]."""
     init = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-    shape = (kernel, kernel, 1, channels)
     self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
     self.stride = stride
     self.dtype = dtype
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Returns [b, ceil(h / stride), ceil(w / stride), c]."""
+    """Returns [b, ceil(h / stride), ceil(w / stride), out]."""
+    depthwise = self.kernel.shape[2] == 1
+    on_cpu = _shifted if depthwise else _patches
     return jax.lax.platform_dependent(
-      images,
+      images.astype(self.dtype),
       self.kernel[...].astype(self.dtype),
-      cpu=lambda x, kernel: _shifted(x, kernel, self.stride),
-      default=lambda x, kernel: _grouped(x, kernel, self.stride),
+      cpu=functools.partial(on_cpu, stride=self.stride),
+      default=functools.partial(_convolved, stride=self.stride),
     )
 
 
@@ -119,7 +166,8 @@ class _Block(nnx.Module):
     if self.expands:
       self.expand = nnx.Linear(width, hidden, use_bias=False, **options)
       self.expand_norm = _norm(hidden, **options)
-    self.depthwise = Depthwise(hidden, kernel, stride, **options)
+    shape = kernel, kernel, 1, hidden
+    self.depthwise = _Convolution(shape, stride, **options)
     self.depthwise_norm = _norm(hidden, **options)
     self.project = nnx.Linear(hidden, out, use_bias=False, **options)
     self.project_norm = _norm(out, **options)
@@ -132,6 +180,17 @@ class _Block(nnx.Module):
     y = jax.nn.relu6(self.depthwise_norm(self.depthwise(y)))
     y = self.project_norm(self.project(y))
     return x + y if self.skip else y
+
+
+class _Shift(nnx.Module):
+  """What is left of a batch norm once its scale is in the kernel before it."""
+
+  def __init__(self, bias: Any, dtype: Any):
+    self.bias = nnx.Param(bias)
+    self.dtype = dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x + self.bias[...].astype(self.dtype)
 
 
 class EfficientNetLite0(nnx.Module):
@@ -148,7 +207,7 @@ class EfficientNetLite0(nnx.Module):
       dtype: What to compute in.
     """
     options = {"rngs": rngs, "dtype": dtype}
-    self.stem = nnx.Conv(3, _STEM, (3, 3), strides=2, use_bias=False, **options)
+    self.stem = _Convolution((3, 3, 3, _STEM), 2, **options)
     self.stem_norm = _norm(_STEM, **options)
     self.blocks = nnx.List()
     width = _STEM
@@ -160,6 +219,19 @@ class EfficientNetLite0(nnx.Module):
     self.top = nnx.Linear(width, DIMENSION, use_bias=False, **options)
     self.top_norm = _norm(DIMENSION, **options)
     self.head = nnx.Linear(DIMENSION, num_classes, rngs=rngs)
+
+  def fold(self) -> None:
+    """Multiplies the batch norms into the kernels before them, for inference.
+
+    The weights must be arrays of numpy. Features change by rounding.
+    """
+    for module in (self, *self.blocks):
+      for name in [n for n in vars(module) if f"{n}_norm" in vars(module)]:
+        layer, norm = getattr(module, name), getattr(module, f"{name}_norm")
+        scale = norm.scale[...] / np.sqrt(norm.var[...] + _EPSILON)
+        layer.kernel = nnx.Param(layer.kernel[...] * scale)
+        bias = norm.bias[...] - norm.mean[...] * scale
+        setattr(module, f"{name}_norm", _Shift(bias, layer.dtype))
 
   def features(self, images: jax.Array) -> jax.Array:
     """Returns the features [b, 1280] of images [b, s, s, 3] in [-1, 1]."""

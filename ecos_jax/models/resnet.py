@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 IMAGE_SIZE = 224
-# Of the pixels, 0 to 255: those of ImageNet.
+# Of ImageNet's pixels, 0 to 255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -23,7 +23,7 @@ _MOMENTUM = 0.9
 def _convolution(
   channels: int, out: int, kernel: int, stride: int, **options: Any
 ) -> nnx.Conv:
-  """Returns a convolution that pads both sides alike, as torch does."""
+  """Returns a convolution with equal padding on both sides, as in torch."""
   pad = kernel // 2
   return nnx.Conv(
     channels,
@@ -108,8 +108,8 @@ class ResNet(nnx.Module):
       num_classes: Number of logits.
       rngs: For the initial weights.
       repeats: Blocks of each stage.
-      bottleneck: What the blocks are.
-      dtype: What to compute in.
+      bottleneck: Whether blocks are bottlenecks (1x1, 3x3, 1x1) or 3x3, 3x3.
+      dtype: The type to compute in.
     """
     options = {"rngs": rngs, "dtype": dtype}
     self.conv1 = _convolution(3, 64, 7, 2, **options)

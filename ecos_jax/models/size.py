@@ -1,4 +1,4 @@
-"""How large a network is: what it costs to keep, and to run on one image."""
+"""The size of a network: its weights, and its multiply-adds per image."""
 
 import math
 from typing import Any
@@ -17,8 +17,8 @@ def parameters(model: nnx.Module) -> int:
 def multiply_adds(model: nnx.Module, image_size: int) -> int:
   """Returns the multiply-adds of the forward pass of one image.
 
-  As is usual: those of convolutions, taps on the padding included, and of
-  matrix products.
+  As usual, of convolutions (including taps on the padding) and of matrix
+  products only.
 
   Args:
     model: Maps [b, s, s, 3] float32 to logits; in evaluation mode.
@@ -43,6 +43,10 @@ def _count(program: Any) -> int:
       outputs = math.prod(equation.outvars[0].aval.shape)
       total += outputs * math.prod(shapes[0][axis] for axis in summed)
     times = equation.params.get("length", 1)
-    for inner in core.jaxprs_in_params(equation.params):
-      total += times * _count(inner)
+    inner = [
+      times * _count(jaxpr) for jaxpr in core.jaxprs_in_params(equation.params)
+    ]
+    # Of the branches of a condition, one for each platform, only one runs.
+    branches = equation.primitive.name == "cond"
+    total += max(inner, default=0) if branches else sum(inner)
   return total

@@ -1,11 +1,10 @@
-"""Reads tensors out of PyTorch's files without PyTorch, and runs nothing.
+"""Reads the tensors of PyTorch's files without PyTorch, and runs no code.
 
 A `.pth` file is a pickle, which may call any function by its name. Here it may
-name five things, none of which does anything: the storage types, the ordered
-dict, and what puts a tensor together, for which a description is taken down.
-The numbers are then read from where the description says, after a check that
-they are in the file. Both formats are known: the legacy one (until PyTorch 1.5)
-and the zip archive.
+name only the storage types, the ordered dict, and the function that makes a
+tensor, which here only notes its arguments. The numbers are then read from the
+file after a check of those arguments. It reads both formats: the legacy one
+(until PyTorch 1.5) and the zip archive.
 """
 
 import collections
@@ -27,7 +26,7 @@ _DTYPES = {
 
 
 class _Storage(NamedTuple):
-  """Numbers that lie elsewhere in the file."""
+  """Numbers in another place of the file."""
 
   key: str
   dtype: np.dtype
@@ -35,7 +34,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-  """A view of a storage; strides in numbers."""
+  """A view of a storage; offset and strides in elements."""
 
   storage: _Storage
   offset: int
@@ -55,9 +54,9 @@ def _describe(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any):
   return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-# The one in C allocates as much as an index in the file says.
+# In Python: the one in C allocates as much as an index in the file says.
 class _Unpickler(pickle._Unpickler):
-  """Knows what state dicts are made of, and no other name."""
+  """Knows the names in state dicts, and no others."""
 
   def find_class(self, module: str, name: str) -> Any:
     """Returns what stands for a name in the file.

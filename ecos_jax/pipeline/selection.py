@@ -138,6 +138,7 @@ def _choose(job: Job) -> choose.Choice:
         job.config.encoder.batch_size,
       )
       bank = asking.checked_bank(job, alone=True)
+      features = features.astype(np.float32, copy=False)
       indices = baselines.mak(bank, features, options.budget, key)
     case Method.RANDOM:
       indices = baselines.random(size, options.budget, key)

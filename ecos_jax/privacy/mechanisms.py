@@ -59,13 +59,7 @@ class Mechanism:
   ) -> "Mechanism":
     """Returns the mechanism with noise `sigma`, or the least for `epsilon`.
 
-    Args:
-      epsilon: The most that an answer may cost; None if sigma is given.
-      sigma: Scale of the noise, in votes; None if epsilon is given.
-      gamma: As in `messages.Terms`.
-      delta: As in `messages.Terms`.
-      relation: As in `messages.Terms`.
-      insecure_noise_seed: As in `Mechanism`.
+    One of `epsilon` and `sigma` is None; the rest is as in `messages.Terms`.
 
     Raises:
       EcosError: A term is out of range, or no sigma within the limits is

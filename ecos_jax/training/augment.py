@@ -2,9 +2,9 @@
 
 A weak view is a shifted and slightly rotated image; a strong view is
 RandAugment (Cubuk et al., 2020): three random operations of magnitude 5 out of
-10 on top of the shift. Nothing is chosen by branching: every image gets a
-parameter for every operation, which is the identity where the operation was not
-chosen. All geometry of an image is one affine map and one bilinear sampling.
+10 on top of the shift. There are no branches: every image goes through every
+operation, and one that was not chosen gets the parameter of the identity. The
+geometric operations are one affine map, sampled bilinearly once.
 
 Images are uint8 [b, s, s, 3]; views are float32 [b, s, s, 3] as the models take
 them, see `normalise`.
@@ -18,7 +18,7 @@ _SHIFT = 2  # pixels of padding of the random crop
 _ROTATION = 15.0  # degrees
 _CHOSEN = 3  # operations on a strong view
 _LEVEL = 0.5  # magnitude 5 of 10
-# What each operation does at magnitude 10, as in RandAugment.
+# Each operation at magnitude 10, as in RandAugment.
 _ROTATE = 30.0  # degrees
 _SHEAR = 0.3
 _TRANSLATE = 0.3  # of the image's side
@@ -44,7 +44,7 @@ OPERATIONS = (
 
 
 def normalise(images: jax.Array) -> jax.Array:
-  """Returns uint8 images as float32 between -1 and 1, what the models take."""
+  """Returns uint8 images as float32 in [-1, 1], as the models take them."""
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -104,8 +104,8 @@ def colours(images: jax.Array, level: dict[str, jax.Array]) -> jax.Array:
 
   Args:
     images: [b, s, s, 3] float32 between 0 and 1.
-    level: [b] per operation between -1 and 1; 0 leaves the image alone. Only
-      the enhancements look at the sign.
+    level: For each operation, [b] in [-1, 1]; 0 is the identity. Only the
+      enhancements use the sign.
   """
   level = {name: value[:, None, None, None] for name, value in level.items()}
 

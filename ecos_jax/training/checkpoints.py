@@ -1,8 +1,8 @@
 """Checkpoints of training: complete, checked, and restored on any devices.
 
-The only file that knows orbax. A checkpoint is a tree of arrays and a JSON-able
-record beside it. Orbax commits it by a rename, so a killed run leaves no half
-checkpoint; a digest of the arrays tells when the disk damaged one later.
+The only file that imports orbax. A checkpoint is a tree of arrays and a
+JSON-able record beside it. Orbax commits it by a rename, so a killed run leaves
+no half checkpoint; a digest of the arrays finds damage that comes later.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class Restored(NamedTuple):
 
 @contextlib.contextmanager
 def _quiet():
-  """Keeps orbax's threads from logging what it raises as well."""
+  """Silences orbax's log, which repeats the errors that it raises."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:
@@ -45,10 +45,10 @@ def _quiet():
 
 @functools.cache
 def _hush() -> None:
-  """Leaves unsaid from now on what orbax's threads say after an error.
+  """Silences orbax's "Event loop is closed" messages from now on.
 
-  Each file that it had begun to read or to write tells, on the way to the end
-  of the process, that the event loop which waited for it is closed.
+  After an error it prints one at the end of the process for each file that it
+  had begun to read or to write.
   """
   hook = sys.unraisablehook
 
@@ -72,11 +72,11 @@ class Checkpoints:
   """The checkpoints in one folder; the last two are kept."""
 
   def __init__(self, directory: Path, *, read_only: bool = False):
-    """Opens or makes the folder and clears what a killed run left half done.
+    """Opens or makes the folder and removes half-written checkpoints.
 
     Args:
       directory: The folder.
-      read_only: Whether to leave the folder, which must exist, as it is.
+      read_only: Whether to change nothing; the folder must exist.
     """
     _hush()
     self._directory = directory.absolute()
@@ -104,7 +104,7 @@ class Checkpoints:
     """Saves a checkpoint; when it returns, the checkpoint is on disk.
 
     Args:
-      step: How many steps led to it.
+      step: Number of steps that led to it.
       state: Tree of arrays, replicated over the devices.
       record: JSON-able.
     """
@@ -122,9 +122,9 @@ class Checkpoints:
   def restore(self, like: Any) -> Restored | None:
     """Returns the last good checkpoint, or None if none was ever saved.
 
-    Damaged ones that are newer are deleted, with a warning: training goes on
-    from there. Read only, it is the last one or an error: who takes a model
-    does not want that of earlier steps.
+    Newer, damaged ones are deleted with a warning, and training repeats their
+    steps. If the folder is read only, a damaged last checkpoint is an error:
+    the one before it is another model.
 
     Args:
       like: Tree of arrays with the shapes, types and shardings to restore to.
@@ -136,11 +136,11 @@ class Checkpoints:
     damaged = []
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps[:1] if self._read_only else steps:
-      # What is wrong on disk shows as any of a dozen classes of exception.
+      # Damage on disk raises any of a dozen classes of exception.
       try:
         restored = self._read(step, like)
       except Exception as error:
-        # Tensorstore adds all that it knows of the array, in one line.
+        # Tensorstore describes the whole array in the line.
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
         logging.warning(
           "%s/%d is unreadable: %s", self._directory, step, reason

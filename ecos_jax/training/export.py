@@ -4,8 +4,8 @@ The file is a serialised `jax.export`: StableHLO with the weights inside. It
 takes images uint8 [b, s, s, 3], as they are on disk, and returns logits float32
 [b, num_classes]; b is free, and it runs on CPUs, NVIDIA GPUs and TPUs. JAX
 promises to read it for six months of its releases, and usually does for longer;
-the checkpoints beside it stay. At its end stands the sha256, in hex, of what is
-before it, since some damage leaves a program that still can be read.
+the checkpoints beside it stay readable. Its last 64 bytes are the sha256, in
+hex, of all bytes before them: some damage leaves a program that can be read.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def write(path: Path, model: nnx.Module, image_size: int) -> None:
   """
   model.eval()
   graph, state = nnx.split(model)
-  # On the host, so that the file knows nothing of the devices of the training.
+  # On the host: the file must not depend on the devices of the training.
   weights = jax.device_get(state)
 
   @jax.jit

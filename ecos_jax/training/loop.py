@@ -20,7 +20,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.data import loader
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from ecos_jax.training import checkpoints
 from ecos_jax.training import evaluation
 from ecos_jax.training import metrics as metrics_lib
@@ -83,7 +83,7 @@ def load(
   optimizer = step_lib.adamw(config_lib.Train())
   graph, state = jax.eval_shape(
     lambda: step_lib.start(
-      registry.get(model_name, num_classes, nnx.Rngs(0)), optimizer, seed=0
+      networks.get(model_name, num_classes, nnx.Rngs(0)), optimizer, seed=0
     )
   )
   everywhere, _ = step_lib.shardings(mesh)
@@ -117,7 +117,7 @@ def train(
 
   Args:
     task: Images and loss.
-    model_name: One of `models.registry.names()`.
+    model_name: One of `models.networks.names()`.
     config: Steps, batch size, optimizer, how often to log and to save.
     directory: Gets `checkpoints/`, whose last one is the final model,
       `metrics.jsonl` and TensorBoard's files. If it is not empty, it must be of
@@ -137,7 +137,7 @@ def train(
   everywhere, split = step_lib.shardings(mesh)
 
   # The state of a new run; a checkpoint has the same shapes.
-  model = registry.start(
+  model = networks.start(
     model_name, task.num_classes, nnx.Rngs(seed), config.weights
   )
   optimizer = step_lib.adamw(config)

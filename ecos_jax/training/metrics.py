@@ -12,7 +12,7 @@ FILE = "metrics.jsonl"
 
 
 def _kept(path: Path, step: int) -> list[str]:
-  """Returns the lines up to `step`, without one that a crash cut off."""
+  """Returns the whole lines up to `step`; a crash may cut off the last."""
   lines = []
   if path.exists():
     for line in path.read_text().splitlines():
@@ -27,14 +27,14 @@ def _kept(path: Path, step: int) -> list[str]:
 
 
 class Writer:
-  """Writes rows of numbers, one a step; a resumed run writes none twice."""
+  """Writes a row of numbers for a step; a resumed run repeats none."""
 
   def __init__(self, directory: Path, step: int):
-    """Goes on after `step`: rows of later steps are dropped.
+    """Opens the files, and drops rows of steps after `step`.
 
     Args:
       directory: Gets `metrics.jsonl` and TensorBoard's event files.
-      step: The last step that will not be done again; 0 for a new run.
+      step: The last step that is not repeated; 0 for a new run.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / FILE

@@ -1,10 +1,11 @@
-"""What is trained on: where the images come from and what the loss is.
+"""What is trained: where the images come from and what the loss is.
 
-A task is one class with two things: `streams`, the sources whose batches go
-into a step, and `loss`, a pure function of model, batches and key, traced into
-the jitted step. Targets other than labels (logits of a teacher, say) are more
-arrays in the batches of a source; arrays that training leaves alone (weights of
-a teacher, say) are fields of a task that is a pytree, such as `Distill`.
+A task is a class with two members: `streams`, the sources whose batches go into
+a step, and `loss`, a pure function of model, batches and key that is traced
+into the jitted step. Targets other than labels (such as a teacher's logits) are
+more arrays in the batches of a source. Arrays that training does not change
+(such as a teacher's weights) are fields of a task that is a pytree; see
+`Distill`.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ class Stream(NamedTuple):
 
   Attributes:
     source: The images.
-    ratio: How many go into a step, in multiples of the batch size.
-    labelled: Whether the loss reads `label`: then some must be known.
+    ratio: Number of images in a step, in multiples of the batch size.
+    labelled: Whether the loss reads `label`; then some labels must be known.
   """
 
   source: loader.Samples
@@ -66,7 +67,7 @@ class Task(Protocol):
 def _cross_entropy(
   logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, Metrics]:
-  """Returns the mean over the samples whose label is known, and accuracy."""
+  """Returns loss and accuracy, means over the samples with a known label."""
   known = labels >= 0
   count = jnp.maximum(known.sum(), 1)
   losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -100,11 +101,11 @@ class Supervised:
 
 @dataclasses.dataclass(frozen=True)
 class FixMatch:
-  """Consistency of unlabelled images on top of cross-entropy.
+  """FixMatch (Sohn et al., NeurIPS 2020): pseudo-labels beside cross-entropy.
 
-  What the model predicts on a weak view with at least `confidence` is the
-  target on a strong view of the same image (Sohn et al., NeurIPS 2020); both
-  terms weigh the same.
+  The class that the model predicts on a weak view of an unlabelled image, with
+  a probability of at least `confidence`, is the pseudo-label of a strong view
+  of it. The cross-entropies of labels and of pseudo-labels are added.
   """
 
   num_classes: int
@@ -132,8 +133,8 @@ class FixMatch:
     """
     labelled_key, weak_key, strong_key = jax.random.split(key, 3)
     labelled, images = batches["labelled"], batches["unlabelled"]["image"]
-    # Without the stop, the backward pass would go through this forward as well.
-    beliefs = jax.lax.stop_gradient(
+    # Pseudo-labels are constants: no gradient through the weak views.
+    probabilities = jax.lax.stop_gradient(
       jax.nn.softmax(model(augment.weak(images, weak_key)))
     )
     views = jnp.concatenate(
@@ -145,9 +146,9 @@ class FixMatch:
     logits = model(views)
     batch_size = len(labelled["image"])
     loss, metrics = _cross_entropy(logits[:batch_size], labelled["label"])
-    confident = beliefs.max(-1) >= self.confidence
+    confident = probabilities.max(-1) >= self.confidence
     losses = optax.softmax_cross_entropy_with_integer_labels(
-      logits[batch_size:], beliefs.argmax(-1)
+      logits[batch_size:], probabilities.argmax(-1)
     )
     consistency = (losses * confident).mean()
     metrics |= {"consistency": consistency, "confident": confident.mean()}
@@ -167,13 +168,13 @@ class FixMatch:
 )
 @dataclasses.dataclass(frozen=True)
 class Distill:
-  """A teacher's beliefs are the targets; no label is read.
+  """A teacher's predictions are the targets; no label is read.
 
   The loss is T^2 KL(teacher || student) of the logits divided by the
   temperature T (Hinton et al., 2015), mixed with the cross-entropy against the
-  teacher's classes. Without a `teacher` its logits, made beforehand from the
-  images as they are, come with the batches as `logits` [b, num_classes];
-  with one it sees the very view that the student sees (Beyer et al., 2022).
+  teacher's classes. With a `teacher`, it sees the same view as the student
+  (Beyer et al., 2022). Without one, the batches hold its logits of the images
+  without augmentation, `logits` [b, num_classes].
   """
 
   num_classes: int

@@ -21,7 +21,7 @@ from ecos_jax.clustering import kernels
 from ecos_jax.clustering import lloyd
 from ecos_jax.data import loader
 from ecos_jax.encoders import registry
-from ecos_jax.models import registry as models
+from ecos_jax.models import networks
 from ecos_jax.training import step as step_lib
 from ecos_jax.training import tasks
 
@@ -188,7 +188,7 @@ def test_training_step(chip, mesh, table):
   optimizer = step_lib.adamw(config)
   graph, state = jax.eval_shape(
     lambda: step_lib.start(
-      models.get("convnet", 10, nnx.Rngs(0)), optimizer, seed=0
+      networks.get("convnet", 10, nnx.Rngs(0)), optimizer, seed=0
     )
   )
   everywhere, _ = step_lib.shardings(mesh)

@@ -4,8 +4,6 @@ import json
 import os
 from pathlib import Path
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -30,15 +28,10 @@ _STABLE = {
 }
 
 
-def _start(*flags) -> subprocess.Popen:
-  return subprocess.Popen(
-    [sys.executable, "-m", "ecos_jax.benchmark", *flags],
-    cwd=_ROOT,
-    env=_ENVIRONMENT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+@pytest.fixture
+def start(start_job):
+  """Returns a function that starts the command."""
+  return lambda *flags: start_job(*flags, module="ecos_jax.benchmark")
 
 
 def _strict(path: Path) -> dict:
@@ -49,15 +42,14 @@ def _strict(path: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_every_stage_writes_its_rows(tmp_path):
+def test_every_stage_writes_its_rows(start, tmp_path):
   output = tmp_path / "result.json"
-  with _start(
+  job = start(
     "--preset=smoke",
     "--implementations=ecos_jax,gemm,memory,bare,scikit-learn",
     f"--output={output}",
-  ) as process:
-    out, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err
+  )
+  assert job.wait() == 0, job.err
   result = _strict(output)
   assert result["complete"]
   assert result["skipped"] == []
@@ -69,7 +61,7 @@ def test_every_stage_writes_its_rows(tmp_path):
     assert len(row["rounds"]) == 2
     low, high = row["spread"]
     assert low <= row["seconds"] <= high
-    assert row["shape"] in out
+    assert row["shape"] in job.out
   by_name = {
     (row["stage"], row["implementation"]): row for row in result["rows"]
   }
@@ -89,25 +81,26 @@ def test_every_stage_writes_its_rows(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(sent, tmp_path):
+def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(
+  sent, start, tmp_path
+):
   output, scratch = tmp_path / "result.json", tmp_path / "scratch"
   scratch.mkdir()
-  with _start(
+  job = start(
     "--shapes=coverage:500x16x20",
     "--implementations=ecos_jax",
     "--rounds=1000000",
     f"--scratch={scratch}",
     f"--output={output}",
-  ) as process:
-    deadline = time.monotonic() + 120
-    while not (output.exists() and _strict(output)["rows"]):
-      assert process.poll() is None and time.monotonic() < deadline
-      time.sleep(0.05)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=60)
-  assert process.returncode == 130
-  assert "the rows so far" in err
-  assert "Traceback" not in err
+  )
+  deadline = time.monotonic() + 120
+  while not (output.exists() and _strict(output)["rows"]):
+    assert time.monotonic() < deadline, job.out + job.err
+    time.sleep(0.05)
+  job.signal(sent)
+  assert job.wait() == 130
+  assert "the rows so far" in job.err
+  assert "Traceback" not in job.err
   result = _strict(output)
   assert not result["complete"]
   assert result["rows"][0].keys() >= _STABLE
@@ -129,8 +122,8 @@ def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(sent, tmp_path):
     (("--encoder=nope",), "hog"),
   ],
 )
-def test_bad_input_gets_one_line(flags, said, start_job):
-  job = start_job(*flags, module="ecos_jax.benchmark.__main__")
+def test_bad_input_gets_one_line(flags, said, start):
+  job = start(*flags)
   assert job.wait() == 1
   [line] = job.err.splitlines()
   assert line.startswith("error: ") and said in line

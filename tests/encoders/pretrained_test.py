@@ -83,7 +83,7 @@ def test_shifted_products_are_the_grouped_convolution(kernel, stride, size):
     jax.value_and_grad(lambda x, w, f=f: (f(x, w, stride) ** 2).sum(), (0, 1))(
       images, weights
     )
-    for f in (efficientnet._shifted, efficientnet._grouped)
+    for f in (efficientnet._shifted, efficientnet._convolved)
   ]
   for ours, theirs in zip(*map(jax.tree.leaves, both), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

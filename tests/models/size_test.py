@@ -1,6 +1,6 @@
 from flax import nnx
 
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from ecos_jax.models import size
 
 
@@ -28,7 +28,7 @@ def test_a_network_counted_by_hand():
 
 def test_padding_counts_and_channels_in_groups_do_not_meet():
   """By hand: 28 -> 14 -> 7 -> 4 pixels, 3 -> 8 -> 16 -> 32 channels."""
-  small = registry.get("convnet_small", 10, nnx.Rngs(0))
+  small = networks.get("convnet_small", 10, nnx.Rngs(0))
   small.eval()
   expected = 9 * (14**2 * 3 * 8 + 7**2 * 8 * 16 + 4**2 * 16 * 32) + 32 * 10
   assert size.multiply_adds(small, 28) == expected
@@ -40,7 +40,7 @@ def test_padding_counts_and_channels_in_groups_do_not_meet():
 
 def test_the_teacher_is_clearly_larger_than_the_student():
   small, large = (
-    registry.get(name, 10, nnx.Rngs(0))
+    networks.get(name, 10, nnx.Rngs(0))
     for name in ("convnet_small", "convnet_large")
   )
   for model in (small, large):

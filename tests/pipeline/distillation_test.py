@@ -17,7 +17,7 @@ from ecos_jax.config import checks
 from ecos_jax.data import digits
 from ecos_jax.data import pools
 from ecos_jax.data import proxy
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from ecos_jax.training import loop
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (9, 28, 28, 3), np.uint8)
@@ -258,6 +258,6 @@ def test_the_configuration_names_registered_models():
     config = digits_distill.get_config(arguments)
     checks.validate(config)
     assert config.train.task is config_lib.Task.DISTILL
-    assert {config.train.model, config.distill.teacher} <= set(registry.names())
+    assert {config.train.model, config.distill.teacher} <= set(networks.names())
   with pytest.raises(errors.ConfigError, match="fast"):
     digits_distill.get_config("fast")

@@ -54,6 +54,7 @@ def _config(folders, *, features=False) -> config_lib.Config:
   config.privacy.insecure_noise_seed = 5
   config.sampling.budget = 24
   config.train.steps, config.train.batch_size = 2, 8
+  config.train.model = "convnet_small"
   return config
 
 

@@ -38,7 +38,7 @@ from ecos_jax.report import page
 def _config(**sampling) -> config_lib.Config:
   config = digits_manual.get_config("smoke")
   config.privacy.insecure_noise_seed = 7
-  config.train.steps = 2
+  config.train.steps, config.train.model = 2, "convnet_small"
   for name, value in sampling.items():
     setattr(config.sampling, name, value)
   return config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ecos_jax.client import evaluate
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from ecos_jax.training import augment
 from ecos_jax.training import export
 
@@ -25,7 +25,7 @@ np.save(sys.argv[3], model.call(np.load(sys.argv[2])))
 
 def _model():
   """Returns a network in training mode, with statistics that matter."""
-  model = registry.get("convnet_small", 10, nnx.Rngs(0))
+  model = networks.get("convnet_small", 10, nnx.Rngs(0))
   for norm in model.norms:
     norm.mean[...] += 0.1
     norm.var[...] *= 2.0
@@ -54,12 +54,12 @@ def test_another_process_computes_the_same_logits(tmp_path):
   )
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", networks.names())
 def test_every_model_is_one_that_the_client_takes(name, tmp_path):
   path = tmp_path / "model.jaxexport"
   # Zeros: initial weights would take most of a minute to draw.
   graph, shapes = nnx.split(
-    nnx.eval_shape(lambda: registry.get(name, 7, nnx.Rngs(0)))
+    nnx.eval_shape(lambda: networks.get(name, 7, nnx.Rngs(0)))
   )
   weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   export.write(path, nnx.merge(graph, weights), 28)

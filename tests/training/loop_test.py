@@ -19,7 +19,7 @@ from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.client import evaluate
 from ecos_jax.data import loader
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from ecos_jax.training import evaluation
 from ecos_jax.training import export
 from ecos_jax.training import loop
@@ -78,7 +78,7 @@ def _train(directory, labelled=None, ratio=0, seed=0, **changes):
   if ratio:
     unlabelled = loader.Arrays({"image": _IMAGES[::-1]})
     task = tasks.FixMatch(4, source, unlabelled, ratio)
-  with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+  with mock.patch.dict(networks._MODELS, tiny=_Tiny):
     return loop.train(
       task,
       "tiny",
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
 
   task = Explodes(4, loader.Arrays({"image": _IMAGES, "label": _LABELS}))
   with (
-    mock.patch.dict(registry._MODELS, tiny=_Tiny),
+    mock.patch.dict(networks._MODELS, tiny=_Tiny),
     pytest.raises(errors.EcosError, match=r"nan at step 3: .*learning_rate"),
   ):
     loop.train(
@@ -242,7 +242,7 @@ def _distil(directory, teacher, steps=10, source=None, **options):
   task = tasks.Distill(
     4, source or loader.Arrays(arrays), teacher, augmented=False, **options
   )
-  with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+  with mock.patch.dict(networks._MODELS, tiny=_Tiny):
     return loop.train(
       task,
       "tiny",
@@ -294,7 +294,7 @@ def test_a_resumed_student_ends_bitwise_the_same(tmp_path):
 def test_a_loaded_model_is_the_trained_one(whole):
   trained, folder = whole
   before = sorted(folder.rglob("*"))
-  with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+  with mock.patch.dict(networks._MODELS, tiny=_Tiny):
     loaded = loop.load(folder / "checkpoints", "tiny", 4, distributed.mesh())
   images = _IMAGES.astype(np.float32)
   np.testing.assert_array_equal(loaded(images), trained.model(images))
@@ -316,7 +316,7 @@ def test_what_holds_no_such_model_is_refused_and_left_alone(whole, tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_model_whose_training_was_not_finished_is_not_loaded(tmp_path):
   def load():
-    with mock.patch.dict(registry._MODELS, tiny=_Tiny):
+    with mock.patch.dict(networks._MODELS, tiny=_Tiny):
       loop.load(tmp_path / "checkpoints", "tiny", 4, distributed.mesh())
 
   with pytest.raises(RuntimeError, match="killed"):
@@ -424,7 +424,7 @@ def test_a_pretrained_network_is_fine_tuned_saved_and_exported(tmp_path):
   rows = _rows(tmp_path)
   assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
   # The running statistics are trained too.
-  start = registry.start(name, 4, nnx.Rngs(0), None)
+  start = networks.start(name, 4, nnx.Rngs(0), None)
   assert not np.array_equal(
     start.stem_norm.mean[...], result.model.stem_norm.mean[...]
   )

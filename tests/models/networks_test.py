@@ -7,16 +7,16 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from ecos_jax import errors
-from ecos_jax.models import registry
+from ecos_jax.models import networks
 from tests.models import make_references
 
 REFERENCES = np.load(make_references.FILE)
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", networks.names())
 def test_models_map_images_to_logits(name):
   def forward():
-    return registry.get(name, 7, nnx.Rngs(0))(jnp.zeros((2, 28, 28, 3)))
+    return networks.get(name, 7, nnx.Rngs(0))(jnp.zeros((2, 28, 28, 3)))
 
   # Traced only: to compile them all takes long.
   assert nnx.eval_shape(forward).shape == (2, 7)
@@ -24,7 +24,7 @@ def test_models_map_images_to_logits(name):
 
 def test_an_unknown_name_gets_the_valid_ones():
   with pytest.raises(errors.EcosError, match=r"train\.model`=vgg.*convnet"):
-    registry.get("vgg", 10, nnx.Rngs(0))
+    networks.get("vgg", 10, nnx.Rngs(0))
 
 
 def test_a_pretrained_network_starts_from_its_weights_with_a_new_head(tmp_path):
@@ -34,7 +34,7 @@ def test_a_pretrained_network_starts_from_its_weights_with_a_new_head(tmp_path):
   tensors["fc.bias"] = np.ones(1000, np.float32)
   path = tmp_path / "resnet18.safetensors"
   safetensors_numpy.save_file(tensors, path)
-  model = registry.start("resnet18", 7, nnx.Rngs(0), str(path))
+  model = networks.start("resnet18", 7, nnx.Rngs(0), str(path))
   model.eval()
   features = nnx.jit(lambda model, images: model.features(images))(
     model, make_references.images(64) / np.float32(127.5) - 1.0
@@ -42,14 +42,14 @@ def test_a_pretrained_network_starts_from_its_weights_with_a_new_head(tmp_path):
   np.testing.assert_allclose(
     features, REFERENCES["resnet18"], rtol=1e-4, atol=1e-4
   )
-  fresh = registry.get("resnet18", 7, nnx.Rngs(0))
+  fresh = networks.get("resnet18", 7, nnx.Rngs(0))
   np.testing.assert_array_equal(model.fc.kernel[...], fresh.fc.kernel[...])
-  assert registry.digest("resnet18", str(path)) is not None
+  assert networks.digest("resnet18", str(path)) is not None
 
 
 def test_weights_are_only_for_networks_that_have_them(tmp_path):
-  assert registry.digest("convnet", None) is None
-  with pytest.raises(errors.EcosError, match=r"train\.weights=x.*convnet"):
-    registry.check("convnet", "x")
-  with pytest.raises(errors.EcosError, match=r"train\.weights: x is no file"):
-    registry.check("resnet18", "x")
+  assert networks.digest("convnet", None) is None
+  with pytest.raises(errors.EcosError, match=r"train\.weights`=x.*convnet"):
+    networks.check("convnet", "x")
+  with pytest.raises(errors.EcosError, match=r"train\.weights`: x is no file"):
+    networks.check("resnet18", "x")

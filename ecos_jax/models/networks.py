@@ -1,8 +1,7 @@
 """The networks that can be trained, by name.
 
-Pretrained ones start from published weights, with a new last layer. All of
-their weights are trained, and their batch norms use the statistics of the batch
-and keep running means, as in training from the start: the usual way.
+Pretrained networks start from published weights, with a new last layer. All
+weights are trained, and batch norms use the statistics of the batch.
 """
 
 from collections.abc import Callable
@@ -35,14 +34,14 @@ def names() -> tuple[str, ...]:
 
 
 def check(name: str, weights: str | None = None) -> None:
-  """Checks that there is a network of that name, and its weights.
+  """Checks that the network and its weights exist.
 
   Args:
-    name: Of the network.
+    name: One of `names()`.
     weights: As in `start`.
 
   Raises:
-    EcosError: There is none, or none of these weights.
+    EcosError: There is no such network, or it has no such weights.
   """
   if name not in _MODELS:
     raise errors.EcosError(
@@ -84,13 +83,13 @@ def _initializer(
 def start(
   name: str, num_classes: int, rngs: nnx.Rngs, weights: str | None
 ) -> nnx.Module:
-  """Returns a new network, with published weights where there are such.
+  """Returns a new network, with published weights if there are any.
 
   Args:
     name: One of `names()`.
     num_classes: Number of logits.
-    rngs: For the initial weights; of a pretrained network those of its head.
-    weights: A file or `hub:OWNER/NAME`; where they are published if None.
+    rngs: For the initial weights; in a pretrained network, of the last layer.
+    weights: A file or `hub:OWNER/NAME`; None for the published weights.
 
   Raises:
     EcosError: The name is unknown, or the weights do not fit.
@@ -105,7 +104,7 @@ def start(
 
 
 def digest(name: str, weights: str | None) -> str | None:
-  """Returns the sha256 of the file that `start` would read; None if none."""
+  """Returns the sha256 of the weights' file that `start` reads, if any."""
   published = weights_lib.PUBLISHED.get(name)
   if published is None:
     return None
