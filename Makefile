@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
-.PHONY: demo report test slow aot compile lint format docs minimum newest wheel
+.PHONY: demo report test slow gpu gpu-check aot compile lint format docs minimum newest wheel
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos
@@ -21,6 +21,16 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu and not tpu"
+
+# On an NVIDIA GPU, with its driver: the tests that need one, then what it
+# computes and how fast. launch/gpu_wheels.sh is for a machine without a network.
+gpu:
+	$(MAKE) VENV=.venv-gpu gpu-check
+
+gpu-check: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' 'jax[cuda13]'
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m ecos_jax.gpu_check --output=gpu_check.json
 
 # In an environment of its own: the plugins look for their chips at every start.
 aot:

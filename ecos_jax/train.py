@@ -31,6 +31,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import pipeline
+from ecos_jax.clustering import kernels
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "File with get_config(), and its argument: FILE[:ARGUMENT]."
@@ -46,6 +47,7 @@ _VERIFY = flags.DEFINE_bool(
 )
 distributed.define_flags()
 compilation_cache.define_flags()
+kernels.define_flags()
 
 
 def _resolved_config() -> config_lib.Config:
@@ -70,6 +72,7 @@ def main(argv: list[str]) -> None:
     raise errors.ConfigError("--workdir is missing: name a folder for this run")
   compilation_cache.start()
   distributed.start()
+  kernels.start()
   pipeline.run(config, Path(_WORKDIR.value), verify=_VERIFY.value)
   distributed.finish()
 

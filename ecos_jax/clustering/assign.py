@@ -139,7 +139,9 @@ def argmax(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   return best, labels
 
 
-def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
+def nearest(
+  features: jax.Array, centroids: jax.Array, *, fitting: bool = False
+) -> Assignment:
   """Returns the assignment of one block.
 
   On Hopper GPUs a kernel does it all; elsewhere scores [n, k] come in between,
@@ -147,17 +149,22 @@ def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
   names the chip; `assign` cuts any number of rows into blocks.
 
   Args:
-    features: [n, d] float32.
+    features: [n, d] float16, bfloat16 or float32.
     centroids: [k, d] float32.
+    fitting: Whether k-means iterates, and precision may be traded for speed if
+      --assignment=fast says so.
   """
-  if kernels.hopper(jax.sharding.get_abstract_mesh()):
+  program = kernels.assignment(jax.sharding.get_abstract_mesh())
+  exact = features.astype(jnp.float32)
+  if program != "xla":
     # Imported for the chip alone: Pallas's interface is still moving.
     from ecos_jax.clustering.kernels import gpu
 
-    scores, labels = gpu.nearest(features, centroids)
+    fast = fitting and program == "fast"
+    scores, labels = gpu.nearest(features, centroids, fast=fast)
   else:
     products = jax.lax.dot_general(
-      features,
+      exact,
       centroids,
       (((1,), (1,)), ((), ())),
       precision=jax.lax.Precision.HIGHEST,
@@ -165,12 +172,29 @@ def nearest(features: jax.Array, centroids: jax.Array) -> Assignment:
     half_norms = jnp.sum(centroids * centroids, axis=1) / 2
     # The score is used too: TPU compilers narrow it to bfloat16 otherwise.
     scores, labels = argmax(products - half_norms)
-  norms = jnp.sum(features * features, axis=1)
+  norms = jnp.sum(exact * exact, axis=1)
   return Assignment(labels, jnp.maximum(norms - 2 * scores, 0))
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block"))
-def _assign_chunk(chunk, valid, centroids, *, mesh, block):
+def assign_chunk(
+  chunk: jax.Array,
+  valid: jax.typing.ArrayLike,
+  centroids: jax.Array,
+  *,
+  mesh: jax.sharding.Mesh,
+  block: int,
+) -> Assignment:
+  """Returns the assignment of a chunk [rows, d] sharded over 'data'.
+
+  Args:
+    chunk: float16, bfloat16 or float32.
+    valid: How many of its rows count; labels of the others say nothing.
+    centroids: float32 [k, d].
+    mesh: The devices.
+    block: Rows of a block, from `chunks.plan`.
+  """
+
   def local(chunk, valid, centroids):
     def body(carry, start, features, fresh):
       del fresh
@@ -226,7 +250,7 @@ def stream(
     (
       start,
       valid,
-      _assign_chunk(chunk, valid, centroids, mesh=mesh, block=block),
+      assign_chunk(chunk, valid, centroids, mesh=mesh, block=block),
     )
     for start, valid, chunk in chunks.read(features, rows, mesh)
   )

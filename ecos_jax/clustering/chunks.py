@@ -23,8 +23,11 @@ _CPU_SCORE_BYTES = 2 << 20
 _CPU_CHUNK_BYTES = 16 << 20
 # On CPU, XLA uses memory without a copy if it begins at a multiple of this.
 _CPU_ALIGNMENT = 64
-# The kernel keeps no scores, but wants 128 rows for each of 132 processors.
+# On Hopper GPUs the kernel keeps no scores, so a chunk is one block, large
+# enough for 128 rows on each of 132 processors. Rows that stay on the device
+# are one chunk, up to this size.
 _HOPPER_ROWS = 16384
+_HOPPER_CHUNK_BYTES = 2 << 30
 _DATA = jax.sharding.PartitionSpec("data")
 _Part = TypeVar("_Part")
 
@@ -143,14 +146,20 @@ def plan(
   """
   n, d = shape
   share = memory_budget // 4
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  whole_chunks = not on_cpu and kernels.assignment(mesh.abstract_mesh) != "xla"
   block = _round_down_to_power_of_two(share // (4 * k))
   recycled = share
-  if mesh.devices.flat[0].platform == "cpu":
+  if on_cpu:
     recycled = min(share, _CPU_CHUNK_BYTES)
     cached = _round_down_to_power_of_two(_CPU_SCORE_BYTES // (4 * k))
     block = min(block, max(cached, 256), 8192)
-  elif kernels.hopper(mesh.abstract_mesh):
-    block = max(block, _HOPPER_ROWS)
+  elif whole_chunks:
+    block = _HOPPER_ROWS
+    share = memory_budget
+    if in_memory:
+      share = max(share, _HOPPER_CHUNK_BYTES)
+    recycled = share
   rows = max(-(-n // mesh.size), 1)
   most = _round_down_to_power_of_two(recycled // (4 * d))
   if rows <= most:
@@ -165,7 +174,7 @@ def plan(
       return whole * rows + min(rest, rows)
 
     rows = min(range(most, most // 2, -min(block, most)), key=computed)
-  return Plan(rows * mesh.size, min(block, rows))
+  return Plan(rows * mesh.size, rows if whole_chunks else min(block, rows))
 
 
 def _own_rows(
@@ -244,8 +253,8 @@ def scan_blocks(
   are valid and were not in an earlier block.
 
   Args:
-    body: (carry, first local row, features float32 [block, d], fresh bool
-      [block]) -> carry.
+    body: (carry, first local row, features [block, d] of the chunk's type,
+      fresh bool [block]) -> carry.
     carry: Arrays, the same on all devices.
     chunk: [rows, d], this device's part.
     valid: int32, valid rows of the whole chunk.
@@ -259,7 +268,11 @@ def scan_blocks(
     features = jax.lax.dynamic_slice_in_dim(chunk, start, block)
     row = start + jax.lax.iota(jnp.int32, block)
     fresh = (row >= i * block) & (row < valid)
-    return body(carry, start, features.astype(jnp.float32), fresh)
+    return body(carry, start, features, fresh)
 
   carry = jax.lax.pcast(carry, "data", to="varying")
+  on_hopper = kernels.assignment(jax.sharding.get_abstract_mesh()) != "xla"
+  if on_hopper and block == rows:
+    # A loop would make the host wait for the device, to know when it ends.
+    return step(0, carry)
   return jax.lax.fori_loop(0, -(-valid // block), step, carry)

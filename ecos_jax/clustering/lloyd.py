@@ -112,8 +112,9 @@ def plain(
   def local(chunk, valid, centroids):
     def body(sums, start, features, fresh):
       del start
-      labels, distances = assign.nearest(features, centroids)
-      return _add(sums, features, fresh, labels, distances, jnp.sum(fresh))
+      found = assign.nearest(features, centroids, fitting=True)
+      features = features.astype(jnp.float32)
+      return _add(sums, features, fresh, *found, jnp.sum(fresh))
 
     sums = chunks.scan_blocks(body, _zeros(centroids), chunk, valid, block)
     return jax.lax.psum(sums, "data")
@@ -185,6 +186,7 @@ def _pruned(chunk, valid, bounds, moves, centroids, *, block):
 
   def body(carry, start, features, fresh):
     sums, after = carry
+    features = features.astype(jnp.float32)
     before = Bounds(
       *(jax.lax.dynamic_slice_in_dim(b, start, block) for b in bounds)
     )

@@ -98,10 +98,10 @@ def test_lengths_of_one_plan_compile_once(offset):
     return at(offset, np.zeros((n, 4), np.float32))
 
   assign.assign(features(1025), centroids)
-  before = assign._assign_chunk._cache_size()
+  before = assign.assign_chunk._cache_size()
   for n in (1026, 1100, 1151):
     assign.assign(features(n), centroids)
-  assert assign._assign_chunk._cache_size() == before
+  assert assign.assign_chunk._cache_size() == before
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

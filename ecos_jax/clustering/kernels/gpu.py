@@ -1,21 +1,28 @@
 """Nearest centroids on Hopper GPUs: product and argmax in one kernel.
 
 XLA writes the scores [n, k] to device memory and reads them again; here they
-stay in registers. Each program has 128 rows. One warpgroup copies tiles of
-features and centroids to shared memory, a few steps ahead; two multiply, 64
-rows each, and keep the best score and label so far. Features are cut into tiles
-as well, so d may be anything.
+stay in registers.
 
-Hopper's tensor cores take no float32, so a float32 is split into three bfloat16
-that add up to it exactly, and the six largest of the nine partial products are
-summed, the smallest first, as XLA does on TPU at precision "highest". A tensor
-core drops bits as it accumulates, so its sums are short, 32 columns, and added
-up in float32 outside. By a model of that (gpu_test.py) the scores are nearer to
-the true ones than float32 arithmetic gives; without the short sums, or with
-three TensorFloat-32 products, they would be an order of magnitude further off.
+**Precision.** Tensor cores multiply float16. A bank's rows are float16 already;
+the centroids, float32, become two float16 parts that add up to all but the last
+bit: x.c is two products. Float32 rows become two parts as well, which makes
+three products (the fourth is too small to count); bfloat16 rows fit one part.
+Float16 has few exponents, so what is split is first scaled, by a power of two
+that brings its largest number to 2^14 .. 2^15: the centroids together, and each
+row by itself. A tensor core drops bits as it accumulates, so its sums are
+short, 64 features, and are added up in float32 outside. gpu_test.py compares a
+model of that with float32 arithmetic. `fast` keeps the larger parts alone: one
+product, with float16's error.
 
-No GPU was at hand: the kernel has been compiled for its chip, and interpreted,
-but neither run nor timed there.
+**Schedule.** One program runs on each multiprocessor and takes tile after tile
+of 128 rows. One warpgroup copies to shared memory: the rows, which stay there
+for all centroids if they fit, and, a few steps ahead, tiles of 128 centroids x
+64 features. Two warpgroups multiply 64 rows each and keep the best score and
+label so far.
+
+On an H100 it is several times faster than XLA's program; docs/scaling.md has
+the figures. Tried there without gain: clusters that share the copies, three
+multiplying warpgroups, a warpgroup that starts later than the other.
 """
 
 import functools
@@ -26,117 +33,206 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-# Rows of a multiplying warpgroup, centroids and features of a step.
-_ROWS, _CENTROIDS, _FEATURES = 64, 128, 32
+# Of one multiplying warpgroup and one step.
+_ROWS, _CENTROIDS, _FEATURES = 64, 128, 64
 _TILE_ROWS = 2 * _ROWS
-# Steps in flight: each takes 40 KiB of an SM's 227.
-_SLOTS = 5
-# Which parts of features and of centroids to multiply: 0 is the largest.
-_PAIRS = ((2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0))
+_LOADER = 2
+# Shared memory for tiles; a program may have 227 KiB in all.
+_SHARED_BYTES = 231_000
+_MIN_SLOTS, _MAX_SLOTS = 3, 6
+# Of an H100 SXM, where nothing tells.
+_MULTIPROCESSORS = 132
+# The largest exponent of scaled numbers, and of float32 scales.
+_EXPONENT, _MAX_EXPONENT = 15, 126
 
 
-def _split(x, rounded):
-  """Returns three bfloat16 arrays that add up to float32 x."""
-  parts = []
-  for _ in range(3):
-    high = rounded(x)
-    parts.append(high.astype(jnp.bfloat16))
+def _pairs(row_parts: int, centroid_parts: int) -> list[tuple[int, int]]:
+  """Returns which parts to multiply, the smallest products first."""
+  return sorted(
+    (
+      (i, j)
+      for i in range(row_parts)
+      for j in range(centroid_parts)
+      if i + j < 2
+    ),
+    key=sum,
+    reverse=True,
+  )
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+  """Returns float16 [parts, ...], the largest first, that add up to x."""
+  split = []
+  for _ in range(parts - 1):
+    # XLA may drop a conversion there and back, but not this.
+    high = lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
+    split.append(high)
     x = x - high
-  return parts
+  return jnp.stack([*split, x]).astype(jnp.float16)
 
 
-def _multiply(features, centroids_ref):
-  """Returns the float32 products of split features and centroids."""
+def _scale(largest: jax.Array) -> jax.Array:
+  """Returns the power of two that brings `largest` to 2^14 .. 2^15."""
+  _, exponent = jnp.frexp(largest)
+  exponent = jnp.clip(_EXPONENT - exponent, -_MAX_EXPONENT, _MAX_EXPONENT)
+  return jnp.where(largest > 0, jnp.ldexp(jnp.float32(1), exponent), 1)
+
+
+def _multiply(rows, centroids):
+  """Returns float32 products of the parts of rows and of centroids, summed."""
 
   def accumulate(accumulator):
-    for i, j in _PAIRS:
-      transposed = centroids_ref.at[j].transpose((1, 0))
-      plgpu.wgmma(accumulator, features[i], transposed)
+    for i, j in _pairs(len(rows), len(centroids)):
+      plgpu.wgmma(accumulator, rows[i], centroids[j].transpose((1, 0)))
     return accumulator[...]
 
   shape = (_ROWS, _CENTROIDS)
   return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
 
 
+def _load_one_each(ref, rows):
+  """Returns a float32 of device memory for each row."""
+  if jax.__version_info__ < (0, 11):
+    return plgpu.load(ref, rows, optimized=False)
+  rows_ref = ref.at[rows]
+  return plgpu.load(rows_ref, optimized=False)  # pyrefly: ignore[missing-argument]
+
+
 def _kernel(
-  features_ref,
+  rows_ref,
   centroids_ref,
   half_norms_ref,
+  unscale_ref,
   scores_ref,
   labels_ref,
-  features_tile,
+  rows_tile,
   centroids_tile,
   half_norms_tile,
+  rows_loaded,
+  rows_used,
   loaded,
   used,
+  *,
+  resident,
+  scaled,
 ):
-  # For each tile of centroids, the steps go over the features.
-  depth = features_ref.shape[1] // _FEATURES
-  steps = depth * (centroids_ref.shape[1] // _CENTROIDS)
-  slots = half_norms_tile.shape[0]
-  first_row = lax.axis_index("tile") * _TILE_ROWS
+  # A pass takes a tile of rows past all centroids; a step of it takes a tile of
+  # centroids and of features.
+  parts, n, width = rows_ref.shape
+  tiles = centroids_ref.shape[1] // _CENTROIDS
+  depth = width // _FEATURES
+  slots, row_slots = used.shape[0], rows_used.shape[0]
+  program, programs = lax.axis_index("program"), lax.axis_size("program")
+  passes = lax.div(n // _TILE_ROWS - program + programs - 1, programs)
   warpgroup = lax.axis_index("warpgroup")
 
-  @pl.when(warpgroup == 2)
+  def first_row(i):
+    return (program + i * programs) * _TILE_ROWS
+
+  def step(i, j, column):
+    return (i * tiles + j) * depth + column
+
+  def row_step(i, j, column):
+    return i * depth + column if resident else step(i, j, column)
+
+  @pl.when(warpgroup == _LOADER)
   def _load():
     plgpu.set_max_registers(40, action="decrease")
 
-    def step(i, _):
-      slot = lax.rem(i, slots)
+    def wait(barriers, i):
+      """Waits until the i-th tile may go to its slot."""
+      slots = barriers.shape[0]
 
       @pl.when(i >= slots)
       def _wait():
-        plgpu.barrier_wait(used.at[slot])
+        plgpu.barrier_wait(barriers.at[lax.rem(i, slots)])
 
-      @pl.when(i < steps)
-      def _copy():
-        rows = pl.ds(first_row, _TILE_ROWS)
-        columns = pl.ds(lax.rem(i, depth) * _FEATURES, _FEATURES)
-        centroids = pl.ds(lax.div(i, depth) * _CENTROIDS, _CENTROIDS)
-        for source, tile in (
-          (features_ref.at[rows, columns], features_tile),
-          (centroids_ref.at[:, centroids, columns], centroids_tile),
-          (half_norms_ref.at[centroids], half_norms_tile),
-        ):
-          plgpu.copy_gmem_to_smem(source, tile.at[slot], loaded.at[slot])
+    def load_step(i, s):
+      j, column = lax.div(s, depth), lax.rem(s, depth)
+      columns = pl.ds(column * _FEATURES, _FEATURES)
 
+      @pl.when((j == 0) | (not resident))
+      def _rows():
+        number = row_step(i, j, column)
+        wait(rows_used, number)
+        slot = lax.rem(number, row_slots)
+        rows = pl.ds(first_row(i), _TILE_ROWS)
+        source = rows_ref.at[:, rows, columns]
+        to, barrier = rows_tile.at[slot], rows_loaded.at[slot]
+        plgpu.copy_gmem_to_smem(source, to, barrier)
+
+      wait(used, step(i, j, column))
+      slot = lax.rem(step(i, j, column), slots)
+      centroids = pl.ds(j * _CENTROIDS, _CENTROIDS)
+      for source, tile in (
+        (centroids_ref.at[:, centroids, columns], centroids_tile),
+        (half_norms_ref.at[centroids], half_norms_tile),
+      ):
+        plgpu.copy_gmem_to_smem(source, tile.at[slot], loaded.at[slot])
+
+    def load_pass(i, _):
+      lax.fori_loop(0, tiles * depth, lambda s, _: load_step(i, s), None)
+
+    lax.fori_loop(0, passes, load_pass, None)
     # Shared memory must not go before the last tiles are used.
-    lax.fori_loop(0, steps + slots, step, None)
+    for barriers, total in (
+      (used, step(passes, 0, 0)),
+      (rows_used, row_step(passes, 0, 0)),
+    ):
 
-  @pl.when(warpgroup < 2)
+      def finish(i, _, barriers=barriers, total=total):
+        wait(barriers, total + i)
+
+      lax.fori_loop(0, barriers.shape[0], finish, None)
+
+  @pl.when(warpgroup != _LOADER)
   def _compute():
     plgpu.set_max_registers(232, action="increase")
-    rows = pl.ds(warpgroup * _ROWS, _ROWS)
+    own = pl.ds(warpgroup * _ROWS, _ROWS)
     shape = (_ROWS, _CENTROIDS)
 
-    def release(slot):
-      # These warps read shared memory as ordinary loads do, and the next copy
-      # writes it past them, through the async proxy. A barrier does not order
-      # the two; this fence does.
+    def multiply(i, j, column, products):
+      slot = lax.rem(step(i, j, column), slots)
+      row_slot = lax.rem(row_step(i, j, column), row_slots)
+
+      @pl.when((j == 0) | (not resident))
+      def _rows():
+        plgpu.barrier_wait(rows_loaded.at[row_slot])
+
+      plgpu.barrier_wait(loaded.at[slot])
+      products += _multiply(
+        [rows_tile.at[row_slot, part, own] for part in range(parts)],
+        [
+          centroids_tile.at[slot, part]
+          for part in range(centroids_ref.shape[0])
+        ],
+      )
+
+      @pl.when((j == tiles - 1) | (not resident))
+      def _free_rows():
+        plgpu.barrier_arrive(rows_used.at[row_slot])
+
+      @pl.when(column < depth - 1)
+      def _free_centroids():
+        plgpu.barrier_arrive(used.at[slot])
+
+      return products
+
+    def compute_tile(i, j, unscale, best):
+      products = lax.fori_loop(
+        0,
+        depth,
+        functools.partial(multiply, i, j),
+        jnp.zeros(shape, jnp.float32),
+      )
+      slot = lax.rem(step(i, j, depth - 1), slots)
+      half_norms = half_norms_tile[slot]
+      # These are ordinary loads. The next copy to the slot goes past them,
+      # through the async proxy, and a barrier alone does not order the two.
       plgpu.commit_smem()
       plgpu.barrier_arrive(used.at[slot])
-
-    def step(j, best):
-      def multiply(i, products):
-        slot = lax.rem(j * depth + i, slots)
-        plgpu.barrier_wait(loaded.at[slot])
-        features = _split(
-          features_tile[slot, rows],
-          lambda x: x.astype(jnp.bfloat16).astype(jnp.float32),
-        )
-        products += _multiply(features, centroids_tile.at[slot])
-
-        @pl.when(i < depth - 1)
-        def _release():
-          release(slot)
-
-        return products
-
-      zeros = jnp.zeros(shape, jnp.float32)
-      products = lax.fori_loop(0, depth, multiply, zeros)
-      slot = lax.rem(j * depth + depth - 1, slots)
-      half_norms = half_norms_tile[slot]
-      release(slot)
+      if unscale is not None:
+        products *= lax.broadcast_in_dim(unscale, shape, (0,))
       scores = products - lax.broadcast_in_dim(half_norms, shape, (1,))
       score = jnp.max(scores, axis=1)
       label = lax.broadcasted_iota(jnp.int32, shape, 1)
@@ -148,12 +244,17 @@ def _kernel(
         jnp.where(later, label + j * _CENTROIDS, best[1]),
       )
 
-    score = jnp.full(_ROWS, -jnp.inf, jnp.float32)
-    label = jnp.zeros(_ROWS, jnp.int32)
-    score, label = lax.fori_loop(0, steps // depth, step, (score, label))
-    rows = pl.ds(first_row + warpgroup * _ROWS, _ROWS)
-    scores_ref[rows] = score
-    labels_ref[rows] = label
+    def compute_pass(i, _):
+      rows = pl.ds(first_row(i) + warpgroup * _ROWS, _ROWS)
+      unscale = None
+      if scaled:
+        unscale = _load_one_each(unscale_ref, rows)
+      none = jnp.full(_ROWS, -jnp.inf, jnp.float32), jnp.zeros(_ROWS, jnp.int32)
+      scores_ref[rows], labels_ref[rows] = lax.fori_loop(
+        0, tiles, lambda j, best: compute_tile(i, j, unscale, best), none
+      )
+
+    lax.fori_loop(0, passes, compute_pass, None)
 
 
 def _pad(x, shape, value=0):
@@ -164,14 +265,32 @@ def _pad(x, shape, value=0):
   )
 
 
+def _rings(depth: int, row_parts: int, centroid_parts: int):
+  """Returns the slots for rows and for centroids, and whether rows stay."""
+  row_bytes = row_parts * _TILE_ROWS * _FEATURES * 2
+  step_bytes = centroid_parts * _CENTROIDS * _FEATURES * 2 + _CENTROIDS * 4
+  both = _SHARED_BYTES // (row_bytes + step_bytes)
+  if depth * row_bytes + 2 * step_bytes > _SHARED_BYTES:
+    return both, both, False
+  spare = _SHARED_BYTES - _MIN_SLOTS * step_bytes
+  row_slots = min(max(spare // row_bytes, depth), 2 * depth)
+  slots = (_SHARED_BYTES - row_slots * row_bytes) // step_bytes
+  return row_slots, min(slots, _MAX_SLOTS), True
+
+
 def nearest(
-  features: jax.Array, centroids: jax.Array, interpret=None
+  features: jax.Array,
+  centroids: jax.Array,
+  *,
+  fast: bool = False,
+  interpret=None,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the largest x.c - |c|^2 / 2 of each row, and its lowest index.
 
   Args:
-    features: [n, d], float32 or what converts to it exactly.
+    features: [n, d], float16, bfloat16 or float32.
     centroids: float32 [k, d].
+    fast: Whether to make one product, of numbers rounded to float16.
     interpret: Parameters of Pallas's interpreter for Mosaic GPU; None compiles.
 
   Returns:
@@ -179,49 +298,61 @@ def nearest(
   """
   n, d = features.shape
   k = len(centroids)
-  # Nothing is copied for the padding of features that XLA cuts and converts.
   rows = pl.cdiv(n, _TILE_ROWS) * _TILE_ROWS
   width = pl.cdiv(d, _FEATURES) * _FEATURES
   height = pl.cdiv(k, _CENTROIDS) * _CENTROIDS
-  half_norms = jnp.sum(centroids * centroids, axis=1) / 2
+  scale = _scale(jnp.max(jnp.abs(centroids)))
+  half_norms = jnp.sum(centroids * centroids, axis=1) / 2 * scale
   half_norms = _pad(half_norms, (height,), jnp.inf)
-  # XLA may drop a conversion there and back, but not this.
-  parts = _split(
-    centroids,
-    functools.partial(lax.reduce_precision, exponent_bits=8, mantissa_bits=7),
+  parts = _split(centroids * scale, 1 if fast else 2)
+  parts = _pad(parts, (len(parts), height, width))
+  # Float16 rows go to the kernel as they lie in memory.
+  scaled = features.dtype != jnp.float16
+  unscale = jnp.ones(_TILE_ROWS)
+  split = features[None]
+  if scaled:
+    exact = features.astype(jnp.float32)
+    row_scale = _scale(jnp.max(jnp.abs(exact), axis=1))
+    unscale = _pad(1 / row_scale, (rows,), 1)
+    single = fast or features.dtype == jnp.bfloat16
+    split = _split(exact * row_scale[:, None], 1 if single else 2)
+  split = _pad(split, (len(split), rows, width))
+  row_slots, slots, resident = _rings(
+    width // _FEATURES, len(split), len(parts)
   )
-  parts = _pad(jnp.stack(parts), (3, height, width))
-  features = _pad(features.astype(jnp.float32), (rows, width))
-  slots = min(_SLOTS, (width // _FEATURES) * (height // _CENTROIDS))
 
-  def tile(shape, dtype):
-    row_bytes = _FEATURES * jnp.dtype(dtype).itemsize
+  def tile(*shape):
     transforms = (
       plgpu.TilingTransform((8, _FEATURES)),
-      plgpu.SwizzleTransform(row_bytes),
+      plgpu.SwizzleTransform(2 * _FEATURES),
     )
-    return plgpu.SMEM((slots, *shape), dtype, transforms=transforms)
+    return plgpu.SMEM(shape, jnp.float16, transforms=transforms)
 
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  cores = (device and device.num_cores) or _MULTIPROCESSORS
   scores, labels = plgpu.kernel(
-    _kernel,
+    functools.partial(_kernel, resident=resident, scaled=scaled),
     out_type=(
       jax.ShapeDtypeStruct((rows,), jnp.float32),
       jax.ShapeDtypeStruct((rows,), jnp.int32),
     ),
-    grid=(rows // _TILE_ROWS,),
-    grid_names=("tile",),
+    grid=(min(cores, rows // _TILE_ROWS),),
+    grid_names=("program",),
     num_threads=3,
     thread_name="warpgroup",
     scratch_types=(
-      tile((_TILE_ROWS, _FEATURES), jnp.float32),
-      tile((3, _CENTROIDS, _FEATURES), jnp.bfloat16),
+      tile(row_slots, len(split), _TILE_ROWS, _FEATURES),
+      tile(slots, len(parts), _CENTROIDS, _FEATURES),
       plgpu.SMEM((slots, _CENTROIDS), jnp.float32),
-      plgpu.Barrier(num_arrivals=3, num_barriers=slots),
+      plgpu.Barrier(num_arrivals=1, num_barriers=row_slots),
+      plgpu.Barrier(num_arrivals=2, num_barriers=row_slots),
+      plgpu.Barrier(num_arrivals=2, num_barriers=slots),
       plgpu.Barrier(num_arrivals=2, num_barriers=slots),
     ),
     compiler_params=plgpu.CompilerParams(
-      lowering_semantics=plgpu.LoweringSemantics.Warpgroup
+      lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+      reduction_scratch_bytes=0,
     ),
     interpret=interpret,
-  )(features, parts, half_norms)
-  return scores[:n], labels[:n]
+  )(split, parts, half_norms, unscale)
+  return scores[:n] / scale, labels[:n]

@@ -1,0 +1,327 @@
+"""What a GPU computes, beside float64 and beside the CPU of its machine."""
+
+from collections.abc import Iterator
+import concurrent.futures
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import tempfile
+import time
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+import ecos_jax
+from ecos_jax import errors
+from ecos_jax.client import coverage
+from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
+from ecos_jax.clustering import kmeans
+from ecos_jax.clustering import lloyd
+from ecos_jax.encoders import registry
+from ecos_jax.models import efficientnet
+
+# Float32's rounding of a score or a distance, over |x|^2 + |c|^2.
+_ROUNDING = 1e-6
+_TYPES = {
+  "float16": np.dtype(np.float16),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+  "float32": np.dtype(np.float32),
+}
+_THREADS = 8
+_JOB_SECONDS = 300
+
+
+class CheckError(errors.EcosError):
+  """A GPU computed something else; the message says what."""
+
+
+def _require(holds: bool, message: str) -> None:
+  if not holds:
+    raise CheckError(message)
+
+
+def _scores(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+  """Returns x.c - |c|^2 / 2 in float64, [n, k]."""
+  x, c = features.astype(np.float64), centroids.astype(np.float64)
+  return x @ c.T - np.sum(c * c, axis=1) / 2
+
+
+def _compared(
+  features: np.ndarray, centroids: np.ndarray, found: assign.Assignment
+) -> tuple[int, float, float]:
+  """Returns how many labels differ, their worst loss, and the worst error.
+
+  Loss: how much farther a label's centroid is than the nearest, squared; error:
+  of distances. Both over |x|^2 + |c|^2.
+  """
+  scores = _scores(features, centroids)
+  norms = np.sum(features.astype(np.float64) ** 2, axis=1)
+  largest = norms + np.max(np.sum(centroids.astype(np.float64) ** 2, axis=1))
+  best = np.max(scores, axis=1)
+  own = scores[np.arange(len(scores)), found.labels]
+  error = np.abs(found.distances - (norms - 2 * best)) / largest
+  return (
+    int(np.sum(found.labels != np.argmax(scores, axis=1))),
+    float(np.max(2 * (best - own) / largest)),
+    float(np.max(error)),
+  )
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+  return rng.standard_normal(shape, np.float32)
+
+
+def random_shapes(tiny: bool) -> Iterator[dict]:
+  """Yields, for each type, how 200 random shapes compare with float64."""
+
+  def one(seed: int) -> tuple:
+    rng = np.random.default_rng(seed)
+    n, d, k = np.exp(rng.uniform(0, np.log((3000, 1400, 1500)))).astype(int)
+    if tiny:
+      n, d, k = n % 50 + 1, d % 50 + 1, k % 50 + 1
+    dtype = rng.choice(list(_TYPES))
+    # Norms and means that differ by orders of magnitude.
+    scale = np.float32(10) ** rng.integers(-3, 3)
+    features = _normal(rng, n, d) + np.float32(rng.integers(3))
+    features = (features * scale).astype(_TYPES[dtype])
+    centroids = _normal(rng, k, d) * scale + np.mean(features, dtype=np.float32)
+    found = assign.assign(features, centroids)
+    return dtype, (n, d, k), *_compared(features, centroids, found)
+
+  count = 6 if tiny else 200
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    results = list(pool.map(one, range(count)))
+  for dtype in _TYPES:
+    of = [result for result in results if result[0] == dtype]
+    yield {
+      "dtype": dtype,
+      "shapes": len(of),
+      "labels_differ": sum(result[2] for result in of),
+      "worst_loss": max((result[3] for result in of), default=0.0),
+      "worst_error": max((result[4] for result in of), default=0.0),
+    }
+  for dtype, shape, _, loss, error in results:
+    _require(
+      loss <= _ROUNDING and error <= 2 * _ROUNDING,
+      f"{dtype} {shape}: a label {loss:.1e} too far, distances off {error:.1e}",
+    )
+
+
+def ties(tiny: bool) -> Iterator[dict]:
+  """Yields how equal scores and repeated centroids are decided."""
+  rng = np.random.default_rng(0)
+  n, k = (50, 20) if tiny else (20_000, 700)
+  for dtype, numpy_type in _TYPES.items():
+    # Whole numbers: all scores are exact.
+    features = rng.integers(-2, 3, (n, 3)).astype(numpy_type)
+    centroids = rng.integers(-2, 3, (k, 3)).astype(np.float32)
+    scores = _scores(features, centroids)
+    wrong = assign.assign(features, centroids).labels != np.argmax(scores, 1)
+    twice = np.tile(_normal(rng, k, 70), (2, 1))
+    second = assign.assign(twice[:k].astype(numpy_type), twice).labels >= k
+    yield {
+      "dtype": dtype,
+      "not_the_lowest_index": int(wrong.sum()),
+      "not_the_first_of_two": int(second.sum()),
+    }
+    _require(not wrong.any() and not second.any(), f"ties in {dtype}")
+
+
+def memory(tiny: bool) -> Iterator[dict]:
+  """Yields what the compiled programs keep besides arguments and results."""
+  mesh = chunks.single_device_mesh()
+  n, d, k = (4096, 16, 500) if tiny else (1 << 20, 128, 1024)
+  on_gpu = mesh.devices.flat[0].platform == "gpu"
+  block = chunks.plan((n, d), k, mesh, in_memory=True).block
+  for function in (assign.assign_chunk, lloyd.plain):
+    lowered = function.lower(
+      jax.ShapeDtypeStruct((n, d), jnp.float16),
+      jnp.int32(n),
+      jax.ShapeDtypeStruct((k, d), jnp.float32),
+      mesh=mesh,
+      block=block,
+    )
+    analysis = lowered.compile().memory_analysis()
+    kept = analysis.temp_size_in_bytes if analysis else 0
+    yield {
+      "program": getattr(function, "__name__", "?"),
+      "temporaries_mib": kept / 2**20,
+      "scores_mib": 4 * n * k / 2**20,
+    }
+    _require(not on_gpu or kept < 4 * n * k / 10, "scores lie in memory")
+
+
+def kmeans_as_on_cpu(tiny: bool) -> Iterator[dict]:
+  """Yields how k-means differs between GPU and CPU, from one start."""
+  rng = np.random.default_rng(1)
+  n, d, k = (500, 8, 5) if tiny else (200_000, 64, 200)
+  centres = 2 * _normal(rng, k, d)
+  features = centres[rng.integers(k, size=n)] + _normal(rng, n, d)
+  features = features.astype(np.float16)
+  init = features[rng.choice(n, k, replace=False)].astype(np.float32)
+  fits = []
+  for device in (jax.devices()[0], jax.devices()[0], jax.devices("cpu")[0]):
+    mesh = jax.sharding.Mesh(np.array([device]), ("data",))
+    with jax.default_device(device):
+      fits.append(
+        kmeans.fit(
+          features,
+          k,
+          jax.random.key(0),
+          init=init,
+          iterations=10,
+          tolerance=0,
+          mesh=mesh,
+        )
+      )
+  gpu, again, cpu = fits
+  differ = float(np.max(np.abs(gpu.centroids - cpu.centroids)))
+  yield {
+    "shape": (n, d, k),
+    "centroids_differ": differ,
+    "sizes_differ": int(np.abs(gpu.sizes - cpu.sizes).sum()),
+    "inertia_differs": abs(float(gpu.inertia[-1] / cpu.inertia[-1]) - 1),
+    "gpu_twice_differ": float(np.max(np.abs(gpu.centroids - again.centroids))),
+  }
+  _require(differ < 1e-2, f"centroids differ by {differ}")
+
+
+def votes_as_on_cpu(tiny: bool) -> Iterator[dict]:
+  """Yields how many votes of a client differ from the cloud's assignment."""
+  rng = np.random.default_rng(2)
+  n, d, k = (300, 16, 20) if tiny else (100_000, 128, 1000)
+  features = _normal(rng, n, d).astype(np.float16)
+  centroids = features[rng.choice(n, k, replace=False)] * np.float32(0.5)
+  found = assign.assign(features, centroids)
+  votes = coverage.nearest(features.astype(np.float32), centroids)
+  differ = np.flatnonzero(found.labels != votes)
+  x, c = features[differ].astype(np.float64), centroids.astype(np.float64)
+  distances = [
+    np.sum((x - c[at[differ]]) ** 2, 1) for at in (found.labels, votes)
+  ]
+  largest = np.sum(x * x, axis=1) + np.max(np.sum(c * c, axis=1))
+  loss = np.abs(distances[0] - distances[1]) / largest
+  worst = float(np.max(loss, initial=0.0))
+  yield {"samples": n, "votes_differ": len(differ), "worst_tie": worst}
+  _require(
+    worst <= _ROUNDING, f"a vote differs by {worst:.1e} of |x|^2 + |c|^2"
+  )
+
+
+def network(make, module, size: int) -> registry.Encoder:
+  """Returns the encoder of a network with random weights.
+
+  Args:
+    make: Makes the network, given `rngs`.
+    module: Where the network is defined.
+    size: Height and width of the images.
+  """
+  model = make(rngs=nnx.Rngs(0))
+  model.eval()
+  graph, state = nnx.split(model)
+
+  def features(state: nnx.State, images: jax.Array) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+      scaled = images.astype(jnp.float32) / 127.5 - 1
+      return nnx.merge(graph, state).features(scaled)
+
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  return registry.Encoder(
+    name=module.__name__.rpartition(".")[2],
+    image_size=size,
+    dimension=jax.eval_shape(features, state, images).shape[1],
+    settings={},
+    digest="",
+    apply=jax.tree_util.Partial(features, state),
+  )
+
+
+def encoders_as_on_cpu(tiny: bool) -> Iterator[dict]:
+  """Yields how features differ between GPU and CPU."""
+  rng = np.random.default_rng(3)
+
+  def lite(rngs):
+    return efficientnet.EfficientNetLite0(1, rngs)
+
+  encoders = [registry.get("hog")]
+  if not tiny:
+    encoders.append(network(lite, efficientnet, 64))
+  for encoder in encoders:
+    s = encoder.image_size
+    images = rng.integers(
+      256, size=(8 if tiny else 256, s, s, 3), dtype=np.uint8
+    )
+    features = registry.encode(encoder, images)
+    cpu = jax.devices("cpu")[0]
+    apply = jax.device_put(jax.tree_util.Partial(encoder.apply), cpu)
+    with jax.default_device(cpu):
+      expected = np.asarray(jax.jit(apply)(jax.device_put(images, cpu)))
+    norm = np.linalg.norm(expected, axis=1)
+    error = np.linalg.norm(features - expected, axis=1) / np.maximum(norm, 1e-6)
+    worst = float(error.max())
+    yield {"encoder": encoder.name, "size": s, "worst_error": worst}
+    _require(worst < 1e-5, f"{encoder.name}: features differ by {worst:.1e}")
+
+
+def job(tiny: bool) -> Iterator[dict]:
+  """Yields what the main job gives, killed and resumed, and in one go."""
+  root = Path(ecos_jax.__file__).parent.parent
+  config = root / "configs" / "digits_manual.py"
+  _require(config.is_file(), f"{config} is not here: run in a checkout")
+  command = [
+    *(sys.executable, "-m", "ecos_jax.train"),
+    f"--config={config}:smoke",
+    "--config.privacy.insecure_noise_seed=1",
+  ]
+  if not tiny:
+    command.append("--config.train.steps=200")
+  environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  proxies = []
+  with tempfile.TemporaryDirectory() as folder:
+    for name, kill in (("killed", True), ("whole", False))[: 2 - tiny]:
+      workdir = Path(folder) / name
+      begin, kills = time.perf_counter(), 0
+      with (Path(folder) / f"{name}.log").open("w+b") as log:
+        while True:
+          process = subprocess.Popen(
+            [*command, f"--workdir={workdir}"],
+            cwd=root,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+          )
+          while process.poll() is None:
+            # Killed as soon as the second stage is finished.
+            done = len(list(workdir.glob("*/manifest.json")))
+            if kill and not kills and done >= 2:
+              process.kill()
+              kills += 1
+            if time.perf_counter() - begin > _JOB_SECONDS:
+              process.kill()
+              kills = 2
+            time.sleep(0.05)
+          if not (kill and kills == 1 and process.returncode == -9):
+            break
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip()[-1500:]
+      _require(
+        process.returncode == 0, f"exit code {process.returncode}: {said}"
+      )
+      summary = json.loads((workdir / "summary.json").read_text())
+      proxies.append(summary["proxy_digest"])
+      yield {
+        "run": name,
+        "killed": kills,
+        "seconds": time.perf_counter() - begin,
+        "accuracy": summary["accuracy"],
+        "proxy": summary["proxy_digest"][:12],
+      }
+  # Sums of centroids are added in an order of the GPU's own, so that this is
+  # told, not required.
+  yield {"same_proxy": proxies[0] == proxies[-1]}
