@@ -41,6 +41,10 @@ compile: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,aot]'
 	ulimit -s $$(ulimit -H -s); JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(BIN)/python -m pytest -m aot
 
+# The same with the newest jax.
+aot-newest: $(READY)
+	.ci/versions highest $(BIN)/python aot
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -60,7 +60,9 @@ dnn_version_info { major: 9 minor: 12 }
 runtime_version { major: 13 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-_CHIPS = ("v5e", "v6e", "h100")
+# Each with the smallest topology that it comes in.
+_TPUS = {"v5e": "v5e:2x2", "v6e": "v6e:2x2", "v5p": "v5p:2x2x1"}
+_CHIPS = (*_TPUS, "h100")
 _SHAPES = ((10**6, 72, 100), (10**6, 128, 1000), (200_000, 512, 4096))
 _MIB = 1 << 20
 
@@ -78,7 +80,7 @@ def mesh(chip):
     )
   else:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    topology = topologies.get_topology_desc(f"{chip}:2x2", "tpu")
+    topology = topologies.get_topology_desc(_TPUS[chip], "tpu")
   return jax.sharding.Mesh(np.array(topology.devices), ("data",))
 
 
