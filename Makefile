@@ -32,16 +32,10 @@ gpu-check: $(READY)
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m ecos_jax.gpu_check --output=gpu_check.json
 
-# In an environment of its own: the plugins look for their chips at every start.
-aot:
-	$(MAKE) VENV=.venv-aot compile
+# In environments of their own: the plugins look for their chips at every start.
+aot: $(READY)
+	.ci/versions pinned $(BIN)/python aot
 
-# The compiler for v6e recurses deeper than the usual 8 MiB of stack.
-compile: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,aot]'
-	ulimit -s $$(ulimit -H -s); JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(BIN)/python -m pytest -m aot
-
-# The same with the newest jax.
 aot-newest: $(READY)
 	.ci/versions highest $(BIN)/python aot
 
@@ -67,7 +61,7 @@ wheel: $(READY)
 	.ci/wheel $(BIN)
 
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Made anew when the dependencies change; .ready comes last, so that an
@@ -76,5 +70,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
