@@ -162,7 +162,8 @@ def test_clustering_keeps_no_scores(chip, mesh, table, name, function, n, d, k):
     assert "mosaic_gpu" in text
     assert f"[{block},{k}]" not in text
   elif name == "assignment":
-    assert temporaries < scores / 50
+    # The label and the score of each row may be temporaries, as on v5p.
+    assert temporaries < scores / 50 + 8 * block
 
 
 @pytest.mark.parametrize("chip", ["h100"], indirect=True)
