@@ -70,7 +70,11 @@ def test_features_equal_those_of_timm(case, weights):
   assert features.shape == (2, encoder.dimension)
   # The images differ by more than the tolerance.
   assert np.abs(features[0] - features[1]).max() > 1e-2
-  np.testing.assert_allclose(features, REFERENCES[case], rtol=1e-4, atol=1e-4)
+  # What float32 rounds off grows with the largest terms of its sums, so a small
+  # feature beside large ones is known as well as they are.
+  expected = REFERENCES[case]
+  atol = max(1e-4, 1e-6 * np.abs(expected).max())
+  np.testing.assert_allclose(features, expected, rtol=2e-5, atol=atol)
 
 
 @pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 1), (5, 2)])
