@@ -78,7 +78,7 @@ class Seeded(mechanisms.Mechanism):
 @pytest.mark.parametrize(
   ("broken", "sigma", "gamma", "trials"),
   [
-    (HalfTheNoise, 1.0, 0.8, 40_000),
+    pytest.param(HalfTheNoise, 1.0, 0.8, 40_000, marks=pytest.mark.slow),
     (NoSubsample, 1.0, 0.05, 20_000),
     (FloatNoise, 1.0, 0.8, 20_000),
     (SharedNoise, 10.0, 0.8, 10_000),

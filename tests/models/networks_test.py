@@ -13,7 +13,13 @@ from tests.models import make_references
 REFERENCES = np.load(make_references.FILE)
 
 
-@pytest.mark.parametrize("name", networks.names())
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if "lite0" in name else ())
+    for name in networks.names()
+  ],
+)
 def test_models_map_images_to_logits(name):
   def forward():
     return networks.get(name, 7, nnx.Rngs(0))(jnp.zeros((2, 28, 28, 3)))

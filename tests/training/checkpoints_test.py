@@ -76,7 +76,13 @@ def _damage(file, how):
 
 
 @_FAILED_READS
-@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+@pytest.mark.parametrize(
+  "how",
+  [
+    "flipped",
+    *(pytest.param(how, marks=pytest.mark.slow) for how in ("cut", "gone")),
+  ],
+)
 def test_damage_to_any_file_gives_the_same_or_the_one_before(tmp_path, how):
   _save(tmp_path / "good", [5, 10])
   files = [path for path in (tmp_path / "good/10").rglob("*") if path.is_file()]
