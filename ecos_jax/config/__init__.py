@@ -357,8 +357,6 @@ class Client:
   remote: bool = False
   """Whether to stop after writing the query, and to go on at the next call once
   the response lies in the workdir."""
-  simulate_debug: bool = False
-  """Simulation only: whether to keep the exact coverage in the workdir."""
 
 
 @dataclasses.dataclass
