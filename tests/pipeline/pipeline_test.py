@@ -340,7 +340,7 @@ def test_two_machines(remote, capsys):
   _assert_nowhere(cloud, exact.astype("<i8").tobytes())
   _assert_nowhere(cloud, json.dumps(exact.tolist()).encode())
   for file in cloud.rglob("*.json"):
-    assert not re.search(rf"\b{len(images)}\b", file.read_text()), file
+    assert not re.search(rf"(?<![\d.]){len(images)}\b", file.read_text()), file
 
 
 @pytest.mark.slow
