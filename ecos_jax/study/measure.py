@@ -51,16 +51,8 @@ def measure(
   client, size = problem.client, config.train.image_size
   if client is None:
     return {}
-
-  def distance() -> float | None:
-    chosen = path / "proxy" / "indices.npy"
-    if not chosen.exists():
-      return None
-    indices = workdir.load_array(chosen)
-    return _distance(config, problem.pool, client, indices)
-
   known: dict[str, Callable[[], float | None]] = {
-    "distance": distance,
+    "distance": lambda: _distance(config, path, problem.pool, client),
     "upload": lambda: len(client) * size**2 * 3,
     "download": lambda: len(problem.pool) * size**2 * 3,
     "upload_files": lambda: _file_bytes(client),
@@ -96,14 +88,17 @@ def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
 
 def _distance(
   config: config_lib.Config,
+  path: Path,
   pool: pools.Pool,
   client: pools.Source,
-  indices: np.ndarray,
-) -> float:
+) -> float | None:
   """Returns the distance between proxy and client, from samples of both."""
+  file = path / "proxy" / "indices.npy"
+  if not file.exists():
+    return None
   rng = np.random.default_rng(0)
-  own = np.arange(len(client))
-  own, indices = (rng.permutation(rows)[:_SAMPLES] for rows in (own, indices))
+  own = rng.permutation(np.arange(len(client)))[:_SAMPLES]
+  indices = rng.permutation(workdir.load_array(file))[:_SAMPLES]
   encoder = stages.encoder(config)
   batch_size = config.encoder.batch_size
   if pool.feature_sources:
