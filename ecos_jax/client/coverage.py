@@ -15,7 +15,7 @@ operations are on single numbers. Any finite float32 centroids and directions
 will do, 1e30 as well as 1e-40.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import math
 from typing import NamedTuple
 
@@ -244,6 +244,16 @@ def release(
   return mechanism.noised(np.concatenate(flat, axis=1))
 
 
+def _joined(votes: Sequence[Votes]) -> Votes:
+  near = [part.nearest for part in votes if part.nearest is not None]
+  signed = [part.signs for part in votes if part.signs is not None]
+  return Votes(
+    np.concatenate(near) if near else None,
+    np.concatenate(signed) if signed else None,
+    np.concatenate([part.rows for part in votes]),
+  )
+
+
 def respond(
   query: messages.Query,
   features: Iterable[np.ndarray],
@@ -271,13 +281,7 @@ def respond(
     start += len(block)
   if labels is not None and len(labels) != start:
     raise errors.EcosError("`labels` must be [n], one for each sample")
-  together = Votes(
-    *(
-      None if parts[0] is None else np.concatenate(parts)
-      for parts in zip(*votes, strict=True)
-    )
-  )
-  noised = release(together, query, mechanism)[0]
+  noised = release(_joined(votes), query, mechanism)[0]
   r = 0 if query.centroids is None else len(query.centroids)
   return messages.Response(
     scores=noised[:r] if r else None,

@@ -20,6 +20,7 @@ import tqdm
 
 from ecos_jax import config
 from ecos_jax.cloud import codebook
+from ecos_jax.cloud import directions
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start as start_lib
@@ -202,7 +203,7 @@ def _ordered(
   features: chunks.Features,
   candidates: list[np.ndarray],
   book: codebook.Codebook,
-  density: np.ndarray,
+  density: np.ndarray | directions.Density,
   quotas: np.ndarray,
   options: config.Sampling,
 ) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
@@ -215,13 +216,20 @@ def _ordered(
     members = [np.sort(candidates[r]) for r in clusters]
     taken = chunks.take(features, np.concatenate(members))
     parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
-    around = _neighbours(book.centroids, clusters)
+    if isinstance(density, directions.Density):
+      at = [density.log_at(part) for part in parts]
+    else:
+      around = _neighbours(book.centroids, clusters)
+      at = [
+        _density(part, book.centroids[near], density[near])
+        for part, near in zip(parts, around, strict=True)
+      ]
     for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
       # The candidates are in random order: their places among sorted rows.
       ranks = np.argsort(candidates[r])
       among = _among(
         part,
-        _density(part, book.centroids[around[i]], density[around[i]]),
+        at[i],
         np.sum((part - book.centroids[r]) ** 2, axis=1),
         ranks,
         int(quotas[r]),
@@ -242,7 +250,7 @@ def _ordered(
 def decompress(
   features: chunks.Features,
   book: codebook.Codebook,
-  density: np.ndarray,
+  density: np.ndarray | directions.Density,
   quotas: np.ndarray,
   options: config.Sampling,
   key: jax.Array,
@@ -256,14 +264,14 @@ def decompress(
 
   They choose among the candidates (see the module): first the share `likely`
   where the client's samples are densest, by interpolation between the nearby
-  centroids; of these the share `central` that is nearest to the centroid, since
-  k-center takes outliers first.
+  centroids if the density is that of clusters; of these the share `central`
+  that is nearest to the centroid, since k-center takes outliers first.
 
   Args:
     features: [N, d].
     book: The codebook, of R clusters.
-    density: float64 [R], of the client's samples over the pool's, up to a
-      factor.
+    density: Of the client's samples over the pool's, up to a factor: float64
+      [R] for each cluster, or at every sample.
     quotas: int64 [R], how many to take; at most the size of the cluster.
     options: `within`, `likely`, `central`.
     key: Random key: of the candidates, and of `random`.

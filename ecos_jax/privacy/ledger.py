@@ -77,7 +77,7 @@ class Entry:
 
 def _release_fields(release: accounting.Release) -> dict[str, float | int]:
   """Returns the fields of a release, by their names in the file."""
-  fields = dataclasses.asdict(release)
+  fields: dict[str, Any] = dataclasses.asdict(release)
   if not release.weight:
     del fields["weight"]
   return fields | {"moved": fields.pop("bins")}

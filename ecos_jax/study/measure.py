@@ -166,9 +166,9 @@ def _client_work(
 ) -> float | None:
   """Returns the multiply-adds of the client: its votes, or its own training.
 
-  A vote compares a sample with R centroids of d numbers, R d multiply-adds; the
-  encoder is not counted, since it does not depend on R. Local training costs
-  three forward passes per image and step.
+  A vote compares a sample with R centroids or directions of d numbers, R d
+  multiply-adds; the encoder is not counted, since it does not depend on R.
+  Local training costs three forward passes per image and step.
   """
   train = config.train
   if config.sampling.method is config_lib.Method.LOCAL:
@@ -180,4 +180,5 @@ def _client_work(
   if not files:
     return None
   queries = [messages.Query.from_bytes(file.read_bytes()) for file in files]
-  return float(n * sum(query.centroids.size for query in queries))
+  arrays = [a for q in queries for a in (q.centroids, q.directions)]
+  return float(n * sum(array.size for array in arrays if array is not None))

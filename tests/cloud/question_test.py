@@ -4,12 +4,19 @@ import hashlib
 import numpy as np
 import pytest
 
+from ecos_jax import config
 from ecos_jax import messages
+from ecos_jax.cloud import codebook
 from ecos_jax.cloud import question
 from ecos_jax.encoders import registry
 
 TERMS = messages.Terms(3.0, 0.8, 1e-5, "add_remove")
 STATEMENT = messages.Statement(3.0, 0.8, 1e-5, "add_remove", 1.1, True)
+
+
+def _make(centroids, terms=TERMS):
+  book = codebook.Codebook(centroids, np.ones(len(centroids)), np.zeros(9))
+  return question.make(book, registry.get("hog"), terms, config.Codebook())
 
 
 @pytest.fixture(name="asked")
@@ -18,7 +25,7 @@ def _asked():
   centroids = np.random.default_rng(0).random(
     (4, encoder.dimension), np.float32
   )
-  return question.make(centroids, encoder, TERMS)
+  return _make(centroids)
 
 
 def _response(asked, scores, sigma=3.0):
@@ -40,7 +47,7 @@ def test_a_query_carries_the_encoder_and_survives_the_wire(asked):
 
 def test_centroids_of_two_bytes_are_sent_in_two_bytes(asked):
   narrow = asked.centroids.astype(np.float16).astype(np.float32)
-  sent = question.make(narrow, registry.get("hog"), TERMS)
+  sent = _make(narrow)
   assert asked.centroids.dtype == np.float32
   assert sent.centroids.dtype == np.float16
   np.testing.assert_array_equal(sent.centroids, narrow)
@@ -51,16 +58,12 @@ def test_centroids_of_two_bytes_are_sent_in_two_bytes(asked):
 @pytest.mark.parametrize("number", [1e6, 1e-9])
 def test_centroids_that_two_bytes_cannot_hold_are_sent_in_four(number):
   centroids = np.full((4, 72), number, np.float32)
-  sent = question.make(centroids, registry.get("hog"), TERMS)
+  sent = _make(centroids)
   np.testing.assert_array_equal(sent.centroids, centroids)
 
 
 def test_a_response_to_another_query_is_refused(asked):
-  other = question.make(
-    asked.centroids,
-    registry.get("hog"),
-    dataclasses.replace(TERMS, sigma=4.0),
-  )
+  other = _make(asked.centroids, dataclasses.replace(TERMS, sigma=4.0))
   data = _response(other, [1, 2, 3, 4]).to_bytes()
   with pytest.raises(messages.ProtocolError, match="answers query"):
     question.read(data, asked)
@@ -68,7 +71,7 @@ def test_a_response_to_another_query_is_refused(asked):
 
 def test_a_response_of_another_length_is_refused(asked):
   data = _response(asked, [1, 2, 3]).to_bytes()
-  with pytest.raises(messages.ProtocolError, match="3 scores for 4"):
+  with pytest.raises(messages.ProtocolError, match=r"\(3,\) scores"):
     question.read(data, asked)
 
 
