@@ -68,7 +68,6 @@ def choose(
   within: config.Within | str = config.Sampling.within,
   likely: float = config.Sampling.likely,
   central: float = config.Sampling.central,
-  tilt: float = config.Sampling.tilt,
   best: float = config.Sampling.best,
 ) -> Choice:
   """Returns the samples of the pool that are most like the client's.
@@ -95,8 +94,6 @@ def choose(
     within: Inside a cluster: `kcenter`, `nearest` to the centroid or `random`.
     likely: Share of a cluster to choose from, where the client is densest.
     central: Share of these samples to choose from, nearest to the centroid.
-    tilt: For an answer about directions: a cluster of n samples and the mean
-      density q has the weight n q^tilt.
     best: For an answer about directions: share of a cluster to choose from at
       random, where the client is densest.
 
@@ -134,7 +131,6 @@ def choose(
       "within": within,
       "likely": likely,
       "central": central,
-      "tilt": tilt,
       "best": best,
     },
   )
@@ -190,13 +186,11 @@ def samples(
     )
   if answer.scores is not None:
     votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
-    density = scores_lib.density(votes, book.sizes)
-    weights = votes * density**options.density_power
   else:
     assert at is not None
     votes = at.in_clusters(features, book.assignment, len(book.sizes))
-    density = scores_lib.density(votes, book.sizes)
-    weights = book.sizes * density**options.tilt
+  density = scores_lib.density(votes, book.sizes)
+  weights = votes * density**options.density_power
   quota = quotas(weights, book.sizes, options.budget)
   if not quota.any():
     raise errors.EcosError("no cluster has votes: there is nothing to choose")

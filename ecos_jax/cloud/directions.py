@@ -180,9 +180,8 @@ def fit(
   axes *= np.sign(axes[np.arange(size), largest])[:, None]
   # One power of two for all changes no vote, and float16 holds the result.
   axes = np.ldexp(axes, -math.frexp(np.abs(axes).max())[1])
-  return Directions(
-    axes.astype(np.float16).astype(np.float32), mean.astype(np.float32)
-  )
+  axes = np.ascontiguousarray(axes, np.float16).astype(np.float32)
+  return Directions(axes, mean.astype(np.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("count",))

@@ -250,8 +250,8 @@ class Privacy:
 class Sampling:
   """Choice of the proxy; the formulas are in docs/sampling.md.
 
-  An answer about directions needs neither an estimate nor a rule inside of
-  clusters: there `tilt` and `best` take the place of the fields before them.
+  An answer about directions tells the density at every sample: inside a cluster
+  `best` then takes the place of `within`, `likely` and `central`.
 
   The method `ecos_paper` sets the fields from `filter` on as the paper does
   (`PAPER`), whatever they are here.
@@ -276,9 +276,6 @@ class Sampling:
   samples are densest."""
   central: float = number(1.0, "(0, 1]")
   """Share of these samples to choose among: those nearest to the centroid."""
-  tilt: float = number(0.5, "[0, inf)")
-  """Signs: a cluster of n samples gets a quota in proportion to n q^tilt, where
-  q is the mean over them of the client's density."""
   best: float = number(0.3, "(0, 1]")
   """Signs, both: share of a cluster's samples to choose among at random: those
   with the highest density."""

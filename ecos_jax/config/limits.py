@@ -25,9 +25,12 @@ MAX_IMAGE_SIZE = 1024
 
 
 def max_sigma(shift: int) -> float:
-  """Returns the largest sigma whose privacy accounting fits in memory.
+  """Returns the largest sigma that several votes may have.
+
+  Then no count has noise of more than `MAX_SIGMA`, and the accounting fits in
+  memory.
 
   Args:
     shift: The square of the L2 sensitivity.
   """
-  return min(MAX_SIGMA, 2**18 / shift)
+  return min(MAX_SIGMA / shift**0.5, 2**18 / shift)

@@ -7,6 +7,7 @@ import pytest
 from ecos_jax import config
 from ecos_jax import messages
 from ecos_jax.cloud import codebook
+from ecos_jax.cloud import directions
 from ecos_jax.cloud import question
 from ecos_jax.encoders import registry
 
@@ -93,3 +94,61 @@ def test_combine_refuses_nothing_and_strangers(asked):
   )
   with pytest.raises(messages.ProtocolError, match="another query"):
     question.combine([stranger], asked)
+
+
+@pytest.fixture(name="both")
+def _both(asked):
+  random = np.random.default_rng(1)
+  d = asked.dimension
+  axes = directions.Directions(
+    random.normal(size=(3, d)).astype(np.float16).astype(np.float32),
+    random.normal(size=d).astype(np.float32),
+  )
+  book = codebook.Codebook(asked.centroids, np.ones(4), np.zeros(9), axes)
+  options = config.Codebook(question=config.Question.BOTH, votes=2, weight=5)
+  query = question.make(book, registry.get("hog"), TERMS, options, classes=2)
+  assert question.is_about(query, book)
+  assert not question.is_about(query, book._replace(directions=None))
+  return query
+
+
+def _full_response(query, scores, sums, **changes):
+  statement = dataclasses.replace(STATEMENT, bins=3, weight=5)
+  return messages.Response(
+    np.array(scores),
+    query.digest,
+    dataclasses.replace(statement, **changes),
+    np.array(sums),
+  )
+
+
+def test_answers_about_both_are_added_up_in_votes(both):
+  assert both.directions.dtype == np.float16
+  sums = [[1, 2, 3, 4], [5, 6, 7, 8]]
+  sent = [_full_response(both, [5, 10, -5, 7], sums) for _ in range(2)]
+  received = [question.read(response.to_bytes(), both) for response in sent]
+  combined = question.combine(received, both)
+  np.testing.assert_allclose(combined.scores, [2, 4, -2, 2.8])
+  np.testing.assert_array_equal(combined.sums, 2 * np.array(sums))
+  assert combined.votes == 2
+  # Three votes and one of weight 5: 3 sqrt(28) on every number of each client.
+  assert combined.scale == pytest.approx(3 * 56**0.5)
+  assert combined.sigma == pytest.approx(3 * 56**0.5 / 5)
+
+
+@pytest.mark.parametrize(
+  ("scores", "sums", "changes", "match"),
+  [
+    ([1, 2, 3], np.zeros((2, 4), int), {}, "scores"),
+    ([1, 2, 3, 4], np.zeros((1, 4), int), {}, "sums"),
+    ([1, 2, 3, 4], np.zeros((2, 5), int), {}, "sums"),
+    ([1, 2, 3, 4], np.zeros((2, 4), int), {"bins": 1}, "number of votes"),
+    ([1, 2, 3, 4], np.zeros((2, 4), int), {"weight": 0}, "number of votes"),
+  ],
+)
+def test_an_answer_to_other_parts_is_refused(
+  both, scores, sums, changes, match
+):
+  data = _full_response(both, scores, sums, **changes).to_bytes()
+  with pytest.raises(messages.ProtocolError, match=match):
+    question.read(data, both)
