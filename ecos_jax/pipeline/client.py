@@ -32,7 +32,8 @@ Waiting for the client{what}. Carry this file to it:
 There, with its {data} in DIR and its ledger in LEDGER:
   python -m ecos_jax.client.{command} \\
     --epsilon={epsilon} --ledger=LEDGER --out={answer.name}
-(the first time with --create_ledger and --max_epsilon). Bring the answer back as
+The first time, --create_ledger and --max_epsilon make the ledger. Bring the
+answer back as
   {answer}
 and run this command again."""
 
