@@ -1,9 +1,11 @@
 """Answers a query about private data: `python -m ecos_jax.client.respond`.
 
     python -m ecos_jax.client.respond --query=query.safetensors \
-      --data=folder:/private/images --epsilon=0.5 --max_epsilon=2 \
-      --ledger=ledger.jsonl --out=response.safetensors
+      --data=folder:/private/images --epsilon=0.5 --ledger=ledger.jsonl \
+      --create_ledger --max_epsilon=2 --out=response.safetensors
 
+The first time, `--create_ledger` fixes what all answers about these data may
+ever cost together; later answers leave it out.
 It runs beside the private data and needs nothing of the cloud but the query.
 Every sample votes: for its nearest centroid, or 1 or -1 on some directions. The
 votes of a random subsample are added up, and the sums leave with noise on them.
@@ -21,7 +23,6 @@ from absl import flags
 import numpy as np
 
 from ecos_jax import cli
-from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import answering
@@ -62,12 +63,6 @@ def _define_flags() -> None:
     lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
-  flags.DEFINE_enum_class(
-    "relation",
-    config.Relation.ADD_REMOVE,
-    config.Relation,
-    "What epsilon hides: that a sample was added or removed, or replaced.",
-  )
 
 
 def main(argv: list[str]) -> None:
@@ -87,6 +82,7 @@ def main(argv: list[str]) -> None:
   classes = command.classes(query.classes) if query.classes else None
   tag = command.tag_of(f.data, f.data_dir, classes)
   data = functools.cache(lambda: command.open_data(classes))
+  guarantee = command.guarantee(ledger)
   answered = answering.answer_query(
     query,
     lambda: encoding.blocks(query, data(), encoder, f.batch_size),
@@ -94,12 +90,12 @@ def main(argv: list[str]) -> None:
       f.epsilon,
       f.sigma,
       f.gamma,
-      f.delta,
-      f.relation.value,
+      guarantee.delta,
+      guarantee.relation,
       bins=query.bins,
       weight=query.weight,
     ),
-    answering.Account(ledger, tag, f.max_epsilon, command.consent),
+    answering.Account(ledger, tag, command.consent),
     lambda: data().labels(np.arange(len(data()))),
   )
   command.write(out, answered.answer.to_bytes(), answered.stored)
