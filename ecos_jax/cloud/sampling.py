@@ -136,6 +136,27 @@ def _groups(
       yield clusters[first : first + sets].tolist(), sets, int(width)
 
 
+def _copies(features: np.ndarray, distances: np.ndarray) -> np.ndarray:
+  """Returns which rows are copies of an earlier row, bool [m].
+
+  Args:
+    features: float32 [m, d].
+    distances: float32 [m], to some point: the same for copies of one row, and
+      for few other rows, so that few rows have to be compared.
+  """
+  copies = np.zeros(len(features), np.bool_)
+  order = np.argsort(distances)
+  same = np.flatnonzero(np.diff(distances[order]) == 0)
+  if len(same):
+    tied = np.unique(order[np.concatenate([same, same + 1])])
+    # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
+    rows = np.ascontiguousarray(features[tied] + np.float32(0))
+    rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
+    copies[tied] = True
+    copies[tied[np.unique(rows, return_index=True)[1]]] = False
+  return copies
+
+
 def _among(
   features: np.ndarray,
   density: np.ndarray,
@@ -158,11 +179,7 @@ def _among(
     quota: Number of samples that will be chosen; at most m.
     options: `likely` and `central`.
   """
-  # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
-  rows = np.ascontiguousarray(features + np.float32(0))
-  rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
-  copies = np.ones(len(rows), np.bool_)
-  copies[np.unique(rows, return_index=True)[1]] = False
+  copies = _copies(features, distances)
   limit = math.ceil(options.likely * np.count_nonzero(~copies))
   among = np.lexsort((ranks, -density, copies))[: max(quota, limit)]
   limit = math.ceil(options.central * limit)
@@ -193,8 +210,11 @@ def _density(
   """
   gaps = (centroids**2).sum(axis=1) - 2 * features @ centroids.T
   gaps -= gaps.min(axis=1, keepdims=True)
-  third = np.sort(gaps, axis=1)[:, min(2, len(centroids) - 1)]
-  scale = max(float(np.median(third)), np.finfo(np.float32).tiny)
+  third = min(2, len(centroids) - 1)
+  third = np.sort(np.partition(gaps, third, axis=1)[:, third])
+  # Their median; np.median is slow on so few.
+  middle = third[[(len(third) - 1) // 2, len(third) // 2]].mean()
+  scale = max(float(middle), np.finfo(np.float32).tiny)
   weights = np.exp(-gaps / scale)
   return weights @ density / weights.sum(axis=1)
 
