@@ -34,6 +34,13 @@ class Relation(enum.Enum):
   REPLACE_ONE = "replace_one"
 
 
+class Unit(enum.Enum):
+  """Whose presence epsilon hides: what one neighbour has more or less."""
+
+  SAMPLE = "sample"
+  PERSON = "person"
+
+
 class Method(enum.Enum):
   """How the proxy is chosen."""
 

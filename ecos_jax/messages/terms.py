@@ -16,6 +16,7 @@ Gamma = Annotated[float, fields.number(limits.MIN_GAMMA, 1.0)]
 Delta = Annotated[float, fields.number(limits.MIN_DELTA, limits.MAX_DELTA)]
 Epsilon = Annotated[float, fields.number(0.0, _MAX_EPSILON)]
 Relation = Annotated[str, fields.member(config.Relation)]
+Unit = Annotated[str, fields.member(config.Unit)]
 Flag = Annotated[bool, fields.boolean]
 
 
