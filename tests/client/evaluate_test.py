@@ -231,7 +231,7 @@ try:
   runpy.run_module("ecos_jax.client.evaluate", run_name="__main__")
 except SystemExit as end:
   assert not end.code
-heavy = "grain optax orbax tensorflow tensorstore torch opendp".split()
+heavy = "grain orbax tensorflow tensorstore torch opendp".split()
 heavy += ["tensorflow_datasets", "dp_accounting"]
 found = {name.partition(".")[0] for name in sys.modules}.intersection(heavy)
 assert not found, found
