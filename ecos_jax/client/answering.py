@@ -33,6 +33,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
@@ -97,6 +98,7 @@ class _Plan(NamedTuple, Generic[M]):
 def answer(
   question: bytes,
   data: encoding.Data,
+  labels: np.ndarray | None = None,
   *,
   ledger: Path | str,
   epsilon: float | None = None,
@@ -109,13 +111,16 @@ def answer(
 
   Args:
     question: The cloud's query; not trusted.
-    data: The private samples, one vote each: features [n, d] float, made with
-      the question's encoder, or images, uint8 [n, h, w, 3] or a source.
+    data: The private samples: features [n, d] float, made with the question's
+      encoder, or images, uint8 [n, h, w, 3] or a source.
+    labels: [n] integers, the samples' classes as the cloud numbers them; needed
+      for a question by class.
     ledger: The file with the budget of these data and all answers about them;
       `ecos_jax.create_ledger` makes one.
     epsilon: The most that this answer may cost, for the delta and relation of
       the ledger: it gets the least noise that keeps it.
-    sigma: Instead of epsilon, the scale of the noise, in votes.
+    sigma: Instead of epsilon, the scale of the noise, in votes where a sample
+      has one; see `messages.Terms`.
     gamma: Probability that a sample takes part.
     name: Name of the data in the ledger.
     insecure_noise_seed: As in `mechanisms.Mechanism`: for tests and studies.
@@ -136,8 +141,11 @@ def answer(
       guarantee.delta,
       guarantee.relation,
       insecure_noise_seed,
+      query.bins,
+      query.weight,
     ),
     Account(Path(ledger), name),
+    None if labels is None else lambda: np.asarray(labels),
   ).answer.to_bytes()
 
 
@@ -193,23 +201,30 @@ def answer_query(
   features: Callable[[], Iterable[np.ndarray]],
   mechanism: mechanisms.Mechanism,
   account: Account,
+  labels: Callable[[], np.ndarray] | None = None,
 ) -> Answered[messages.Response]:
   """Returns the response to a query.
 
   Args:
     query: From the cloud.
     features: Opens the data, as blocks [b, d]. Called last, if nothing refuses.
-    mechanism: Draws the subsample and the noise.
+    mechanism: Draws the subsample and the noise, for the query's votes.
     account: The ledger and the consent.
+    labels: Returns the classes [n] of the samples; for a question by class.
 
   Raises:
     EcosError: As in `answer`.
   """
-  plan = _Plan(
-    mechanism.cost,
-    _describe_scores(query, mechanism),
-    lambda: coverage.respond(query, features(), mechanism),
-  )
+  if query.classes and labels is None:
+    raise errors.EcosError(
+      "the question is about the samples of each class: give `labels`"
+    )
+
+  def draw() -> messages.Response:
+    classes = labels() if labels is not None and query.classes else None
+    return coverage.respond(query, features(), mechanism, classes)
+
+  plan = _Plan(mechanism.cost, _describe_scores(query, mechanism), draw)
   return _settle(
     query,
     mechanism.terms,
@@ -316,15 +331,28 @@ def _describe_scores(
   query: messages.Query, mechanism: mechanisms.Mechanism
 ) -> str:
   """Returns who asks what, what leaves and what it costs."""
-  r, d = query.centroids.shape
+  asks, leaves = [], []
+  if query.centroids is not None:
+    r = len(query.centroids)
+    asks.append(f"to which of {r} centroids is each of your samples nearest?")
+    leaves.append(f"{r} integers: counts")
+  if query.directions is not None:
+    rows, p = query.sums
+    asks.append(
+      f"on which side of the pool's mean does each lie, on the {query.votes} "
+      f"of {p - 1} directions where it is farthest from it?"
+    )
+    by_class = f", for each of {rows} classes" if query.classes else ""
+    leaves.append(f"{rows * p} integers: sums of these votes{by_class}")
   terms, proposed = mechanism.terms, query.terms
   paper = accounting.paper_epsilon(terms.sigma, terms.gamma, terms.delta)
   return "\n".join(
     (
-      f"query    {query.digest[:16]}: to which of {r} centroids (encoder "
-      f"{query.encoder_name}, d = {d}) is each of your samples nearest?",
-      f"leaves   {r} integers: counts of a random {terms.gamma:.4g} of the "
-      f"samples, each with noise of sigma {terms.sigma:g}; and these terms",
+      f"query    {query.digest[:16]} (encoder {query.encoder_name}, d = "
+      f"{query.dimension}): {' And '.join(asks)}",
+      f"leaves   {'; '.join(leaves)}; of a random {terms.gamma:.4g} of the "
+      f"samples, each with noise of scale {mechanism.scale:.4g}; and these "
+      "terms",
       f"costs    epsilon {mechanism.statement.epsilon:.6g} (delta "
       f"{terms.delta:g}, {terms.relation}); the paper's bound for the same "
       f"noise is {paper:.4g}",

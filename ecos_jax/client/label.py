@@ -87,11 +87,7 @@ def main(argv: list[str]) -> None:
   request = messages.LabelRequest.from_bytes(wire.read_file(Path(f.request)))
   encoder = command.encoder_of(request)
   classes = command.classes(request.terms.classes)
-  tag = command.tag_of(f.data, f.data_dir)
-  if classes is not None:
-    # Other classes give other labels: an answer about these is another answer.
-    tag += f" with classes {','.join(classes)}"
-
+  tag = command.tag_of(f.data, f.data_dir, classes)
   answered = answering.answer_request(
     request,
     lambda: private_knn.encode(

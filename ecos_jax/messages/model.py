@@ -26,7 +26,7 @@ class Model(Message):
   """
 
   KIND = "model"
-  ARRAY = "weights"
+  ARRAYS = ("weights",)
 
   weights: Annotated[
     np.ndarray, fields.array((np.float32,), limits.MAX_WEIGHTS)

@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
@@ -155,8 +157,9 @@ class Client:
     answered = answering.answer_query(
       message,
       lambda: encoding.blocks(message, self.data, *self._encoding()),
-      mechanisms.Mechanism(message.terms, seed),
+      mechanisms.Mechanism(message.terms, seed, message.bins, message.weight),
       self._account(),
+      lambda: self.data.labels(np.arange(len(self.data))),
     )
     return answered.answer.to_bytes()
 
