@@ -14,9 +14,10 @@ nothing.
     >>> centroids = random.normal(size=(3, 8)).astype(np.float32)
     >>> question = messages.Query(centroids, terms, **encoder).to_bytes()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...   own = {"ledger": pathlib.Path(folder, "ledger"), "max_epsilon": 1.0}
-    ...   response = answer(question, private, sigma=10.0, **own)
-    ...   again = answer(question, private, sigma=10.0, **own)
+    ...   ledger = pathlib.Path(folder, "ledger")
+    ...   promised = ledger_lib.create(ledger, max_epsilon=1.0)
+    ...   response = answer(question, private, sigma=10.0, ledger=ledger)
+    ...   again = answer(question, private, sigma=10.0, ledger=ledger)
     >>> response == again
     True
     >>> messages.Response.from_bytes(response).scores.shape
@@ -26,11 +27,13 @@ nothing.
 from collections.abc import Callable, Iterable
 import dataclasses
 import datetime
+import math
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
@@ -42,7 +45,6 @@ from ecos_jax.privacy import mechanisms
 # A constant, and not what the query proposes: its author may have seen earlier
 # answers, and terms that depend on those cost more (docs/privacy.md).
 GAMMA = 0.8
-DELTA = 1e-5
 
 M = TypeVar("M", messages.Response, messages.LabelResponse)
 
@@ -56,16 +58,13 @@ class Account:
   """What the private data may still give away.
 
   Attributes:
-    ledger: The file with all answers about these data; made if need be.
+    ledger: The file with the budget of these data and all answers about them.
     name: Name of the data in the ledger.
-    max_epsilon: The most that all answers of the ledger may cost together; None
-      for no limit.
     consent: Is told what an answer gives away and costs, and raises to stop it.
   """
 
   ledger: Path
   name: str = "private"
-  max_epsilon: float | None = None
   consent: Callable[[str], None] = _agree
 
 
@@ -99,14 +98,12 @@ class _Plan(NamedTuple, Generic[M]):
 def answer(
   question: bytes,
   data: encoding.Data,
+  labels: np.ndarray | None = None,
   *,
   ledger: Path | str,
   epsilon: float | None = None,
   sigma: float | None = None,
   gamma: float = GAMMA,
-  delta: float = DELTA,
-  relation: str = "add_remove",
-  max_epsilon: float | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
 ) -> bytes:
@@ -114,32 +111,41 @@ def answer(
 
   Args:
     question: The cloud's query; not trusted.
-    data: The private samples, one vote each: features [n, d] float, made with
-      the question's encoder, or images, uint8 [n, h, w, 3] or a source.
-    ledger: The file with all answers about these data; made if need be.
-    epsilon: The most that this answer may cost: it gets the least noise that
-      keeps it.
-    sigma: Instead of epsilon, the scale of the noise, in votes.
+    data: The private samples: features [n, d] float, made with the question's
+      encoder, or images, uint8 [n, h, w, 3] or a source.
+    labels: [n] integers, the samples' classes as the cloud numbers them; needed
+      for a question by class.
+    ledger: The file with the budget of these data and all answers about them;
+      `ecos_jax.create_ledger` makes one.
+    epsilon: The most that this answer may cost, for the delta and relation of
+      the ledger: it gets the least noise that keeps it.
+    sigma: Instead of epsilon, the scale of the noise, in votes where a sample
+      has one; see `messages.Terms`.
     gamma: Probability that a sample takes part.
-    delta: The delta of (epsilon, delta).
-    relation: `add_remove` or `replace_one`: what epsilon hides.
-    max_epsilon: The most that all answers of the ledger may cost together; None
-      for no limit.
     name: Name of the data in the ledger.
     insecure_noise_seed: As in `mechanisms.Mechanism`: for tests and studies.
 
   Raises:
-    EcosError: The question or a term is refused, the ledger is damaged, the
-      budget would be exceeded, or the data do not fit.
+    EcosError: The question or a term is refused, the ledger is missing or
+      damaged, its budget would be exceeded, or the data do not fit.
   """
   query = messages.Query.from_bytes(question)
+  guarantee = ledger_lib.read(ledger).guarantee
   return answer_query(
     query,
     lambda: encoding.blocks(query, data),
     mechanisms.Mechanism.of(
-      epsilon, sigma, gamma, delta, relation, insecure_noise_seed
+      epsilon,
+      sigma,
+      gamma,
+      guarantee.delta,
+      guarantee.relation,
+      insecure_noise_seed,
+      query.bins,
+      query.weight,
     ),
-    Account(Path(ledger), name, max_epsilon),
+    Account(Path(ledger), name),
+    None if labels is None else lambda: np.asarray(labels),
   ).answer.to_bytes()
 
 
@@ -151,7 +157,6 @@ def label(
   ledger: Path | str,
   epsilon: float,
   terms: messages.LabelTerms | None = None,
-  max_epsilon: float | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
 ) -> bytes:
@@ -165,22 +170,27 @@ def label(
     ledger: As in `answer`.
     epsilon: The most that these labels may cost: it decides how many are given.
     terms: What to label with; None for the terms that the request proposes.
-    max_epsilon: As in `answer`.
+      Delta and relation are the ledger's in any case.
     name: As in `answer`.
     insecure_noise_seed: As in `answer`.
 
   Raises:
-    EcosError: The request or a term is refused, the ledger is damaged, the
-      budgets do not allow a single answer, or the data do not fit.
+    EcosError: The request or a term is refused, the ledger is missing or
+      damaged, the budgets do not allow a single answer, or the data do not fit.
   """
   request = messages.LabelRequest.from_bytes(question)
+  guarantee = ledger_lib.read(ledger).guarantee
   return answer_request(
     request,
     lambda: private_knn.Samples(
       encoding.features(request, data), np.asarray(labels)
     ),
-    terms or request.terms,
-    Account(Path(ledger), name, max_epsilon),
+    dataclasses.replace(
+      terms or request.terms,
+      delta=guarantee.delta,
+      relation=guarantee.relation,
+    ),
+    Account(Path(ledger), name),
     epsilon=epsilon,
     insecure_noise_seed=insecure_noise_seed,
   ).answer.to_bytes()
@@ -191,23 +201,30 @@ def answer_query(
   features: Callable[[], Iterable[np.ndarray]],
   mechanism: mechanisms.Mechanism,
   account: Account,
+  labels: Callable[[], np.ndarray] | None = None,
 ) -> Answered[messages.Response]:
   """Returns the response to a query.
 
   Args:
     query: From the cloud.
     features: Opens the data, as blocks [b, d]. Called last, if nothing refuses.
-    mechanism: Draws the subsample and the noise.
-    account: The ledger, the budget and the consent.
+    mechanism: Draws the subsample and the noise, for the query's votes.
+    account: The ledger and the consent.
+    labels: Returns the classes [n] of the samples; for a question by class.
 
   Raises:
     EcosError: As in `answer`.
   """
-  plan = _Plan(
-    mechanism.cost,
-    _describe_scores(query, mechanism),
-    lambda: coverage.respond(query, features(), mechanism),
-  )
+  if query.classes and labels is None:
+    raise errors.EcosError(
+      "the question is about the samples of each class: give `labels`"
+    )
+
+  def draw() -> messages.Response:
+    classes = labels() if labels is not None and query.classes else None
+    return coverage.respond(query, features(), mechanism, classes)
+
+  plan = _Plan(mechanism.cost, _describe_scores(query, mechanism), draw)
   return _settle(
     query,
     mechanism.terms,
@@ -233,7 +250,7 @@ def answer_request(
     request: From the cloud.
     samples: Opens the data. Called last, if nothing refuses.
     terms: What the client decided.
-    account: The ledger, the budget and the consent.
+    account: The ledger and the consent.
     epsilon: The most that these labels may cost; None for no limit.
     insecure_noise_seed: As in `mechanisms.Mechanism`.
 
@@ -246,8 +263,8 @@ def answer_request(
       terms,
       len(request.features),
       epsilon=epsilon,
-      composed=lambda cost: book.epsilon(terms, cost),
-      max_epsilon=account.max_epsilon,
+      composed=book.epsilon,
+      max_epsilon=book.guarantee.max_epsilon,
       insecure_noise_seed=insecure_noise_seed,
     )
     return _Plan(
@@ -281,7 +298,7 @@ def _settle(
     terms: Of the answer.
     options: What else an answer must share to be the same; None where unset.
     plan: Returns what would be drawn, given the ledger.
-    account: The ledger, the budget and the consent.
+    account: The ledger and the consent.
     kind: The answer's class.
   """
   key = dataclasses.asdict(terms)
@@ -291,8 +308,8 @@ def _settle(
     if stored is not None:
       return Answered(kind.from_bytes(stored.response), stored.time)
     planned = plan(book)
-    book.check_budget(terms, planned.cost, account.max_epsilon)
-    told = _describe_ledger(book, terms, planned.cost, account.max_epsilon)
+    book.check_budget(planned.cost)
+    told = _describe_ledger(book, planned.cost)
     account.consent(f"{planned.text}\n{told}")
     answer = planned.draw()
     now = datetime.datetime.now(datetime.UTC)
@@ -314,15 +331,28 @@ def _describe_scores(
   query: messages.Query, mechanism: mechanisms.Mechanism
 ) -> str:
   """Returns who asks what, what leaves and what it costs."""
-  r, d = query.centroids.shape
+  asks, leaves = [], []
+  if query.centroids is not None:
+    r = len(query.centroids)
+    asks.append(f"to which of {r} centroids is each of your samples nearest?")
+    leaves.append(f"{r} integers: counts")
+  if query.directions is not None:
+    rows, p = query.sums
+    asks.append(
+      f"on which side of the pool's mean does each lie, on the {query.votes} "
+      f"of {p - 1} directions where it is farthest from it?"
+    )
+    by_class = f", for each of {rows} classes" if query.classes else ""
+    leaves.append(f"{rows * p} integers: sums of these votes{by_class}")
   terms, proposed = mechanism.terms, query.terms
   paper = accounting.paper_epsilon(terms.sigma, terms.gamma, terms.delta)
   return "\n".join(
     (
-      f"query    {query.digest[:16]}: to which of {r} centroids (encoder "
-      f"{query.encoder_name}, d = {d}) is each of your samples nearest?",
-      f"leaves   {r} integers: counts of a random {terms.gamma:.4g} of the "
-      f"samples, each with noise of sigma {terms.sigma:g}; and these terms",
+      f"query    {query.digest[:16]} (encoder {query.encoder_name}, d = "
+      f"{query.dimension}): {' And '.join(asks)}",
+      f"leaves   {'; '.join(leaves)}; of a random {terms.gamma:.4g} of the "
+      f"samples, each with noise of scale {mechanism.scale:.4g}; and these "
+      "terms",
       f"costs    epsilon {mechanism.statement.epsilon:.6g} (delta "
       f"{terms.delta:g}, {terms.relation}); the paper's bound for the same "
       f"noise is {paper:.4g}",
@@ -358,19 +388,17 @@ def _describe_labels(
   )
 
 
-def _describe_ledger(
-  book: ledger_lib.Ledger,
-  terms: messages.Terms | messages.LabelTerms,
-  cost: accounting.Cost,
-  max_epsilon: float | None,
-) -> str:
+def _describe_ledger(book: ledger_lib.Ledger, cost: accounting.Cost) -> str:
   """Returns what the ledger holds before and after an answer, and the rest."""
-  delta, relation = book.guarantee(terms)
-  total = book.epsilon(terms, cost)
-  budget = "no budget is set (max_epsilon)"
-  if max_epsilon is not None:
-    budget = f"{max_epsilon - total:.6g} is left of {max_epsilon:g}"
+  guarantee, total = book.guarantee, book.epsilon(cost)
+  left = "it has no limit"
+  if math.isfinite(guarantee.max_epsilon):
+    left = (
+      f"{guarantee.max_epsilon - total:.6g} is left of "
+      f"{guarantee.max_epsilon:g}"
+    )
   return (
-    f"ledger   epsilon {book.epsilon(terms):.6g} spent before, {total:.6g} "
-    f"after, all answers together (delta {delta:g}, {relation}); {budget}"
+    f"ledger   epsilon {book.epsilon():.6g} spent before, {total:.6g} after, "
+    f"all answers together (delta {guarantee.delta:g}, {guarantee.relation}); "
+    f"{left}"
   )
