@@ -1,9 +1,10 @@
 """How a client answers, scores or labels: one procedure for both.
 
 What is checked comes first, then the ledger, the budget and the consent; only
-then are the private data opened, and the answer is in the ledger before anybody
-sees it. The same question at the same terms gets the stored answer and costs
-nothing.
+then are the private data encoded, and the answer is in the ledger before
+anybody sees it. Before the consent the data are opened and counted, so that
+their owner is told if the answer would be little but noise. The same question
+at the same terms gets the stored answer and costs nothing.
 
     >>> import pathlib, tempfile
     >>> random = np.random.default_rng(0)
@@ -23,7 +24,7 @@ nothing.
     (3,)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import dataclasses
 import datetime
 from pathlib import Path
@@ -31,10 +32,12 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from ecos_jax import config
 from ecos_jax import messages
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
+from ecos_jax.client import usefulness
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger as ledger_lib
 from ecos_jax.privacy import mechanisms
@@ -88,12 +91,14 @@ class _Plan(NamedTuple, Generic[M]):
   Attributes:
     cost: What it costs.
     text: What it gives away, for the owner of the data.
-    draw: Opens the data and draws it.
+    warning: Returns why the answer would be of little use, or nothing.
+    draw: Encodes the data and draws it.
   """
 
   cost: accounting.Cost
   text: str
-  draw: Callable[[], M]
+  warning: Callable[[encoding.Private], str]
+  draw: Callable[[encoding.Private], M]
 
 
 def answer(
@@ -106,6 +111,7 @@ def answer(
   gamma: float = GAMMA,
   delta: float = DELTA,
   relation: str = "add_remove",
+  persons: np.ndarray | None = None,
   max_epsilon: float | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
@@ -120,9 +126,11 @@ def answer(
     epsilon: The most that this answer may cost: it gets the least noise that
       keeps it.
     sigma: Instead of epsilon, the scale of the noise, in votes.
-    gamma: Probability that a sample takes part.
+    gamma: Probability that a sample, or a person, takes part.
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`: what epsilon hides.
+    persons: [n] integers or strings: samples with the same id are one person's.
+      Then epsilon hides persons, and each has one vote, of a random sample.
     max_epsilon: The most that all answers of the ledger may cost together; None
       for no limit.
     name: Name of the data in the ledger.
@@ -133,11 +141,18 @@ def answer(
       budget would be exceeded, or the data do not fit.
   """
   query = messages.Query.from_bytes(question)
+  ids = None if persons is None else np.asarray(persons)
   return answer_query(
     query,
-    lambda: encoding.blocks(query, data),
+    lambda: encoding.opened(query, data, persons=ids),
     mechanisms.Mechanism.of(
-      epsilon, sigma, gamma, delta, relation, insecure_noise_seed
+      epsilon,
+      sigma,
+      gamma,
+      delta,
+      relation,
+      insecure_noise_seed,
+      unit=unit_of(ids),
     ),
     Account(Path(ledger), name, max_epsilon),
   ).answer.to_bytes()
@@ -151,6 +166,7 @@ def label(
   ledger: Path | str,
   epsilon: float,
   terms: messages.LabelTerms | None = None,
+  persons: np.ndarray | None = None,
   max_epsilon: float | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
@@ -165,6 +181,7 @@ def label(
     ledger: As in `answer`.
     epsilon: The most that these labels may cost: it decides how many are given.
     terms: What to label with; None for the terms that the request proposes.
+    persons: As in `answer`; they, and not the terms, decide the unit.
     max_epsilon: As in `answer`.
     name: As in `answer`.
     insecure_noise_seed: As in `answer`.
@@ -174,21 +191,28 @@ def label(
       budgets do not allow a single answer, or the data do not fit.
   """
   request = messages.LabelRequest.from_bytes(question)
+  ids = None if persons is None else np.asarray(persons)
   return answer_request(
     request,
-    lambda: private_knn.Samples(
-      encoding.features(request, data), np.asarray(labels)
+    lambda: encoding.opened(
+      request, data, labels=np.asarray(labels), persons=ids
     ),
-    terms or request.terms,
+    dataclasses.replace(terms or request.terms, unit=unit_of(ids)),
     Account(Path(ledger), name, max_epsilon),
     epsilon=epsilon,
     insecure_noise_seed=insecure_noise_seed,
   ).answer.to_bytes()
 
 
+def unit_of(persons: np.ndarray | None) -> str:
+  """Returns the unit of an answer about samples with these ids of persons."""
+  unit = config.Unit.SAMPLE if persons is None else config.Unit.PERSON
+  return unit.value
+
+
 def answer_query(
   query: messages.Query,
-  features: Callable[[], Iterable[np.ndarray]],
+  data: Callable[[], encoding.Private],
   mechanism: mechanisms.Mechanism,
   account: Account,
 ) -> Answered[messages.Response]:
@@ -196,7 +220,8 @@ def answer_query(
 
   Args:
     query: From the cloud.
-    features: Opens the data, as blocks [b, d]. Called last, if nothing refuses.
+    data: Opens the data. Called if the budget allows the answer; they are
+      encoded after consent.
     mechanism: Draws the subsample and the noise.
     account: The ledger, the budget and the consent.
 
@@ -206,13 +231,17 @@ def answer_query(
   plan = _Plan(
     mechanism.cost,
     _describe_scores(query, mechanism),
-    lambda: coverage.respond(query, features(), mechanism),
+    lambda private: usefulness.of_scores(query, mechanism, private),
+    lambda private: coverage.respond(
+      query, private.blocks(), mechanism, private.by_person()
+    ),
   )
   return _settle(
     query,
     mechanism.terms,
     {"insecure_noise_seed": mechanism.insecure_noise_seed},
     lambda book: plan,
+    data,
     account,
     messages.Response,
   )
@@ -220,7 +249,7 @@ def answer_query(
 
 def answer_request(
   request: messages.LabelRequest,
-  samples: Callable[[], private_knn.Samples],
+  data: Callable[[], encoding.Private],
   terms: messages.LabelTerms,
   account: Account,
   *,
@@ -231,7 +260,7 @@ def answer_request(
 
   Args:
     request: From the cloud.
-    samples: Opens the data. Called last, if nothing refuses.
+    data: As in `answer_query`; with labels.
     terms: What the client decided.
     account: The ledger, the budget and the consent.
     epsilon: The most that these labels may cost; None for no limit.
@@ -253,7 +282,10 @@ def answer_request(
     return _Plan(
       labeller.cost,
       _describe_labels(request, labeller),
-      lambda: private_knn.label(request, samples(), labeller),
+      lambda private: usefulness.of_labels(terms, private),
+      lambda private: private_knn.label(
+        request, private_knn.encode(request, private), labeller
+      ),
     )
 
   return _settle(
@@ -261,6 +293,7 @@ def answer_request(
     terms,
     {"epsilon": epsilon, "insecure_noise_seed": insecure_noise_seed},
     plan,
+    data,
     account,
     messages.LabelResponse,
   )
@@ -271,6 +304,7 @@ def _settle(
   terms: messages.Terms | messages.LabelTerms,
   options: dict[str, float | int | None],
   plan: Callable[[ledger_lib.Ledger], _Plan[M]],
+  data: Callable[[], encoding.Private],
   account: Account,
   kind: type[M],
 ) -> Answered[M]:
@@ -281,6 +315,7 @@ def _settle(
     terms: Of the answer.
     options: What else an answer must share to be the same; None where unset.
     plan: Returns what would be drawn, given the ledger.
+    data: Opens the data.
     account: The ledger, the budget and the consent.
     kind: The answer's class.
   """
@@ -292,9 +327,14 @@ def _settle(
       return Answered(kind.from_bytes(stored.response), stored.time)
     planned = plan(book)
     book.check_budget(terms, planned.cost, account.max_epsilon)
-    told = _describe_ledger(book, terms, planned.cost, account.max_epsilon)
-    account.consent(f"{planned.text}\n{told}")
-    answer = planned.draw()
+    private = data()
+    told = (
+      planned.text,
+      _describe_ledger(book, terms, planned.cost, account.max_epsilon),
+      planned.warning(private),
+    )
+    account.consent("\n".join(filter(None, told)))
+    answer = planned.draw(private)
     now = datetime.datetime.now(datetime.UTC)
     book.append(
       ledger_lib.Entry(
@@ -316,20 +356,29 @@ def _describe_scores(
   """Returns who asks what, what leaves and what it costs."""
   r, d = query.centroids.shape
   terms, proposed = mechanism.terms, query.terms
+  unit = terms.unit
   paper = accounting.paper_epsilon(terms.sigma, terms.gamma, terms.delta)
   return "\n".join(
     (
       f"query    {query.digest[:16]}: to which of {r} centroids (encoder "
       f"{query.encoder_name}, d = {d}) is each of your samples nearest?",
-      f"leaves   {r} integers: counts of a random {terms.gamma:.4g} of the "
-      f"samples, each with noise of sigma {terms.sigma:g}; and these terms",
-      f"costs    epsilon {mechanism.statement.epsilon:.6g} (delta "
+      f"leaves   {r} integers: counts of {_voters(terms)}, each with noise of "
+      f"sigma {terms.sigma:g}; and these terms",
+      f"costs    epsilon {mechanism.statement.epsilon:.6g} per {unit} (delta "
       f"{terms.delta:g}, {terms.relation}); the paper's bound for the same "
       f"noise is {paper:.4g}",
       f"         the query proposes sigma {proposed.sigma:g}, gamma "
-      f"{proposed.gamma:.4g}, delta {proposed.delta:g}, {proposed.relation}",
+      f"{proposed.gamma:.4g}, delta {proposed.delta:g}, {proposed.relation}, "
+      f"per {proposed.unit}",
     )
   )
+
+
+def _voters(terms: messages.Terms | messages.LabelTerms) -> str:
+  """Returns whose votes are counted."""
+  if terms.unit == config.Unit.PERSON.value:
+    return f"one sample each of a random {terms.gamma:.4g} of the persons"
+  return f"a random {terms.gamma:.4g} of the samples"
 
 
 def _describe_labels(
@@ -349,11 +398,11 @@ def _describe_labels(
       f"request  {request.digest[:16]}: which of {terms.classes} classes has "
       f"each of {m} public samples (encoder {request.encoder_name}, d = {d})?",
       f"leaves   up to {labeller.answers} labels, each a noisy vote of the "
-      "nearest of a random part of your samples; -1 for the rest",
+      f"nearest among {_voters(terms)}; -1 for the rest",
       f"terms    {settings}"
       + ("" if terms == proposed else " (the request's proposal)"),
-      f"costs    epsilon {alone:.6g} (delta {terms.delta:g}, "
-      f"{terms.relation}), however many labels are given",
+      f"costs    epsilon {alone:.6g} per {terms.unit} (delta "
+      f"{terms.delta:g}, {terms.relation}), however many labels are given",
     )
   )
 

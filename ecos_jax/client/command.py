@@ -8,13 +8,16 @@ from pathlib import Path
 import sys
 
 from absl import flags
+import numpy as np
 
+from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import encoding
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import persons
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
@@ -75,6 +78,20 @@ def define_shared_flags(data: str) -> None:
     "Your own encoder, MODULE:FUNCTION, if the cloud encodes with it: the code "
     "is run, so only a module that you trust.",
   )
+  flags.DEFINE_enum_class(
+    "unit",
+    config.Unit.SAMPLE,
+    config.Unit,
+    "Whose presence epsilon hides: that of one sample, or of one person with "
+    "all samples of theirs. A person has one vote, of a random sample.",
+  )
+  flags.DEFINE_string(
+    "persons",
+    None,
+    "For --unit=person, whose the samples are: FILE.npy, an id for each, or a "
+    "column of the metadata. Without, the folders in folder:DIR are the "
+    "persons, or the array persons of images:FILE.npz.",
+  )
   flags.DEFINE_bool("yes", False, "Answer without asking.")
   flags.DEFINE_integer(
     "batch_size", 1024, "Images to encode at once.", lower_bound=1
@@ -118,7 +135,22 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
   """
   f = flags.FLAGS
   with errors.about("data", f.data):
-    return pools.open_source(f.data, f.data_dir, classes)
+    # A refusal of an empty folder would show that it is empty.
+    return pools.open_source(f.data, f.data_dir, classes, may_be_empty=True)
+
+
+def persons_of(data: pools.Source) -> np.ndarray | None:
+  """Returns whose the samples are, [n], with --unit=person; else None.
+
+  Raises:
+    EcosError: Nothing says it, or it is said without --unit=person.
+  """
+  f = flags.FLAGS
+  if f.unit is config.Unit.SAMPLE:
+    if f.persons is not None:
+      raise errors.EcosError("--persons needs --unit=person")
+    return None
+  return persons.read(data, f.persons)
 
 
 def encoder_of(message: messages.Question) -> registry.Encoder:

@@ -1,11 +1,12 @@
 """The client's votes: one sample, one vote, whatever centroids were sent.
 
-The privacy of the answer rests on one fact: adding or removing a sample changes
-one count by one. So the vote of a sample must be a function of that sample and
-the centroids alone. A floating-point matrix product is not: its last bit
-depends on how many rows are multiplied at once and where the row lies among
-them. A sample that comes or goes could flip the votes of others, and a
-dishonest server can place centroids where many samples are about to flip.
+The privacy of the answer rests on one fact: adding or removing a sample, or a
+person of whose samples one votes, changes one count by one. So the vote of a
+sample must be a function of that sample and the centroids alone. A
+floating-point matrix product is not: its last bit depends on how many rows are
+multiplied at once and where the row lies among them. A sample that comes or
+goes could flip the votes of others, and a dishonest server can place centroids
+where many samples are about to flip.
 
 So here the products are exact. Each feature vector and each centroid is rounded
 to multiples of its own power of two, to so few bits that double precision adds
@@ -20,6 +21,7 @@ import numpy as np
 
 from ecos_jax import messages
 from ecos_jax.privacy import mechanisms
+from ecos_jax.privacy import units
 
 # Numbers in a block of rows and scores: within the processor's cache if that
 # leaves `_ROWS` rows, and never more than `_LARGEST`.
@@ -107,6 +109,7 @@ def release(
   centroids: int,
   mechanism: mechanisms.Mechanism,
   repetitions: int = 1,
+  persons: units.Persons | None = None,
 ) -> np.ndarray:
   """Returns noised coverage, [repetitions, R] int64: what may leave.
 
@@ -115,9 +118,9 @@ def release(
     centroids: R.
     mechanism: Draws the subsample and the noise.
     repetitions: Independent draws. A response has one; the audit takes many.
+    persons: Whose the samples are, where persons are the unit.
   """
-  shape = (repetitions, len(votes))
-  taken = mechanism.subsample(repetitions * len(votes)).reshape(shape)
+  taken = mechanism.voters(len(votes), persons, repetitions)
   cells = votes + centroids * np.arange(repetitions)[:, None]
   counts = np.bincount(cells[taken], minlength=repetitions * centroids)
   return mechanism.noised(counts.reshape(repetitions, centroids))
@@ -127,6 +130,7 @@ def respond(
   query: messages.Query,
   features: Iterable[np.ndarray],
   mechanism: mechanisms.Mechanism,
+  persons: units.Persons | None = None,
 ) -> messages.Response:
   """Returns the response to a query, drawn once.
 
@@ -135,13 +139,17 @@ def respond(
     features: Blocks [b, d] of the private samples, made with the query's
       encoder.
     mechanism: Draws the subsample and the noise.
+    persons: Whose the samples are, where persons are the unit.
 
   Raises:
-    ProtocolError: d differs.
+    EcosError: d differs, or the persons do not fit.
   """
   votes = [nearest(block, query.centroids) for block in features]
   none = np.zeros(0, np.int64)
   scores = release(
-    np.concatenate([none, *votes]), len(query.centroids), mechanism
+    np.concatenate([none, *votes]),
+    len(query.centroids),
+    mechanism,
+    persons=persons,
   )[0]
   return messages.Response(scores, query.digest, mechanism.statement)

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+import numpy as np
 
 from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import messages
 from ecos_jax.client import answering
 from ecos_jax.client import command
+from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.config import limits
 from ecos_jax.messages import wire
@@ -73,6 +75,7 @@ def _terms(proposed: messages.LabelTerms) -> messages.LabelTerms:
   names = ("gamma", "neighbours", "sigma_screen", "sigma_vote", "threshold")
   fields: dict[str, Any] = dataclasses.asdict(proposed)
   fields |= {"delta": f.delta, "relation": config.Relation.ADD_REMOVE.value}
+  fields |= {"unit": f.unit.value}
   fields |= {n: f[n].value for n in names if f[n].value is not None}
   return messages.LabelTerms(**fields)
 
@@ -90,11 +93,20 @@ def main(argv: list[str]) -> None:
     # Other classes give other labels: an answer about these is another answer.
     tag += f" with classes {','.join(classes)}"
 
+  def opened() -> encoding.Private:
+    data = command.open_data(classes)
+    return encoding.opened(
+      request,
+      data,
+      encoder,
+      f.batch_size,
+      labels=data.labels(np.arange(len(data))),
+      persons=command.persons_of(data),
+    )
+
   answered = answering.answer_request(
     request,
-    lambda: private_knn.encode(
-      request, command.open_data(classes), encoder, f.batch_size
-    ),
+    opened,
     _terms(request.terms),
     answering.Account(ledger, tag, f.max_epsilon, command.consent),
     epsilon=f.epsilon,

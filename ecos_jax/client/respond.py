@@ -6,7 +6,8 @@
 
 It runs beside the private data and needs nothing of the cloud but the query.
 Every sample votes for its nearest centroid; the votes of a random subsample are
-counted, and the counts leave with noise on them. The query only proposes terms:
+counted, and the counts leave with noise on them. With --unit=person each person
+has one vote, however many samples are theirs. The query only proposes terms:
 the client decides, and is told what it will cost before it is asked.
 
 The number of samples is private too, so it is never printed, not even as
@@ -51,7 +52,7 @@ def _define_flags() -> None:
   flags.DEFINE_float(
     "gamma",
     answering.GAMMA,
-    "Share of the samples that vote, drawn at random.",
+    "Share of the samples (or persons) that vote, drawn at random.",
     lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
@@ -72,11 +73,22 @@ def main(argv: list[str]) -> None:
   encoder = None
   if not isinstance(spec.parse(f.data), spec.Features):
     encoder = command.encoder_of(query)
+
+  def opened() -> encoding.Private:
+    data = command.open_data()
+    persons = command.persons_of(data)
+    return encoding.opened(query, data, encoder, f.batch_size, persons=persons)
+
   answered = answering.answer_query(
     query,
-    lambda: encoding.blocks(query, command.open_data(), encoder, f.batch_size),
+    opened,
     mechanisms.Mechanism.of(
-      f.epsilon, f.sigma, f.gamma, f.delta, f.relation.value
+      f.epsilon,
+      f.sigma,
+      f.gamma,
+      f.delta,
+      f.relation.value,
+      unit=f.unit.value,
     ),
     answering.Account(
       ledger,

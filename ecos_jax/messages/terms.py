@@ -16,6 +16,7 @@ Gamma = Annotated[float, fields.number(limits.MIN_GAMMA, 1.0)]
 Delta = Annotated[float, fields.number(limits.MIN_DELTA, limits.MAX_DELTA)]
 Epsilon = Annotated[float, fields.number(0.0, _MAX_EPSILON)]
 Relation = Annotated[str, fields.member(config.Relation)]
+Unit = Annotated[str, fields.member(config.Unit)]
 Flag = Annotated[bool, fields.boolean]
 
 
@@ -25,15 +26,17 @@ class Terms(fields.Checked):
 
   Attributes:
     sigma: Scale of the discrete Gaussian noise, in votes.
-    gamma: Probability that a sample takes part, independently of the others.
+    gamma: Probability that a unit takes part, independently of the others.
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`; a `config.Relation` is accepted.
+    unit: `sample`, or `person`: of each person one random sample takes part.
   """
 
   sigma: Sigma
   gamma: Gamma
   delta: Delta
   relation: Relation
+  unit: Unit = dataclasses.field(default=config.Unit.SAMPLE.value, kw_only=True)
 
   def __post_init__(self):
     """Also checks that delta alone does not allow everything.
@@ -78,6 +81,7 @@ class LabelTerms(fields.Checked):
       one for its votes.
     delta: As in `Terms`.
     relation: As in `Terms`.
+    unit: As in `Terms`.
   """
 
   classes: Annotated[int, fields.integer(2, limits.MAX_CLASSES)]
@@ -90,6 +94,7 @@ class LabelTerms(fields.Checked):
   gamma: Gamma
   delta: Delta
   relation: Relation
+  unit: Unit = config.Unit.SAMPLE.value
 
   def __post_init__(self):
     """Also checks gamma and delta as `Terms` does.

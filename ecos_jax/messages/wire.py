@@ -15,7 +15,7 @@ import numpy as np
 
 from ecos_jax import errors
 
-VERSION = 2
+VERSION = 3
 # The client holds a message in memory a few times: 64 Mi numbers of 4 bytes.
 MAX_BYTES = 2**28
 MAX_HEADER_BYTES = 2**16
@@ -108,7 +108,7 @@ def unpack(data: bytes, kind: str, name: str) -> tuple[dict, np.ndarray]:
   if version != VERSION:
     raise ProtocolError(
       f"version must be {VERSION}: cloud and client need ecos_jax of the same "
-      "protocol version"
+      "protocol version; install the newer one on both"
     )
   if not isinstance(dtype, str) or dtype not in _DTYPES:
     raise ProtocolError(f"{name} has an unknown dtype")

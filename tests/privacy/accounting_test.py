@@ -1,4 +1,6 @@
 from fractions import Fraction
+import functools
+import itertools
 import math
 from pathlib import Path
 import re
@@ -160,3 +162,70 @@ def test_the_table_in_the_documentation_is_what_is_computed():
 @hypothesis.given(st.floats(2.0**-12, 1.0))
 def test_every_gamma_is_drawn_exactly(gamma):
   assert (Fraction(gamma) * 2**64).denominator == 1
+
+
+# Groups of samples.
+
+
+def _group(votes, sigma, gamma):
+  """The outputs without and with samples of these votes, straight from it."""
+  x = np.arange(-int(12 * sigma) - 9, int(12 * sigma) + 10 + len(votes))
+  p0 = np.exp(-(x**2) / (2 * sigma**2))
+  p0 /= p0.sum()
+  shape = (1 + max(votes)) * [len(x)]
+  present = np.zeros(shape)
+  for coins in itertools.product((0, 1), repeat=len(votes)):
+    drawn = sum(coins)
+    weight = gamma**drawn * (1 - gamma) ** (len(votes) - drawn)
+    counts = np.zeros(len(shape), int)
+    np.add.at(counts, list(votes), coins)
+    bins = [np.roll(p0, count) for count in counts]
+    present += weight * functools.reduce(np.multiply.outer, bins)
+  return functools.reduce(np.multiply.outer, len(shape) * [p0]), present
+
+
+def _hockey_stick(pair, epsilon):
+  return max(
+    np.maximum(p - math.exp(epsilon) * q, 0).sum()
+    for p, q in (pair, pair[::-1])
+  )
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("sigma", [0.3, 0.7, 2.0, 6.0])
+def test_a_group_costs_what_brute_force_says_and_one_bin_is_the_worst(
+  sigma, gamma
+):
+  for size in (1, 2, 4):
+    delta = 1e-4
+    epsilon = accounting.group_epsilon(sigma, gamma, delta, size)
+    together = _group([0] * size, sigma, gamma)
+    assert _hockey_stick(together, epsilon) <= delta
+    assert _hockey_stick(together, epsilon - 1e-5) > delta
+  # However 4 samples lie in two bins, no event tells more.
+  for votes in ([0, 0, 1, 1], [0, 1, 1, 1], [0, 1]):
+    other = _group(votes, sigma, gamma)
+    one = _group([0] * len(votes), sigma, gamma)
+    for epsilon in (0.05, 0.3, 1.0, 3.0, 8.0):
+      bound = _hockey_stick(one, epsilon)
+      assert _hockey_stick(other, epsilon) <= bound * (1 + 1e-9) + 1e-13
+
+
+def test_a_group_at_the_default_terms():
+  terms = (10.0, 0.8, 1e-5)
+  one = accounting.epsilon(*terms, "add_remove")
+  assert accounting.group_epsilon(*terms, 1) == pytest.approx(one, abs=1e-4)
+  # Much more than k times as much.
+  for size, epsilon in ((10, 3.53), (30, 13.13), (100, 69.04)):
+    got = accounting.group_epsilon(*terms, size)
+    assert got == pytest.approx(epsilon, abs=6e-3)
+    assert got > size * one
+  # With all samples drawn it is a Gaussian of sensitivity k.
+  exact = dp_accounting.get_epsilon_gaussian(40.0 / 10, 1e-5)
+  got = accounting.group_epsilon(40.0, 1.0, 1e-5, 10)
+  assert got == pytest.approx(exact, rel=2e-3)
+  for size in (0, 10**6):
+    with pytest.raises(errors.EcosError, match="`size`"):
+      accounting.group_epsilon(*terms, size)
+  with pytest.raises(errors.EcosError, match="gamma"):
+    accounting.group_epsilon(10.0, 2.0, 1e-5, 3)
