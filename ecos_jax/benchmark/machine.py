@@ -22,7 +22,6 @@ _PEAKS = {
   "TPU v5": 459e12,
   "TPU v6 lite": 918e12,
 }
-_THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
 # Variables that choose the kernels of a BLAS: they may slow numpy down.
 _BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 _PEAK_SIZE = 2048
@@ -35,6 +34,12 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
+def threads(count: int) -> dict[str, str]:
+  """Returns the variables that limit the threads of numerical libraries."""
+  libraries = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
+  return {f"{library}_NUM_THREADS": str(count) for library in libraries}
+
+
 def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
   """Returns the environment of a child: all cores, the BLAS's own kernels.
 
@@ -45,7 +50,7 @@ def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
   kept = {k: v for k, v in base.items() if k not in _BLAS_OVERRIDES}
   flag = f"--xla_force_host_platform_device_count={devices}"
   return kept | {
-    **{f"{name}_NUM_THREADS": str(cores()) for name in _THREADS},
+    **threads(cores()),
     "XLA_FLAGS": f"{base.get('XLA_FLAGS', '')} {flag}".strip(),
     # Several children share an accelerator.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

@@ -13,6 +13,13 @@ from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 
 
+class Benchmark(enum.Enum):
+  """Which benchmark's data a run without sources reads."""
+
+  DIGITS = "digits"
+  ICONS = "icons"
+
+
 class Split(enum.Enum):
   """Where the client's domain lies (ECOS, section 4.1)."""
 
@@ -132,7 +139,7 @@ class Data:
 
   Sources are strings as in `ecos_jax.config.spec`: `folder:DIR`,
   `images:FILE.npz`, `tfds:NAME:SPLIT`, `features:PATH`. Without sources, the
-  run is on the Digits benchmark, and the last six fields choose its data.
+  run is on a benchmark, and the fields from `dir` on choose its data.
   """
 
   sources: tuple[str, ...] = ()
@@ -146,11 +153,13 @@ class Data:
   labelled_only: bool = False
   """Whether to leave out samples of no class; for benchmarks."""
   dir: str | None = None
-  """Where TFDS keeps its data; for Digits, the folder of its files."""
+  """Where TFDS keeps its data; for a benchmark, the folder of its files."""
+  benchmark: Benchmark = Benchmark.DIGITS
+  """Which benchmark, without sources."""
   client: str = "usps"
-  """Digits: the client's domain."""
+  """Benchmark: the client's domain."""
   split: Split = Split.ID_OOD
-  """Digits: whether half of the client's domain is in the pool, or none."""
+  """Benchmark: whether part of the client's domain is in the pool, or none."""
   train_images: int = number(7438, "[1, inf)")
   """Digits: the most training images of a domain."""
   test_images: int = number(5000, "[1, inf)")

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -347,3 +347,23 @@ class Pool:
       rows = np.flatnonzero(positions == position)
       local = np.asarray(indices)[rows] - self._offsets[position]
       yield self._sources[position], rows, local
+
+
+class Problem(NamedTuple):
+  """The data of the cloud, of the simulated client, and of the test.
+
+  Attributes:
+    pool: The public samples.
+    client: The simulated client's samples, which are private; None if the
+      client is remote.
+    test: Held-out samples of the client's domain; None if there are none.
+    client_source: Position of the pool's source of the client's domain; None if
+      there is none, or it is unknown.
+    classes: Number of classes; 0 if unknown.
+  """
+
+  pool: Pool
+  client: Source | None
+  test: Source | None
+  client_source: int | None
+  classes: int
