@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import dp_accounting
 import numpy as np
@@ -35,7 +36,8 @@ def test_both_orders_of_a_replacement_cost_the_same():
 
 
 @pytest.mark.parametrize(
-  ("times", "delta"), [(2, 1e-5), (30, 1e-9), (1000, 1e-9)]
+  ("times", "delta"),
+  [(2, 1e-5), (30, 1e-9), (1000, 1e-9), (1_000_000, 1e-8)],
 )
 def test_composition_agrees_with_the_closed_form_of_a_gaussian(times, delta):
   # With much noise the discrete Gaussian is as the continuous one, of which
@@ -62,6 +64,69 @@ def test_composition_agrees_with_brute_force():
     return max(remove, np.maximum(p0 - grow * m, 0).sum())
 
   assert delta(epsilon) <= DELTA < delta(epsilon - 2e-4)
+
+
+def _composed_delta(sigma, times, epsilon):
+  """The delta of answers without a subsample, whose sum says all there is."""
+  p0, _ = references.noise(sigma, 1.0)
+  total = np.ones(1)
+  for _ in range(times):
+    total = np.convolve(total, p0)
+  absent = np.append(total, np.zeros(times))
+  present = np.append(np.zeros(times), total)
+  return np.maximum(present - np.exp(epsilon) * absent, 0).sum()
+
+
+@pytest.mark.parametrize(("sigma", "times"), [(0.7, 65), (6.0, 120)])
+def test_many_answers_agree_with_brute_force(sigma, times):
+  cost = composition.Cost((composition.Release(sigma, 1.0, times=times),))
+  epsilon = cost.epsilon(DELTA, ADD_REMOVE)
+  assert _composed_delta(sigma, times, epsilon) <= DELTA
+  assert _composed_delta(sigma, times, 0.998 * epsilon) > DELTA
+
+
+@pytest.mark.parametrize(
+  "releases",
+  [
+    [(12.0, 0.5, 1, 300), (6.0, 0.5, 2, 60)],
+    [(0.8, 0.001, 1, 70), (20.0, 0.9, 1, 5)],
+  ],
+)
+def test_many_mixed_answers_cost_no_less_than_the_truth(releases):
+  # The truth lies above what dp_accounting finds if it rounds losses down.
+  releases = [composition.Release(*release) for release in releases]
+  found = []
+  for sign in (1, -1):
+    total = None
+    for release in releases:
+      p0, m = references.noise(release.sigma, release.gamma, release.bins)
+      # The difference of two rounded normals is as wide as two of them.
+      if release.bins == 2:
+        p0, m = references.votes(release.sigma, release.gamma)
+      lower, upper = (
+        dict(enumerate(np.log(masses).tolist())) for masses in (p0, m)[::sign]
+      )
+      once = dp_accounting.pld.privacy_loss_distribution
+      once = once.from_two_probability_mass_functions(
+        lower,
+        upper,
+        pessimistic_estimate=False,
+        value_discretization_interval=1e-4,
+      ).self_compose(release.times)
+      total = once if total is None else total.compose(once)
+    found.append(total.get_epsilon_for_delta(DELTA))
+  epsilon = composition.Cost(tuple(releases)).epsilon(DELTA, ADD_REMOVE)
+  assert max(found) <= epsilon <= 1.02 * max(found)
+
+
+def test_a_million_answers_take_little_memory():
+  cost = composition.Cost((composition.Release(53.0, 0.5, times=1_000_000),))
+  tracemalloc.start()
+  try:
+    cost.epsilon(DELTA, ADD_REMOVE)
+    assert tracemalloc.get_traced_memory()[1] < 200e6
+  finally:
+    tracemalloc.stop()
 
 
 def test_composition_costs_less_than_the_sum_and_ignores_order():
