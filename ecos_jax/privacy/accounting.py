@@ -16,7 +16,6 @@ import functools
 import math
 
 import numpy as np
-from scipy import optimize
 from scipy import stats
 
 from ecos_jax import config
@@ -129,11 +128,11 @@ def group_epsilon(sigma: float, gamma: float, delta: float, size: int) -> float:
     add = np.exp(absent) @ -np.expm1(np.minimum(epsilon + loss, 0))
     return max(remove, add) - delta
 
-  if excess(0.0) <= 0:
-    return 0.0
-  most = float(np.abs(present - absent).max())
-  exact = optimize.brentq(excess, 0.0, most, xtol=1e-9)
-  return math.ceil((exact + 1e-8) * 1e6) / 1e6
+  low, high = 0.0, float(np.abs(present - absent).max())
+  while high - low > 1e-8:
+    middle = (low + high) / 2
+    low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+  return math.ceil(high * 1e6) / 1e6
 
 
 @functools.lru_cache(maxsize=1024)

@@ -10,6 +10,7 @@ import hypothesis
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+from scipy import stats
 
 from ecos_jax import errors
 from ecos_jax.privacy import accounting
@@ -229,3 +230,25 @@ def test_a_group_at_the_default_terms():
       accounting.group_epsilon(*terms, size)
   with pytest.raises(errors.EcosError, match="gamma"):
     accounting.group_epsilon(10.0, 2.0, 1e-5, 3)
+
+
+def test_the_table_of_groups_in_the_documentation_is_what_is_computed():
+  text = Path("docs/privacy.md").read_text()
+  rows = re.findall(
+    r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.e-]+) \|$", text, re.MULTILINE
+  )
+  assert len(rows) == 7
+  for size, epsilon, times, delta in rows:
+    exact = accounting.group_epsilon(10.0, 0.8, DELTA, int(size))
+    assert float(epsilon) == math.ceil(exact * 1e4) / 1e4
+    assert float(times) == pytest.approx(int(size) * 0.276, abs=0.006)
+    # The delta at k times epsilon, from the definition.
+    x = np.arange(-130, 131 + int(size))
+    p0 = stats.norm.pdf(x, 0, 10)
+    drawn = np.arange(int(size) + 1)
+    weights = stats.binom.pmf(drawn, int(size), 0.8)
+    m = weights @ stats.norm.pdf(x, drawn[:, None], 10)
+    grow = math.exp(int(size) * 0.27605)
+    orders = ((p0, m), (m, p0))
+    found = max(np.maximum(p - grow * q, 0).sum() for p, q in orders)
+    assert float(delta) == pytest.approx(found, rel=0.03)
