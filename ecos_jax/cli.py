@@ -1,6 +1,6 @@
 """How every command of the package starts and ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import logging as standard_logging
 import math
 import os
@@ -64,11 +64,13 @@ def check_overrides(argv: list[str]) -> None:
       )
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], actions: Collection[str]) -> list[str]:
   try:
     check_overrides(argv)
     rest = flags.FLAGS(argv)
-    if len(rest) > 1:
+    if actions and (len(rest) != 2 or rest[1] not in actions):
+      raise errors.ConfigError(f"say one of: {', '.join(actions)}")
+    if not actions and len(rest) > 1:
       raise errors.ConfigError(
         f"unexpected argument {rest[1]!r}: options start with --"
       )
@@ -95,7 +97,9 @@ def _leave(signum: int, frame: object) -> NoReturn:
   os._exit(EXIT_INTERRUPTED)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(
+  main: Callable[[list[str]], None], actions: Collection[str] = ()
+) -> None:
   """Runs a command, with errors of one line and these exit codes.
 
   | code | meaning |
@@ -109,7 +113,8 @@ def run(main: Callable[[list[str]], None]) -> None:
   Several processes end together.
 
   Args:
-    main: The command. It gets argv[:1], since all options are flags.
+    main: The command. It gets argv without the flags.
+    actions: What it can do, if the user has to say one; all else are flags.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -129,4 +134,4 @@ def run(main: Callable[[list[str]], None]) -> None:
   logging.set_verbosity(logging.WARNING)
   # Silences asyncio about tasks that a library abandons after an error.
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-  app.run(guarded, flags_parser=_parse_flags)
+  app.run(guarded, flags_parser=lambda argv: _parse_flags(argv, actions))

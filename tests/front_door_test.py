@@ -1,6 +1,7 @@
 """The package as a user imports it: the method as functions on arrays."""
 
 import functools
+import math
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ KEY = jax.random.key(0)
 def _answered(tmp_path_factory):
   """Returns the answer to a question, with noise from a seed."""
   ledger = tmp_path_factory.mktemp("client") / "ledger"
+  ecos_jax.create_ledger(ledger, max_epsilon=math.inf)
   return functools.partial(
     ecos_jax.answer, sigma=2.0, ledger=ledger, insecure_noise_seed=1
   )

@@ -25,11 +25,13 @@ class Stage(NamedTuple):
     example: A shape, as in --shapes.
     ours: Implementations of this package, and the limits they are held to.
     peers: Other libraries, by their names on PyPI.
+    one_pass: Whether it computes each distance once.
   """
 
   example: str
   ours: tuple[str, ...] = ("ecos_jax",)
   peers: tuple[str, ...] = ()
+  one_pass: bool = False
 
   @property
   def implementations(self) -> tuple[str, ...]:
@@ -39,15 +41,14 @@ class Stage(NamedTuple):
 
 STAGES = {
   "encode": Stage("64", peers=("onnxruntime", "torch")),
-  "assign": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
-  "fit": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
+  "assign": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS, one_pass=True),
+  "fit": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS, one_pass=True),
   "converge": Stage(
     "blobs-1000x16x8",
     ("ecos_jax", "ecos_jax:minibatch"),
     (*_KMEANS, MINIBATCH),
   ),
-  "stream": Stage("20000x32x10", ("ecos_jax", "memory", "gemm")),
-  "coverage": Stage("500x16x20", ("ecos_jax", "gemm")),
+  "stream": Stage("20000x32x10", ("ecos_jax", "memory", "gemm"), one_pass=True),
   "sample": Stage("3000x16x10x50"),
   "train": Stage("4", ("ecos_jax", "bare")),
 }
@@ -74,18 +75,9 @@ class Case(NamedTuple):
 
   @property
   def flops(self) -> float | None:
-    """2 n k d of one pass; None for a stage that is not one such pass."""
-    if self.stage in ("encode", "converge", "sample", "train"):
-      return None
-    return 2.0 * math.prod(self.shape)
-
-  @property
-  def bytes(self) -> int | None:
-    """Bytes of the features of one pass; None for stages of images."""
-    if self.stage in ("encode", "train"):
-      return None
-    size = 2 if self.stage == "stream" else 4
-    return self.shape[0] * self.shape[1] * size
+    """2 n k d of one pass; None for a stage that is not one pass."""
+    one_pass = STAGES[self.stage].one_pass
+    return 2.0 * math.prod(self.shape) if one_pass else None
 
   @property
   def iterations(self) -> tuple[int, int]:
@@ -111,8 +103,6 @@ class Options(NamedTuple):
     rounds: Measured rounds of a case.
     memory_budget: Bytes, of `stream`.
     encoder: Name, of `encode`.
-    data_dir: Folder with mnist.npz; None for the embedded digits.
-    devices: Virtual JAX devices on CPU.
     image_size: Height and width of the images of `encode`; None for the
       encoder's own.
   """
@@ -120,8 +110,6 @@ class Options(NamedTuple):
   rounds: int
   memory_budget: int
   encoder: str
-  data_dir: str | None
-  devices: int
   image_size: int | None = None
 
 
@@ -147,7 +135,6 @@ PRESETS = {
       "fit": "50000x128x1000,200000x72x100",
       "converge": "hog-20000x72x100",
       "stream": "250000x512x100",
-      "coverage": "20000x72x100",
       "sample": "100000x72x100x1000",
       "train": "64",
     },
@@ -161,7 +148,6 @@ PRESETS = {
       "fit": "1e6x128x1000,2e5x512x1000,2e5x512x4096,1e6x72x100",
       "converge": "blobs-1e6x128x1000,hog-1e6x72x100",
       "stream": "4194304x512x1000,4194304x512x100,8388608x512x100",
-      "coverage": "100000x72x100,100000x512x1000",
       "sample": "1e6x128x1000x10000",
       "train": "64,256",
     },

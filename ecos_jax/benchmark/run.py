@@ -1,9 +1,9 @@
 """A benchmark, from its cases to the rows in a JSON file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import os
 from pathlib import Path
-import shutil
 import tempfile
 from typing import Any
 
@@ -15,11 +15,60 @@ from ecos_jax.benchmark import cases as cases_lib
 from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import peers
 from ecos_jax.benchmark import rows as rows_lib
-from ecos_jax.benchmark import timing
 
 _ENCODER_OF_PEERS = "efficientnet_lite0"
 _PACKAGES = ("ecos_jax", "jax", "jaxlib", "numpy")
 _PEAK_SECONDS = 2.0
+
+
+def rounds(
+  job: Mapping[str, Any],
+  names: Sequence[str],
+  environment: Mapping[str, str],
+  count: int,
+) -> Iterator[tuple[str, int, dict[str, Any] | children.ChildError]]:
+  """Yields (implementation, round, result); every round calls all of them.
+
+  Each implementation has a child process (`calls.start`), which is paused
+  between its calls. Each round begins with another one. Round 0 does not count.
+  An implementation that fails yields its error, and is not called again.
+
+  Args:
+    job: What the children are told, apart from `name`.
+    names: The implementations.
+    environment: Of the processes.
+    count: Rounds that count.
+  """
+  with contextlib.ExitStack() as stack:
+    todo: dict[str, children.Child] = {}
+    for name in names:
+      try:
+        child = children.Child(
+          "ecos_jax.benchmark.calls:start",
+          {**job, "name": name},
+          environment=environment,
+          log=tempfile.TemporaryFile(),  # noqa: SIM115 (closed with the child)
+        )
+      except children.ChildError as error:
+        yield name, 0, error
+        continue
+      stack.callback(child.close)
+      child.pause()
+      todo[name] = child
+    for i in range(count + 1):
+      order = [*todo]
+      turn = i % max(len(order), 1)
+      for name in order[turn:] + order[:turn]:
+        child = todo[name]
+        child.resume()
+        try:
+          result = child.call(None)
+        except children.ChildError as error:
+          del todo[name]
+          result = error
+        else:
+          child.pause()
+        yield name, i, result
 
 
 class Run:
@@ -60,7 +109,7 @@ class Run:
     self._scratch = scratch
     self._output = output
     self._say = say
-    self._environment = machine.environment(os.environ, options.devices)
+    self._environment = machine.environment(os.environ)
     self.device = children.once(
       "ecos_jax.benchmark.machine:describe", _PEAK_SECONDS, self._environment
     )
@@ -75,26 +124,22 @@ class Run:
     with tqdm.tqdm(total=calls, unit="call", disable=None) as progress:
       for case, names in todo:
         progress.set_description(f"{case.stage} {case.name}")
-        folder = Path(tempfile.mkdtemp(prefix="ecos_jax-", dir=self._scratch))
-        try:
+        with tempfile.TemporaryDirectory(
+          prefix="ecos_jax-", dir=self._scratch
+        ) as folder:
           self._case(case, names, folder, progress)
-        finally:
-          shutil.rmtree(folder)
     self._write(complete=True, rows=self.rows)
 
   def _names(self, case: cases_lib.Case) -> list[str]:
     """Returns the implementations to run; tells which are not installed."""
     stage, names = cases_lib.STAGES[case.stage], []
+    other_encoder = self._options.encoder != _ENCODER_OF_PEERS
     for name in stage.implementations:
       if self._only and name.partition(":")[0] not in self._only:
         continue
       if name in stage.peers and not peers.installed(name):
         self._skip(case, name, "not installed: pip install 'ecos_jax[bench]'")
-      elif (
-        case.stage == "encode"
-        and name in stage.peers
-        and (self._options.encoder != _ENCODER_OF_PEERS)
-      ):
+      elif case.stage == "encode" and name in stage.peers and other_encoder:
         self._skip(case, name, f"it is for --encoder={_ENCODER_OF_PEERS}")
       else:
         names.append(name)
@@ -104,11 +149,11 @@ class Run:
     self,
     case: cases_lib.Case,
     names: list[str],
-    folder: Path,
+    folder: str,
     progress: tqdm.tqdm,
   ) -> None:
-    job = {"case": case, "options": self._options, "folder": str(folder)}
-    if case.bytes is not None:
+    job = {"case": case, "options": self._options, "folder": folder}
+    if len(case.shape) > 1:  # Not for images, which each child makes.
       try:
         prepare = "ecos_jax.benchmark.data:prepare"
         children.once(prepare, job, self._environment)
@@ -116,9 +161,8 @@ class Run:
         self._skip(case, "all", f"no data: {error}")
         return
     results: dict[str, list] = {name: [] for name in names}
-    jobs = [job | {"names": group} for group in self._groups(case, names)]
-    for name, i, result in timing.rounds(
-      jobs, self._environment, self._options.rounds
+    for name, i, result in rounds(
+      job, names, self._environment, self._options.rounds
     ):
       if isinstance(result, children.ChildError):
         results[name] = []
@@ -134,16 +178,6 @@ class Run:
     if rows:
       self._say(rows_lib.table(rows) + "\n")
 
-  def _groups(self, case: cases_lib.Case, names: list[str]) -> list[list[str]]:
-    """Returns the implementations of each child process: one, mostly."""
-    if self.device["platform"] != "tpu":
-      return [[name] for name in names]
-    # One TPU serves one process.
-    peers = cases_lib.STAGES[case.stage].peers
-    ours = [name for name in names if name not in peers]
-    groups = [ours, *([name] for name in names if name in peers)]
-    return [group for group in groups if group]
-
   def _rows(self, case: cases_lib.Case, results: dict[str, list]) -> list:
     peers = cases_lib.STAGES[case.stage].peers
     devices = self.device["devices"]
@@ -152,20 +186,12 @@ class Run:
       for name, found in results.items()
       if found
     ]
-    peak = self.device["peak_bf16_flops"]
-    chips = peak and peak * devices
-    rows_lib.complete(rows, self.device["gemm_gflops"], chips)
+    rows_lib.complete(rows, self.device["gemm_gflops"])
     return rows
 
   def _skip(self, case: cases_lib.Case, name: str, reason: str) -> None:
-    self.skipped.append(
-      {
-        "stage": case.stage,
-        "shape": case.name,
-        "implementation": name,
-        "reason": reason,
-      }
-    )
+    place = {"stage": case.stage, "shape": case.name, "implementation": name}
+    self.skipped.append({**place, "reason": reason})
     self._say(f"{case.stage} {case.name}: {name} is left out: {reason}")
 
   def _write(self, *, complete: bool, rows: list[dict[str, Any]]) -> None:

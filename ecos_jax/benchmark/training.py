@@ -11,7 +11,6 @@ import optax
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax.benchmark import calls
-from ecos_jax.benchmark import timing
 from ecos_jax.data import loader
 from ecos_jax.models import networks
 from ecos_jax.training import augment
@@ -35,11 +34,7 @@ def _data(config: config_lib.Train) -> dict[str, np.ndarray]:
 
 
 def ours(batch_size: int) -> calls.Call:
-  """Returns the call of our loop: input and metrics, checkpoints not counted.
-
-  Args:
-    batch_size: Images of a step.
-  """
+  """Returns the call of our loop with its input; checkpoints do not count."""
   config = config_lib.Train(
     steps=_STEPS, batch_size=batch_size, checkpoint_every=_STEPS
   )
@@ -60,11 +55,7 @@ def ours(batch_size: int) -> calls.Call:
 
 
 def bare(batch_size: int) -> calls.Call:
-  """Returns the call of a plain jitted step over batches on the devices.
-
-  Args:
-    batch_size: Images of a step.
-  """
+  """Returns the call of a plain jitted step over batches on the devices."""
   config = config_lib.Train()
   mesh = distributed.mesh()
   everywhere = jax.sharding.NamedSharding(mesh, jax.P())
@@ -114,7 +105,7 @@ def bare(batch_size: int) -> calls.Call:
         jax.block_until_ready(losses[max(i - 2, 0)])
       return jax.block_until_ready(state)
 
-    seconds, state = timing.timed(lambda: run(state))
+    seconds, state = calls.timed(lambda: run(state))
     return {"seconds": seconds / _STEPS}
 
   return call

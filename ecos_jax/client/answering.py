@@ -15,9 +15,10 @@ at the same terms gets the stored answer and costs nothing.
     >>> centroids = random.normal(size=(3, 8)).astype(np.float32)
     >>> question = messages.Query(centroids, terms, **encoder).to_bytes()
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...   own = {"ledger": pathlib.Path(folder, "ledger"), "max_epsilon": 1.0}
-    ...   response = answer(question, private, sigma=10.0, **own)
-    ...   again = answer(question, private, sigma=10.0, **own)
+    ...   ledger = pathlib.Path(folder, "ledger")
+    ...   promised = ledger_lib.create(ledger, max_epsilon=1.0)
+    ...   response = answer(question, private, sigma=10.0, ledger=ledger)
+    ...   again = answer(question, private, sigma=10.0, ledger=ledger)
     >>> response == again
     True
     >>> messages.Response.from_bytes(response).scores.shape
@@ -27,12 +28,14 @@ at the same terms gets the stored answer and costs nothing.
 from collections.abc import Callable
 import dataclasses
 import datetime
+import math
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
@@ -45,7 +48,6 @@ from ecos_jax.privacy import mechanisms
 # A constant, and not what the query proposes: its author may have seen earlier
 # answers, and terms that depend on those cost more (docs/privacy.md).
 GAMMA = 0.8
-DELTA = 1e-5
 
 M = TypeVar("M", messages.Response, messages.LabelResponse)
 
@@ -59,16 +61,13 @@ class Account:
   """What the private data may still give away.
 
   Attributes:
-    ledger: The file with all answers about these data; made if need be.
+    ledger: The file with the budget of these data and all answers about them.
     name: Name of the data in the ledger.
-    max_epsilon: The most that all answers of the ledger may cost together; None
-      for no limit.
     consent: Is told what an answer gives away and costs, and raises to stop it.
   """
 
   ledger: Path
   name: str = "private"
-  max_epsilon: float | None = None
   consent: Callable[[str], None] = _agree
 
 
@@ -109,10 +108,7 @@ def answer(
   epsilon: float | None = None,
   sigma: float | None = None,
   gamma: float = GAMMA,
-  delta: float = DELTA,
-  relation: str = "add_remove",
   persons: np.ndarray | None = None,
-  max_epsilon: float | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
 ) -> bytes:
@@ -122,26 +118,25 @@ def answer(
     question: The cloud's query; not trusted.
     data: The private samples, one vote each: features [n, d] float, made with
       the question's encoder, or images, uint8 [n, h, w, 3] or a source.
-    ledger: The file with all answers about these data; made if need be.
-    epsilon: The most that this answer may cost: it gets the least noise that
-      keeps it.
+    ledger: The file with the budget of these data and all answers about them;
+      `ecos_jax.create_ledger` makes one.
+    epsilon: The most that this answer may cost, for the delta and relation of
+      the ledger: it gets the least noise that keeps it.
     sigma: Instead of epsilon, the scale of the noise, in votes.
     gamma: Probability that a sample, or a person, takes part.
-    delta: The delta of (epsilon, delta).
-    relation: `add_remove` or `replace_one`: what epsilon hides.
     persons: [n] integers or strings: samples with the same id are one person's.
-      Then epsilon hides persons, and each has one vote, of a random sample.
-    max_epsilon: The most that all answers of the ledger may cost together; None
-      for no limit.
+      For a ledger whose unit is the person: each has one vote, of a random
+      sample of theirs.
     name: Name of the data in the ledger.
     insecure_noise_seed: As in `mechanisms.Mechanism`: for tests and studies.
 
   Raises:
-    EcosError: The question or a term is refused, the ledger is damaged, the
-      budget would be exceeded, or the data do not fit.
+    EcosError: The question or a term is refused, the ledger is missing or
+      damaged, its budget would be exceeded, or the data do not fit.
   """
   query = messages.Query.from_bytes(question)
-  ids = None if persons is None else np.asarray(persons)
+  guarantee = ledger_lib.read(ledger).guarantee
+  ids = _ids(persons, guarantee)
   return answer_query(
     query,
     lambda: encoding.opened(query, data, persons=ids),
@@ -149,12 +144,12 @@ def answer(
       epsilon,
       sigma,
       gamma,
-      delta,
-      relation,
+      guarantee.delta,
+      guarantee.relation,
       insecure_noise_seed,
-      unit=unit_of(ids),
+      unit=guarantee.unit,
     ),
-    Account(Path(ledger), name, max_epsilon),
+    Account(Path(ledger), name),
   ).answer.to_bytes()
 
 
@@ -167,7 +162,6 @@ def label(
   epsilon: float,
   terms: messages.LabelTerms | None = None,
   persons: np.ndarray | None = None,
-  max_epsilon: float | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
 ) -> bytes:
@@ -181,33 +175,49 @@ def label(
     ledger: As in `answer`.
     epsilon: The most that these labels may cost: it decides how many are given.
     terms: What to label with; None for the terms that the request proposes.
-    persons: As in `answer`; they, and not the terms, decide the unit.
-    max_epsilon: As in `answer`.
+      Delta, relation and unit are the ledger's in any case.
+    persons: As in `answer`.
     name: As in `answer`.
     insecure_noise_seed: As in `answer`.
 
   Raises:
-    EcosError: The request or a term is refused, the ledger is damaged, the
-      budgets do not allow a single answer, or the data do not fit.
+    EcosError: The request or a term is refused, the ledger is missing or
+      damaged, the budgets do not allow a single answer, or the data do not fit.
   """
   request = messages.LabelRequest.from_bytes(question)
-  ids = None if persons is None else np.asarray(persons)
+  guarantee = ledger_lib.read(ledger).guarantee
+  ids = _ids(persons, guarantee)
   return answer_request(
     request,
     lambda: encoding.opened(
       request, data, labels=np.asarray(labels), persons=ids
     ),
-    dataclasses.replace(terms or request.terms, unit=unit_of(ids)),
-    Account(Path(ledger), name, max_epsilon),
+    dataclasses.replace(
+      terms or request.terms,
+      delta=guarantee.delta,
+      relation=guarantee.relation,
+      unit=guarantee.unit,
+    ),
+    Account(Path(ledger), name),
     epsilon=epsilon,
     insecure_noise_seed=insecure_noise_seed,
   ).answer.to_bytes()
 
 
-def unit_of(persons: np.ndarray | None) -> str:
-  """Returns the unit of an answer about samples with these ids of persons."""
-  unit = config.Unit.SAMPLE if persons is None else config.Unit.PERSON
-  return unit.value
+def _ids(
+  persons: np.ndarray | None, guarantee: ledger_lib.Guarantee
+) -> np.ndarray | None:
+  """Returns whose the samples are; None if the ledger hides samples.
+
+  Raises:
+    EcosError: The ledger hides another unit.
+  """
+  if (persons is None) != (guarantee.unit == config.Unit.SAMPLE.value):
+    raise errors.EcosError(
+      f"`persons` must be given if the ledger hides persons, and only then: "
+      f"this one is for {guarantee}"
+    )
+  return None if persons is None else np.asarray(persons)
 
 
 def answer_query(
@@ -223,7 +233,7 @@ def answer_query(
     data: Opens the data. Called if the budget allows the answer; they are
       encoded after consent.
     mechanism: Draws the subsample and the noise.
-    account: The ledger, the budget and the consent.
+    account: The ledger and the consent.
 
   Raises:
     EcosError: As in `answer`.
@@ -262,7 +272,7 @@ def answer_request(
     request: From the cloud.
     data: As in `answer_query`; with labels.
     terms: What the client decided.
-    account: The ledger, the budget and the consent.
+    account: The ledger and the consent.
     epsilon: The most that these labels may cost; None for no limit.
     insecure_noise_seed: As in `mechanisms.Mechanism`.
 
@@ -275,8 +285,8 @@ def answer_request(
       terms,
       len(request.features),
       epsilon=epsilon,
-      composed=lambda cost: book.epsilon(terms, cost),
-      max_epsilon=account.max_epsilon,
+      composed=book.epsilon,
+      max_epsilon=book.guarantee.max_epsilon,
       insecure_noise_seed=insecure_noise_seed,
     )
     return _Plan(
@@ -316,7 +326,7 @@ def _settle(
     options: What else an answer must share to be the same; None where unset.
     plan: Returns what would be drawn, given the ledger.
     data: Opens the data.
-    account: The ledger, the budget and the consent.
+    account: The ledger and the consent.
     kind: The answer's class.
   """
   key = dataclasses.asdict(terms)
@@ -325,12 +335,18 @@ def _settle(
     stored = book.find(question.digest, account.name, key)
     if stored is not None:
       return Answered(kind.from_bytes(stored.response), stored.time)
+    if terms.unit != book.guarantee.unit:
+      raise ledger_lib.LedgerError(
+        f"`ledger`: {account.ledger} is for {book.guarantee}, and this answer "
+        f"would hide a {terms.unit}, so the two cannot be added up: answer by "
+        f"{book.guarantee.unit}, or make another ledger for other data"
+      )
     planned = plan(book)
-    book.check_budget(terms, planned.cost, account.max_epsilon)
+    book.check_budget(planned.cost)
     private = data()
     told = (
       planned.text,
-      _describe_ledger(book, terms, planned.cost, account.max_epsilon),
+      _describe_ledger(book, planned.cost),
       planned.warning(private),
     )
     account.consent("\n".join(filter(None, told)))
@@ -407,19 +423,17 @@ def _describe_labels(
   )
 
 
-def _describe_ledger(
-  book: ledger_lib.Ledger,
-  terms: messages.Terms | messages.LabelTerms,
-  cost: accounting.Cost,
-  max_epsilon: float | None,
-) -> str:
+def _describe_ledger(book: ledger_lib.Ledger, cost: accounting.Cost) -> str:
   """Returns what the ledger holds before and after an answer, and the rest."""
-  delta, relation = book.guarantee(terms)
-  total = book.epsilon(terms, cost)
-  budget = "no budget is set (max_epsilon)"
-  if max_epsilon is not None:
-    budget = f"{max_epsilon - total:.6g} is left of {max_epsilon:g}"
+  guarantee, total = book.guarantee, book.epsilon(cost)
+  left = "it has no limit"
+  if math.isfinite(guarantee.max_epsilon):
+    left = (
+      f"{guarantee.max_epsilon - total:.6g} is left of "
+      f"{guarantee.max_epsilon:g}"
+    )
   return (
-    f"ledger   epsilon {book.epsilon(terms):.6g} spent before, {total:.6g} "
-    f"after, all answers together (delta {delta:g}, {relation}); {budget}"
+    f"ledger   epsilon {book.epsilon():.6g} spent before, {total:.6g} after, "
+    f"all answers together (delta {guarantee.delta:g}, {guarantee.relation}); "
+    f"{left}"
   )

@@ -1,9 +1,11 @@
 """Answers a query about private data: `python -m ecos_jax.client.respond`.
 
     python -m ecos_jax.client.respond --query=query.safetensors \
-      --data=folder:/private/images --epsilon=0.5 --max_epsilon=2 \
-      --ledger=ledger.jsonl --out=response.safetensors
+      --data=folder:/private/images --epsilon=0.5 --ledger=ledger.jsonl \
+      --create_ledger --max_epsilon=2 --out=response.safetensors
 
+The first time, `--create_ledger` fixes what all answers about these data may
+ever cost together; later answers leave it out.
 It runs beside the private data and needs nothing of the cloud but the query.
 Every sample votes for its nearest centroid; the votes of a random subsample are
 counted, and the counts leave with noise on them. With --unit=person each person
@@ -19,7 +21,6 @@ from pathlib import Path
 from absl import flags
 
 from ecos_jax import cli
-from ecos_jax import config
 from ecos_jax import messages
 from ecos_jax.client import answering
 from ecos_jax.client import command
@@ -56,12 +57,6 @@ def _define_flags() -> None:
     lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
-  flags.DEFINE_enum_class(
-    "relation",
-    config.Relation.ADD_REMOVE,
-    config.Relation,
-    "What epsilon hides: that a sample was added or removed, or replaced.",
-  )
 
 
 def main(argv: list[str]) -> None:
@@ -73,10 +68,11 @@ def main(argv: list[str]) -> None:
   encoder = None
   if not isinstance(spec.parse(f.data), spec.Features):
     encoder = command.encoder_of(query)
+  guarantee = command.guarantee(ledger)
 
   def opened() -> encoding.Private:
     data = command.open_data()
-    persons = command.persons_of(data)
+    persons = command.persons_of(data, guarantee)
     return encoding.opened(query, data, encoder, f.batch_size, persons=persons)
 
   answered = answering.answer_query(
@@ -86,14 +82,13 @@ def main(argv: list[str]) -> None:
       f.epsilon,
       f.sigma,
       f.gamma,
-      f.delta,
-      f.relation.value,
-      unit=f.unit.value,
+      guarantee.delta,
+      guarantee.relation,
+      unit=guarantee.unit,
     ),
     answering.Account(
       ledger,
-      command.tag_of(f.data, f.data_dir),
-      f.max_epsilon,
+      command.tag_of(f.data, f.data_dir, f.persons),
       command.consent,
     ),
   )

@@ -7,6 +7,7 @@ one does, so what a run redoes is paid for again, or answered from the ledger.
 
 from collections.abc import Callable
 import dataclasses
+import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,8 @@ Waiting for the client{what}. Carry this file to it:
 There, with its {data} in DIR and its ledger in LEDGER:
   python -m ecos_jax.client.{command} \\
     --epsilon={epsilon} --ledger=LEDGER --out={answer.name}
-Bring the answer back as
+The first time, --create_ledger and --max_epsilon make the ledger. Bring the
+answer back as
   {answer}
 and run this command again."""
 
@@ -203,15 +205,16 @@ class Client:
     )
 
   def _account(self) -> answering.Account:
-    folder = self._work.path / "client"
-    folder.mkdir(exist_ok=True)
-    return answering.Account(folder / "ledger", "simulated")
+    path = self._work.path / "client" / "ledger"
+    path.parent.mkdir(exist_ok=True)
+    # Without a limit; the summary computes the total at the answers' terms.
+    unit = self._config.privacy.unit.value
+    ledger.create(path, max_epsilon=math.inf, unit=unit)
+    return answering.Account(path, "simulated")
 
   def entries(self) -> list[ledger.Entry]:
     """Returns all that the simulated client ever answered in this workdir."""
-    # Where nothing was ever asked, opening a ledger would make one.
-    path = self._work.path / "client"
+    path = self._work.path / "client" / "ledger"
     if self._config.client.remote or not path.exists():
       return []
-    with ledger.locked(path / "ledger") as book:
-      return book.entries
+    return ledger.read(path).entries

@@ -20,14 +20,9 @@ _MAX_RADIUS = 15
 
 
 class Series(NamedTuple):
-  """A curve.
+  """A curve, and its class in the style sheet.
 
-  Attributes:
-    name: Its name.
-    style: Its class in the style sheet.
-    steps: Training steps, ascending.
-    values: The value at each step.
-    final: The value of the finished network on other data, if known: a ring.
+  `final` is the value of the finished network on other data, drawn as a ring.
   """
 
   name: str

@@ -12,6 +12,7 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax import text_tables
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import scores
@@ -20,9 +21,6 @@ from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.training import metrics
-
-# Rows of an index that are looked at together.
-_CHUNK_ROWS = 1 << 22
 
 
 class Clusters(NamedTuple):
@@ -153,11 +151,13 @@ def _read(
   path: Path, summary: summary_lib.Summary, stages: dict[str, dict[str, Any]]
 ) -> Run:
   config = reading.read(_json(path / "config.json"))
-  chosen = None
+  sources = stages["pool"]["result"]["sizes"]
+  chosen = clusters = None
+  composition: dict[str, int] = {}
   if "proxy" in stages:
     chosen = selection.read_indices(path / "proxy", _digest(stages, "proxy"))
-  sources = stages["pool"]["result"]["sizes"]
-  clusters = None
+    counts = np.bincount(source_of(sources, chosen), minlength=len(sources))
+    composition = dict(zip(sources, counts.tolist(), strict=True))
   if "response" in stages and chosen is not None:
     clusters = _clusters(path, stages, config.sampling.resolved(), chosen)
   return Run(
@@ -167,7 +167,7 @@ def _read(
     stages=stages,
     sources=sources,
     chosen=chosen,
-    composition={} if chosen is None else _composition(sources, chosen),
+    composition=composition,
     clusters=clusters,
     curves={
       name: rows
@@ -175,14 +175,6 @@ def _read(
       if name in stages and (rows := _curve(path / name / metrics.FILE))
     },
   )
-
-
-def _composition(sources: dict[str, int], chosen: np.ndarray) -> dict[str, int]:
-  counts = np.zeros(len(sources), np.int64)
-  for start in range(0, len(chosen), _CHUNK_ROWS):
-    position = source_of(sources, chosen[start : start + _CHUNK_ROWS])
-    counts += np.bincount(position, minlength=len(sources))
-  return dict(zip(sources, counts.tolist(), strict=True))
 
 
 def source_of(sources: dict[str, int], indices: np.ndarray) -> np.ndarray:
@@ -242,3 +234,29 @@ def labels(runs: Sequence[Run]) -> list[str]:
   if len(paths) == 1:
     return [paths[0].name]
   return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+
+
+def table(runs: Sequence[Run]) -> str:
+  """Returns a table for the terminal, with a line for each run."""
+  rows = [
+    (
+      *("run", "method", "accuracy", "proxy", "client's share", "epsilon"),
+      *("bytes down", "bytes up"),
+    )
+  ]
+  for run in runs:
+    summary = run.summary
+    epsilon = summary.epsilon
+    rows.append(
+      (
+        str(run.path),
+        summary.method,
+        summary_lib.percent(summary.accuracy),
+        f"{summary.proxy_size or 0:,}",
+        summary_lib.percent(summary.proxy_client_share),
+        "not private" if epsilon is None else f"{epsilon:.4g}",
+        f"{summary.bytes_down:,}",
+        f"{summary.bytes_up:,}",
+      )
+    )
+  return text_tables.aligned(rows)

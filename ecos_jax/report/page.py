@@ -24,12 +24,14 @@ from ecos_jax.report import projection
 # So many sources are named; the others are shown together.
 _SOURCES = 24
 _MESSAGES = {
-  "first_query": "down",
-  "first_response": "up",
-  "query": "down",
-  "response": "up",
-  "request": "down",
-  "labels": "up",
+  **{"first_query": "down", "first_response": "up"},
+  **{"query": "down", "response": "up"},
+  **{"request": "down", "labels": "up"},
+}
+_CURVES = {
+  "loss": "Loss",
+  "accuracy": "Accuracy",
+  "agreement": "Agreement with the teacher",
 }
 
 
@@ -51,13 +53,7 @@ class Share(NamedTuple):
 
 
 class Chart(NamedTuple):
-  """A chart of training.
-
-  Attributes:
-    title: Its heading.
-    svg: The chart.
-    rings: Whether it has rings, for the values of finished networks.
-  """
+  """A chart of training; `rings` if it has the values of finished networks."""
 
   title: str
   svg: str
@@ -130,16 +126,16 @@ def render(
   Raises:
     EcosError: An artefact is damaged, or UMAP is not installed.
   """
-  names = collect.labels(runs)
-  views = [
-    _view(run, name, f"run{i}", kind)
-    for i, (run, name) in enumerate(zip(runs, names, strict=True))
-  ]
-  proxies = [
+  named = [
     (run, name, _style(i))
-    for i, (run, name) in enumerate(zip(runs, names, strict=True))
-    if run.chosen is not None
+    for i, (run, name) in enumerate(
+      zip(runs, collect.labels(runs), strict=True)
+    )
   ]
+  views = [
+    _view(run, name, f"run{i}", kind) for i, (run, name, _) in enumerate(named)
+  ]
+  proxies = [entry for entry in named if entry[0].chosen is not None]
   one_pool = all(run.sources == runs[0].sources for run in runs)
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("ecos_jax.report"),
@@ -162,12 +158,7 @@ def render(
     rival=_rival(views),
     shares=_shares(proxies) if proxies and one_pool else None,
     one_pool=one_pool,
-    curves=_curves(
-      [
-        _series(run, "model", name, _style(i))
-        for i, (run, name) in enumerate(zip(runs, names, strict=True))
-      ]
-    ),
+    curves=_curves([(run, "model", name, style) for run, name, style in named]),
     differences=_differences(runs),
     version=ecos_jax.__version__,
   )
@@ -196,12 +187,7 @@ def _view(
     passing,
     pictures.look(run),
     _shares([(run, "the proxy", None)]),
-    _curves(
-      [
-        _series(run, "model", "model", "c0"),
-        _series(run, "teacher", "teacher", "c1"),
-      ]
-    ),
+    _curves([(run, "model", "model", "c0"), (run, "teacher", "teacher", "c1")]),
   )
 
 
@@ -276,34 +262,25 @@ def _style(n: int) -> str:
   return f"c{colour} again" if rounds else f"c{colour}"
 
 
-def _series(
-  run: collect.Run, stage: str, name: str, style: str
-) -> dict[str, charts.Series]:
-  """Returns the curves of a network by metric; empty if it was not trained."""
-  rows = run.curves.get(stage, [])
-  found = {}
-  for metric in ("loss", "accuracy", "agreement"):
-    own = [row for row in rows if metric in row]
-    if own:
-      found[metric] = charts.Series(
-        name,
-        style,
-        [row["step"] for row in own],
-        [row[metric] for row in own],
-        run.result(stage)["accuracy"] if metric == "accuracy" else None,
-      )
-  return found
+def _curves(
+  networks: Sequence[tuple[collect.Run, str, str, str]],
+) -> list[Chart]:
+  """Returns a chart for each metric that was logged.
 
-
-def _curves(networks: Sequence[dict[str, charts.Series]]) -> list[Chart]:
-  titles = {
-    "loss": "Loss",
-    "accuracy": "Accuracy",
-    "agreement": "Agreement with the teacher",
-  }
+  Args:
+    networks: The run, stage, name and class of each network.
+  """
   found = []
-  for metric, title in titles.items():
-    series = [curves[metric] for curves in networks if metric in curves]
+  for metric, title in _CURVES.items():
+    series = []
+    for run, stage, name, style in networks:
+      rows = [row for row in run.curves.get(stage, []) if metric in row]
+      if rows:
+        final = run.result(stage)["accuracy"] if metric == "accuracy" else None
+        steps, values = zip(
+          *((r["step"], r[metric]) for r in rows), strict=True
+        )
+        series.append(charts.Series(name, style, steps, values, final))
     if series:
       svg = charts.curves(series, title, percent=metric != "loss")
       rings = any(line.final is not None for line in series)

@@ -36,8 +36,7 @@ def _config(**sampling) -> config_lib.Config:
 
 
 def _recomputed(path: Path) -> float:
-  with ledger.locked(path) as book:
-    return _epsilon_of([entry.cost for entry in book.entries])
+  return _epsilon_of([entry.cost for entry in ledger.read(path).entries])
 
 
 def _epsilon_of(costs: list[accounting.Cost], delta: float = 1e-5) -> float:
@@ -338,6 +337,8 @@ def test_two_machines(tmp_path, capsys):
     "respond",
     f"--query={cloud}/query/query.safetensors",
     "--epsilon=1",
+    "--create_ledger",
+    "--max_epsilon=4.5",
     f"--out={cloud}/response.safetensors",
   )
   assert pipeline.run(config, cloud) is None
@@ -347,17 +348,17 @@ def test_two_machines(tmp_path, capsys):
     f"--request={cloud}/request/label_request.safetensors",
     f"--out={cloud}/label_response.safetensors",
   )
-  # More than the budget is refused: there is no answer, and the cloud waits.
+  # Another budget is refused: there is no answer, and the cloud waits.
   with pytest.raises(subprocess.CalledProcessError) as caught:
-    _client(client, *label, "--epsilon=4", "--max_epsilon=1.01")
-  assert b"nothing was spent now" in caught.value.stderr
+    _client(client, *label, "--epsilon=4", "--max_epsilon=6")
+  assert b"was made for epsilon 4.5" in caught.value.stderr
   assert pipeline.run(config, cloud) is None
   # An answer to something else is refused.
   response = cloud / "label_response.safetensors"
   response.write_bytes((cloud / "response.safetensors").read_bytes())
   with pytest.raises(messages.ProtocolError):
     pipeline.run(config, cloud)
-  _client(client, *label, "--epsilon=4", "--max_epsilon=4.5")
+  _client(client, *label, "--epsilon=4")
   summary = pipeline.run(config, cloud)
   assert summary is not None
   assert summary["accuracy"] is None

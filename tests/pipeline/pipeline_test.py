@@ -310,6 +310,8 @@ def _respond(cloud, client):
       f"--data=images:{client}/images.npy",
       "--epsilon=1",
       f"--ledger={client}/ledger",
+      "--create_ledger",
+      "--max_epsilon=2",
       f"--out={client}/response.safetensors",
       "--yes",
     ],
@@ -400,7 +402,7 @@ def test_two_rounds_go_on_where_they_were_cut_off(two_rounds):
   *names, ledger = answered
   assert all((path / name).read_bytes() == answered[name] for name in names)
   now = (path / ledger).read_bytes()
-  assert now.startswith(answered[ledger]) and now.count(b"\n") == 2
+  assert now.startswith(answered[ledger]) and now.count(b"\n") == 3
   assert pipeline.run(config, path) == summary
 
 
