@@ -103,6 +103,7 @@ class _Plan(NamedTuple, Generic[M]):
 def answer(
   question: bytes,
   data: encoding.Data,
+  labels: np.ndarray | None = None,
   *,
   ledger: Path | str,
   epsilon: float | None = None,
@@ -116,17 +117,19 @@ def answer(
 
   Args:
     question: The cloud's query; not trusted.
-    data: The private samples, one vote each: features [n, d] float, made with
-      the question's encoder, or images, uint8 [n, h, w, 3] or a source.
+    data: The private samples: features [n, d] float, made with the question's
+      encoder, or images, uint8 [n, h, w, 3] or a source.
+    labels: [n] integers, the samples' classes as the cloud numbers them; needed
+      for a question by class.
     ledger: The file with the budget of these data and all answers about them;
       `ecos_jax.create_ledger` makes one.
     epsilon: The most that this answer may cost, for the delta and relation of
       the ledger: it gets the least noise that keeps it.
-    sigma: Instead of epsilon, the scale of the noise, in votes.
+    sigma: Instead of epsilon, the scale of the noise, in votes where a sample
+      has one; see `messages.Terms`.
     gamma: Probability that a sample, or a person, takes part.
     persons: [n] integers or strings: samples with the same id are one person's.
-      For a ledger whose unit is the person: each has one vote, of a random
-      sample of theirs.
+      For a ledger whose unit is the person: of each, one random sample votes.
     name: Name of the data in the ledger.
     insecure_noise_seed: As in `mechanisms.Mechanism`: for tests and studies.
 
@@ -139,7 +142,12 @@ def answer(
   ids = _ids(persons, guarantee)
   return answer_query(
     query,
-    lambda: encoding.opened(query, data, persons=ids),
+    lambda: encoding.opened(
+      query,
+      data,
+      labels=None if labels is None else np.asarray(labels),
+      persons=ids,
+    ),
     mechanisms.Mechanism.of(
       epsilon,
       sigma,
@@ -147,6 +155,8 @@ def answer(
       guarantee.delta,
       guarantee.relation,
       insecure_noise_seed,
+      query.bins,
+      query.weight,
       unit=guarantee.unit,
     ),
     Account(Path(ledger), name),
@@ -230,20 +240,32 @@ def answer_query(
 
   Args:
     query: From the cloud.
-    data: Opens the data. Called if the budget allows the answer; they are
-      encoded after consent.
-    mechanism: Draws the subsample and the noise.
+    data: Opens the data, with labels for a question by class. Called if the
+      budget allows the answer; they are encoded after consent.
+    mechanism: Draws the subsample and the noise, for the query's votes.
     account: The ledger and the consent.
 
   Raises:
     EcosError: As in `answer`.
   """
+
+  def warning(private: encoding.Private) -> str:
+    if query.classes and private.labels is None:
+      raise errors.EcosError(
+        "the question is about the samples of each class: give `labels`"
+      )
+    return usefulness.of_scores(query, mechanism, private)
+
   plan = _Plan(
     mechanism.cost,
     _describe_scores(query, mechanism),
-    lambda private: usefulness.of_scores(query, mechanism, private),
+    warning,
     lambda private: coverage.respond(
-      query, private.blocks(), mechanism, private.by_person()
+      query,
+      private.blocks(),
+      mechanism,
+      private.labels if query.classes else None,
+      private.by_person(),
     ),
   )
   return _settle(
@@ -370,16 +392,28 @@ def _describe_scores(
   query: messages.Query, mechanism: mechanisms.Mechanism
 ) -> str:
   """Returns who asks what, what leaves and what it costs."""
-  r, d = query.centroids.shape
+  asks, leaves = [], []
+  if query.centroids is not None:
+    r = len(query.centroids)
+    asks.append(f"to which of {r} centroids is each of your samples nearest?")
+    leaves.append(f"{r} integers: counts")
+  if query.directions is not None:
+    rows, p = query.sums
+    asks.append(
+      f"on which side of the pool's mean does each lie, on the {query.votes} "
+      f"of {p - 1} directions where it is farthest from it?"
+    )
+    by_class = f", for each of {rows} classes" if query.classes else ""
+    leaves.append(f"{rows * p} integers: sums of these votes{by_class}")
   terms, proposed = mechanism.terms, query.terms
   unit = terms.unit
   paper = accounting.paper_epsilon(terms.sigma, terms.gamma, terms.delta)
   return "\n".join(
     (
-      f"query    {query.digest[:16]}: to which of {r} centroids (encoder "
-      f"{query.encoder_name}, d = {d}) is each of your samples nearest?",
-      f"leaves   {r} integers: counts of {_voters(terms)}, each with noise of "
-      f"sigma {terms.sigma:g}; and these terms",
+      f"query    {query.digest[:16]} (encoder {query.encoder_name}, d = "
+      f"{query.dimension}): {' And '.join(asks)}",
+      f"leaves   {'; '.join(leaves)}; of {_voters(terms)}, each with noise of "
+      f"scale {mechanism.scale:.4g}; and these terms",
       f"costs    epsilon {mechanism.statement.epsilon:.6g} per {unit} (delta "
       f"{terms.delta:g}, {terms.relation}); the paper's bound for the same "
       f"noise is {paper:.4g}",

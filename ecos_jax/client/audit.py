@@ -26,7 +26,7 @@ calls hides nothing, however good it looks within one call.
 An audit cannot show that a mechanism is private. It sees no event that is rarer
 than about one in the number of trials, so the bound stays below the truth.
 
-It attacks the code that answers queries: `coverage.nearest` and
+It attacks the code that answers queries: `coverage.cast` and
 `coverage.release`.
 """
 
@@ -43,6 +43,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import coverage
+from ecos_jax.config import limits
 from ecos_jax.privacy import composition
 from ecos_jax.privacy import mechanisms
 from ecos_jax.privacy import units
@@ -92,20 +93,24 @@ class Result(NamedTuple):
 
 
 def neighbours(
-  relation: str, shift: int = 0, samples: int = 1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns a dishonest codebook, and features without and with the canary.
+  relation: str, shift: int = 0, votes: int = 0, samples: int = 1
+) -> tuple[messages.Query, np.ndarray, np.ndarray]:
+  """Returns a dishonest question, and features without and with the canary.
 
   Centroid 0 is nearest to all other samples, centroid 1 to the canary's. Where
   the canary replaces a sample, centroid 2 is nearest to that one.
 
+  With votes on directions, the other samples lie in the mean and have none. All
+  directions go through the canary, which votes 1 and -1 in turn.
+
   Args:
     relation: `add_remove` or `replace_one`.
     shift: Added to the numbers of the centroids, modulo 3.
+    votes: The votes of a sample on directions; 0: ask for counts.
     samples: How many the canary has, and what it replaces.
 
   Returns:
-    Centroids [3, d], and two neighbouring datasets [n, d], all float32.
+    The question, and two neighbouring datasets [n, d] float32.
   """
   places = np.array([[0, 0], [_FAR, 0], [0, _FAR]], np.float32)
   rest, canary, other = np.split(places, 3)
@@ -113,33 +118,66 @@ def neighbours(
   canary, other = (np.repeat(rows, samples, axis=0) for rows in (canary, other))
   replaced = config.Relation(relation) is config.Relation.REPLACE_ONE
   without = np.concatenate([rest, other]) if replaced else rest
-  centroids = np.roll(places, shift, axis=0)
-  return centroids, without, np.concatenate([rest, canary])
+  terms = messages.Terms(1.0, 1.0, limits.MIN_DELTA, relation)
+  encoder = {
+    "encoder_name": "none",
+    "encoder_settings": {},
+    "encoder_digest": 64 * "0",
+  }
+  if votes:
+    query = messages.Query(
+      centroids=None,
+      directions=_signs(votes)[:, None] * places[1],
+      mean=places[0],
+      votes=votes,
+      terms=terms,
+      **encoder,
+    )
+  else:
+    query = messages.Query(
+      centroids=np.roll(places, shift, axis=0), terms=terms, **encoder
+    )
+  return query, without, np.concatenate([rest, canary])
+
+
+def _signs(votes: int) -> np.ndarray:
+  """Returns 1, -1, 1, ..., float32 [votes]."""
+  return np.float32(1) - 2 * np.arange(votes, dtype=np.float32) % 4
 
 
 def _draw(
-  centroids: np.ndarray,
+  query: messages.Query,
   data: np.ndarray,
   mechanism: mechanisms.Mechanism,
   trials: int,
 ) -> np.ndarray:
-  """Returns answers, [trials, R]."""
-  votes = coverage.nearest(data, centroids)
+  """Returns answers, [trials, 3].
+
+  Of votes on directions these are the sum of all, the sum with the signs of the
+  canary's votes, which orders answers by likelihood, and the counter of voters.
+  """
+  cast = coverage.cast(query, data)
   persons = None
   if mechanism.terms.unit == config.Unit.PERSON.value:
     # Of the others each is a person; what comes or goes is one more.
     persons = units.Persons(np.minimum(np.arange(len(data)), _REST))
-  answers = [
-    coverage.release(
-      votes,
-      len(centroids),
-      mechanism,
-      repetitions=min(_REPETITIONS, trials - start),
-      persons=persons,
-    )
-    for start in range(0, trials, _REPETITIONS)
-  ]
-  return np.concatenate(answers)
+  answers = np.concatenate(
+    [
+      coverage.release(
+        cast,
+        query,
+        mechanism,
+        repetitions=min(_REPETITIONS, trials - start),
+        persons=persons,
+      )
+      for start in range(0, trials, _REPETITIONS)
+    ]
+  )
+  if not query.votes:
+    return answers
+  voters, votes = answers[:, -1], answers[:, :-1]
+  likely = voters + votes @ _signs(query.votes).astype(answers.dtype)
+  return np.stack([votes.sum(axis=1), likely, voters], axis=1)
 
 
 def _in_float32(numbers: np.ndarray) -> np.ndarray:
@@ -209,13 +247,11 @@ def lower_bound(
 
 def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
   """Returns whether separate calls draw the same noise."""
-  centroids, _, data = neighbours(relation)
-  _, log_mass = composition.log_noise(mechanism.terms.sigma)
+  query, _, data = neighbours(relation, votes=mechanism.bins - 1)
+  _, log_mass = composition.log_noise(mechanism.scale)
   # The probability that this many calls agree in a bin is at most the risk.
   calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
-  first, *others = (
-    _draw(centroids, data, mechanism, 1)[0] for _ in range(calls)
-  )
+  first, *others = (_draw(query, data, mechanism, 1)[0] for _ in range(calls))
   return bool(np.all(np.stack(others) == first, axis=0).any())
 
 
@@ -256,10 +292,11 @@ def audit(
 
   by_person = mechanism.terms.unit == config.Unit.PERSON.value
   samples = _SAMPLES if by_person else 1
-  for layout, shift in enumerate(_SHIFTS):
-    centroids, *datasets = neighbours(relation, shift, samples)
+  votes = mechanism.bins - 1
+  for layout, shift in enumerate((0,) if votes else _SHIFTS):
+    query, *datasets = neighbours(relation, shift, votes, samples)
     answers = [
-      np.roll(_draw(centroids, data, mechanism, trials), -shift, axis=1)
+      np.roll(_draw(query, data, mechanism, trials), -shift, axis=1)
       for data in datasets
     ]
     chosen_on.append([_statistics(a[:pilot]) for a in answers])
@@ -285,6 +322,13 @@ def _define_flags() -> None:
     config.Unit.SAMPLE,
     config.Unit,
     "What the canary is: one sample, or one person with 50 samples.",
+  )
+  flags.DEFINE_integer(
+    "votes",
+    0,
+    "Votes of a sample on directions; 0: counts.",
+    lower_bound=0,
+    upper_bound=limits.MAX_DIRECTIONS,
   )
   flags.DEFINE_integer(
     "trials", 100_000, "Answers about each dataset and order.", lower_bound=100
@@ -317,7 +361,7 @@ def _report(terms: messages.Terms) -> None:
     EcosError: The claim is refuted.
   """
   f = flags.FLAGS
-  mechanism = mechanisms.Mechanism(terms)
+  mechanism = mechanisms.Mechanism(terms, bins=f.votes + 1)
   claim = mechanism.statement.epsilon
   result = audit(mechanism, f.delta, terms.relation, f.trials, f.confidence)
   event = result.event

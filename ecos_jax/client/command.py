@@ -26,18 +26,26 @@ from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
 
 
-def tag_of(text: str, data_dir: str | None, persons: str | None = None) -> str:
+def tag_of(
+  text: str,
+  data_dir: str | None,
+  classes: list[str] | None = None,
+  persons: str | None = None,
+) -> str:
   """Returns one name for the data that a source string names.
 
   It is the same however the string spells the path, and in any folder.
 
   Args:
     text: The source string.
-    data_dir: Where TFDS keeps its data.
-    persons: --persons: with other persons these are other data.
+    data_dir: As --data_dir.
+    classes: Other classes give other labels: an answer about these is another.
+    persons: As --persons: with other persons these are other data.
   """
   if persons is not None:
-    return f"{tag_of(text, data_dir)} of the persons {persons}"
+    return f"{tag_of(text, data_dir, classes)} of the persons {persons}"
+  if classes is not None:
+    return f"{tag_of(text, data_dir)} with classes {','.join(classes)}"
   match spec_lib.parse(text):
     case spec_lib.Tfds():
       folder = Path(data_dir).expanduser().resolve() if data_dir else "default"

@@ -170,7 +170,7 @@ def encoder_of(
     raise messages.ProtocolError(_difference(message, encoder))
   if encoder.dimension != message.dimension:
     raise messages.ProtocolError(
-      f"{message.ARRAY} have d = {message.dimension}, the encoder "
+      f"the {message.KIND} has d = {message.dimension}, the encoder "
       f"{encoder.name} has d = {encoder.dimension}"
     )
   return encoder

@@ -91,10 +91,7 @@ def main(argv: list[str]) -> None:
   encoder = command.encoder_of(request)
   classes = command.classes(request.terms.classes)
   guarantee = command.guarantee(path)
-  tag = command.tag_of(f.data, f.data_dir, f.persons)
-  if classes is not None:
-    # Other classes give other labels: an answer about these is another answer.
-    tag += f" with classes {','.join(classes)}"
+  tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
 
   def opened() -> encoding.Private:
     data = command.open_data(classes)

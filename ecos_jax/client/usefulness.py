@@ -22,30 +22,47 @@ def of_scores(
 ) -> str:
   """Returns a warning if most counts would drown in their noise, or "".
 
-  That is, if a centroid gets fewer votes on average than its noise has sigma.
+  That is, if a count gets fewer votes on average than the scale of its noise.
 
   Args:
     query: From the cloud.
     mechanism: What would be drawn.
     data: The private data.
   """
-  terms, r = mechanism.terms, len(query.centroids)
-  votes = terms.gamma * _units(data, np.ones(data.size, np.bool_))
-  if not votes:
+  terms = mechanism.terms
+  voters = terms.gamma * _units(data, np.ones(data.size, np.bool_))
+  if not voters:
     return f"warning  there is no {terms.unit}: the answer would be noise alone"
-  if votes / r >= terms.sigma:
+  votes = []
+  if query.centroids is not None:
+    votes.append(max(query.weight, 1) * voters / len(query.centroids))
+  if query.directions is not None:
+    rows, columns = query.sums
+    if query.classes:
+      known = _known(data, query.classes)
+      voters = terms.gamma * _units(data, known)
+    votes.append(query.votes * voters / (rows * (columns - 1)))
+  share = max(votes) / mechanism.scale
+  if share >= 1:
     return ""
   advice = []
-  if votes / r >= limits.MIN_SIGMA:
-    enough = _rounded_down(votes / r)
-    price = accounting.epsilon(enough, terms.gamma, terms.delta, terms.relation)
+  if share * terms.sigma >= limits.MIN_SIGMA:
+    enough = _rounded_down(share * terms.sigma)
+    price = accounting.epsilon(
+      enough,
+      terms.gamma,
+      terms.delta,
+      terms.relation,
+      mechanism.bins,
+      mechanism.weight,
+    )
     advice.append(f"a sigma of {enough:g} (epsilon {price:.2g}) would do")
-  if votes / terms.sigma >= 2:
-    most = int(_rounded_down(votes / terms.sigma))
+  if query.centroids is not None and share * len(query.centroids) >= 2:
+    most = int(_rounded_down(share * len(query.centroids)))
     advice.append(f"the cloud could ask about {most} centroids or fewer")
   return (
-    f"warning  most counts would drown: on average a centroid has fewer votes "
-    f"of your {terms.unit}s than its noise has sigma; "
+    f"warning  most counts would drown: on average a count has fewer votes of "
+    f"your {terms.unit}s than its noise has scale; "
     + (", or ".join(advice) or "these data are too few for this question")
   )
 
@@ -57,8 +74,7 @@ def of_labels(terms: messages.LabelTerms, data: encoding.Private) -> str:
     terms: What the client decided.
     data: The private data, with labels.
   """
-  assert data.labels is not None
-  known = (data.labels >= 0) & (data.labels < terms.classes)
+  known = _known(data, terms.classes)
   if not known.any():
     return (
       "warning  no sample has a label that is a class, so all labels would be "
@@ -73,6 +89,12 @@ def of_labels(terms: messages.LabelTerms, data: encoding.Private) -> str:
       "lower the threshold, or raise gamma or k"
     )
   return ""
+
+
+def _known(data: encoding.Private, classes: int) -> np.ndarray:
+  """Returns which samples have a label that is a class, [n] bool."""
+  assert data.labels is not None
+  return (data.labels >= 0) & (data.labels < classes)
 
 
 def _units(data: encoding.Private, voting: np.ndarray) -> int:

@@ -2,8 +2,8 @@
 
 Four messages cross the trust boundary: `Query` and `Response`, and for client
 labelling `LabelRequest` and `LabelResponse`. On the wire each is one
-safetensors file: a JSON header and one array. It holds nothing that could be
-executed, and any language can read it.
+safetensors file: a JSON header and one or a few arrays. It holds nothing that
+could be executed, and any language can read it.
 
 Neither side trusts the other. A message has exactly one valid encoding:
 `from_bytes` accepts only what `to_bytes` would write. So the sha256 of the

@@ -159,7 +159,7 @@ class Client:
     answered = answering.answer_query(
       message,
       lambda: self._opened(message),
-      mechanisms.Mechanism(message.terms, seed),
+      mechanisms.Mechanism(message.terms, seed, message.bins, message.weight),
       self._account(),
     )
     return answered.answer.to_bytes()
@@ -190,7 +190,7 @@ class Client:
   ) -> encoding.Private:
     """Returns the data, with what the message asks for."""
     labels = persons = None
-    if isinstance(message, messages.LabelRequest):
+    if isinstance(message, messages.LabelRequest) or message.classes:
       labels = self.data.labels(np.arange(len(self.data)))
     if self._config.privacy.unit is config_lib.Unit.PERSON:
       with errors.about("privacy.unit", "person"):

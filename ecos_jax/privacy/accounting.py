@@ -70,23 +70,39 @@ def cost(answer: messages.Response | messages.LabelResponse) -> Cost:
   if isinstance(answer, messages.LabelResponse):
     return labels(answer.terms, len(answer.labels), answer.answers)
   statement = answer.statement
-  return Cost((Release(statement.sigma, statement.gamma),))
+  return Cost(
+    (
+      Release.of(
+        statement.sigma, statement.gamma, statement.bins, statement.weight
+      ),
+    )
+  )
 
 
-def epsilon(sigma: float, gamma: float, delta: float, relation: str) -> float:
+def epsilon(
+  sigma: float,
+  gamma: float,
+  delta: float,
+  relation: str,
+  bins: int = 1,
+  weight: int = 0,
+) -> float:
   """Returns the epsilon of one answer, an upper bound tight to about 1e-4.
 
   Args:
-    sigma: Scale of the discrete Gaussian, in votes.
+    sigma: Scale of the discrete Gaussian, in units of the L2 sensitivity.
     gamma: Rate of the Poisson subsample.
     delta: Of (epsilon, delta).
     relation: `add_remove` or `replace_one`.
+    bins: As in `Release`: 1 for counts, one more than the votes for signs.
+    weight: As in `Release`.
 
   Raises:
-    EcosError: A term is out of range.
+    EcosError: A term is out of range, or no bound is proven.
   """
   terms = messages.Terms(sigma, gamma, delta, relation)
-  return Cost((Release(terms.sigma, terms.gamma),)).epsilon(delta, relation)
+  release = Release.of(terms.sigma, terms.gamma, bins, weight)
+  return Cost((release,)).epsilon(delta, relation)
 
 
 def group_epsilon(sigma: float, gamma: float, delta: float, size: int) -> float:
@@ -136,7 +152,14 @@ def group_epsilon(sigma: float, gamma: float, delta: float, size: int) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
-def sigma(epsilon: float, gamma: float, delta: float, relation: str) -> float:
+def sigma(
+  epsilon: float,
+  gamma: float,
+  delta: float,
+  relation: str,
+  bins: int = 1,
+  weight: int = 0,
+) -> float:
   """Returns a sigma that costs at most `epsilon`; one step less costs more.
 
   It is a multiple of `SIGMA_STEP`, or the smallest sigma that is allowed. Below
@@ -148,26 +171,30 @@ def sigma(epsilon: float, gamma: float, delta: float, relation: str) -> float:
     gamma: Rate of the Poisson subsample.
     delta: Of (epsilon, delta).
     relation: `add_remove` or `replace_one`.
+    bins: As in `Release`.
+    weight: As in `Release`.
 
   Raises:
-    EcosError: A term is out of range, or no sigma within the limits is enough.
+    EcosError: A term is out of range, no bound is proven, or no sigma within
+      the limits is enough.
   """
   if not 0 < epsilon < math.inf:
     raise errors.EcosError(f"`epsilon` must be positive, got {epsilon}")
 
   def excess(steps: int) -> float:
     """Returns the logarithm of the cost over `epsilon`."""
-    cost = Cost((Release(steps * SIGMA_STEP, gamma),))
+    release = Release.of(steps * SIGMA_STEP, gamma, bins, weight)
+    cost = Cost((release,))
     return math.log(max(cost.epsilon(delta, relation), 1e-9) / epsilon)
 
   least = round(limits.MIN_SIGMA / SIGMA_STEP)
-  most = round(limits.MAX_SIGMA / SIGMA_STEP)
+  most = round(limits.max_sigma(bins + weight**2) / SIGMA_STEP)
   # What a Gaussian of sensitivity one needs, about.
   guess = math.sqrt(2 * math.log(1.25 / delta)) * gamma / epsilon / SIGMA_STEP
   steps = _least(excess, math.ceil(guess), least, most)
   if steps is None:
     raise errors.EcosError(
-      f"`epsilon`={epsilon:g} needs a sigma above {limits.MAX_SIGMA:g}: "
+      f"`epsilon`={epsilon:g} needs a sigma above {most * SIGMA_STEP:g}: "
       "allow a larger epsilon"
     )
   return steps * SIGMA_STEP

@@ -6,11 +6,12 @@ is about what ran. Its guarantee, with T its terms:
 1. Each unit (T.unit: a sample, or a person with all samples of theirs) takes
    part with probability exactly T.gamma, independently. Of a person one random
    sample votes.
-2. Each count gets independent discrete Gaussian noise of scale exactly T.sigma
+2. Each count gets independent discrete Gaussian noise of scale exactly `scale`
    (Canonne, Kamath, Steinke 2020). The noise is integer, so no low bits can
    reveal the count (Mironov 2012).
-3. If each sample has one vote, the noised counts are (`epsilon`,
-   T.delta)-differentially private for T.relation.
+3. If each sample changes at most `bins` counts by one, up or down, and one more
+   by `weight`, the noised counts are (`epsilon`, T.delta)-differentially
+   private for T.relation.
 
 The randomness is the operating system's, through `secrets` and through OpenDP's
 OpenSSL. Counts are at most 2^40, and OpenDP's 64-bit additions saturate.
@@ -31,6 +32,7 @@ from opendp import mod
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.messages import terms as terms_lib
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import composition
 from ecos_jax.privacy import units
@@ -41,17 +43,30 @@ _DRAW = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Mechanism:
-  """The Poisson-subsampled discrete Gaussian on a histogram of votes.
+  """The Poisson-subsampled discrete Gaussian on sums of votes.
 
   Attributes:
     terms: Sigma, gamma, delta and the neighbour relation.
     insecure_noise_seed: Draws the same from this seed at every call, instead of
       from the operating system's entropy. For tests and studies only: anyone
       who knows or guesses the seed can subtract the noise.
+    bins: Number of counts that one sample changes, by one each: 1 for a
+      histogram of votes, one more than the votes on directions.
+    weight: By how much it changes one more count; 0: there is none.
   """
 
   terms: messages.Terms
   insecure_noise_seed: int | None = None
+  bins: int = 1
+  weight: int = 0
+
+  def __post_init__(self):
+    """Checks that the accounting covers the terms with so many votes.
+
+    Raises:
+      ProtocolError: It does not.
+    """
+    terms_lib.check_votes(self.terms, self.bins, self.weight)
 
   @classmethod
   def of(
@@ -62,29 +77,41 @@ class Mechanism:
     delta: float,
     relation: str,
     insecure_noise_seed: int | None = None,
+    bins: int = 1,
+    weight: int = 0,
     *,
     unit: str = config.Unit.SAMPLE.value,
   ) -> "Mechanism":
     """Returns the mechanism with noise `sigma`, or the least for `epsilon`.
 
-    One of `epsilon` and `sigma` is None; the rest is as in `messages.Terms`.
+    One of `epsilon` and `sigma` is None; the rest is as in `messages.Terms` and
+    in the attributes.
 
     Raises:
       EcosError: A term is out of range, or no sigma within the limits is
         enough.
     """
     if sigma is None and epsilon is not None:
-      sigma = accounting.sigma(epsilon, gamma, delta, relation)
+      sigma = accounting.sigma(epsilon, gamma, delta, relation, bins, weight)
     elif sigma is None or epsilon is not None:
       raise errors.EcosError("give `epsilon` or `sigma`, and not both")
     terms = messages.Terms(sigma, gamma, delta, relation, unit=unit)
-    return cls(terms, insecure_noise_seed)
+    return cls(terms, insecure_noise_seed, bins, weight)
 
   @property
   def cost(self) -> accounting.Cost:
     """The cost of one answer, which composes."""
-    return accounting.Cost(
-      (accounting.Release(self.terms.sigma, self.terms.gamma),)
+    return accounting.Cost((self._release,))
+
+  @property
+  def scale(self) -> float:
+    """Scale of the noise on each count: sigma times the L2 sensitivity."""
+    return self._release.sigma
+
+  @property
+  def _release(self) -> accounting.Release:
+    return accounting.Release.of(
+      self.terms.sigma, self.terms.gamma, self.bins, self.weight
     )
 
   @property
@@ -93,6 +120,8 @@ class Mechanism:
     return messages.Statement(
       epsilon=self.cost.epsilon(self.terms.delta, self.terms.relation),
       private=self.insecure_noise_seed is None,
+      bins=self.bins,
+      weight=self.weight,
       **dataclasses.asdict(self.terms),
     )
 
@@ -164,9 +193,9 @@ class Mechanism:
     """Returns counts of any shape with independent noise on each, int64."""
     if self.insecure_noise_seed is not None:
       random = np.random.default_rng([self.insecure_noise_seed, 1])
-      x, log_mass = composition.log_noise(self.terms.sigma)
+      x, log_mass = composition.log_noise(self.scale)
       return coverage + random.choice(x, coverage.shape, p=np.exp(log_mass))
-    noised = _gaussian(self.terms.sigma)(coverage.ravel().tolist())
+    noised = _gaussian(self.scale)(coverage.ravel().tolist())
     return np.array(noised, np.int64).reshape(coverage.shape)
 
 

@@ -24,6 +24,7 @@ from typing import Annotated, Any, NamedTuple
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
+from ecos_jax.config import limits
 from ecos_jax.messages import fields
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.messages import wire
@@ -122,14 +123,18 @@ class _Release(fields.Checked):
   gamma: Annotated[float, fields.number(1e-9, 1.0)]
   moved: Annotated[int, fields.integer(1, _MOST)]
   times: Annotated[int, fields.integer(0, _MOST)]
+  weight: Annotated[int, fields.integer(0, limits.MAX_WEIGHT)] = 0
 
   @classmethod
   def of(cls, release: accounting.Release) -> "_Release":
-    return cls(release.sigma, release.gamma, release.bins, release.times)
+    r = release
+    return cls(r.sigma, r.gamma, r.bins, r.times, r.weight)
 
   @property
   def release(self) -> accounting.Release:
-    return accounting.Release(self.sigma, self.gamma, self.moved, self.times)
+    return accounting.Release(
+      self.sigma, self.gamma, self.moved, self.times, self.weight
+    )
 
 
 class Lines(NamedTuple):

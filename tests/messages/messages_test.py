@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import random
 import struct
 import tracemalloc
@@ -29,6 +30,22 @@ MESSAGES = (
     np.arange(12, dtype=np.float32).reshape(4, 3), terms=TERMS, **ENCODER
   ),
   messages.Response(np.array([3, -1, 40, 2]), "cd" * 32, STATEMENT),
+  messages.Query(
+    np.arange(6, dtype=np.float16).reshape(2, 3),
+    directions=np.arange(12, dtype=np.float32).reshape(4, 3),
+    mean=np.arange(3, dtype=np.float32),
+    votes=2,
+    classes=5,
+    weight=3,
+    terms=TERMS,
+    **ENCODER,
+  ),
+  messages.Response(
+    np.array([30, -1]),
+    "cd" * 32,
+    dataclasses.replace(STATEMENT, bins=3, weight=3),
+    np.arange(-10, 15).reshape(5, 5),
+  ),
   messages.LabelRequest(
     np.ones((5, 3), np.float32), terms=LABEL_TERMS, **ENCODER
   ),
@@ -42,7 +59,7 @@ MESSAGES = (
     private=True,
   ),
 )
-QUERY, RESPONSE, _, LABEL_RESPONSE = MESSAGES
+QUERY, RESPONSE, BOTH, SUMS, _, LABEL_RESPONSE = MESSAGES
 KINDS = [type(message).__name__ for message in MESSAGES]
 
 
@@ -92,17 +109,21 @@ def test_a_message_survives_the_wire(message):
 
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
 def test_a_message_is_a_safetensors_file(message):
-  (array,) = safetensors.load(message.to_bytes()).values()
-  own = next(
-    value for value in vars(message).values() if isinstance(value, np.ndarray)
-  )
-  np.testing.assert_array_equal(array, own)
+  arrays = safetensors.load(message.to_bytes())
+  own = {
+    name: value
+    for name, value in vars(message).items()
+    if isinstance(value, np.ndarray)
+  }
+  assert arrays.keys() == own.keys()
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(array, own[name])
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
 def test_other_kinds_are_refused(message):
   for other in MESSAGES:
-    if other is not message:
+    if type(other) is not type(message):
       with pytest.raises(messages.ProtocolError):
         type(message).from_bytes(other.to_bytes())
 
@@ -213,6 +234,63 @@ def test_scores_beyond_the_stated_noise_are_refused():
   for score in (-61, limits.MAX_SAMPLES + 61):
     with pytest.raises(messages.ProtocolError, match="scores"):
       dataclasses.replace(RESPONSE, scores=np.array([score]))
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"centroids": None, "weight": 0}, None),
+    ({"classes": 0}, None),
+    ({"votes": 4}, None),
+    ({"centroids": None}, "weight"),
+    ({"weight": 0}, "weight"),
+    ({"weight": 33}, "weight"),
+    ({"votes": 0}, "votes"),
+    ({"votes": 5}, "votes"),
+    ({"mean": None}, "mean"),
+    ({"mean": np.zeros(2, np.float32)}, "mean"),
+    ({"mean": np.array([0, 0, np.nan], np.float32)}, "mean"),
+    ({"mean": np.zeros((1, 3), np.float32)}, "mean"),
+    ({"directions": None}, "directions"),
+    ({"directions": np.full((4, 3), np.inf, np.float32)}, "directions"),
+    ({"directions": np.zeros((1025, 3), np.float32)}, "directions"),
+    ({"directions": np.zeros((4, 2), np.float32)}, "mean"),
+    ({"centroids": np.zeros((4, 2), np.float32)}, "centroids"),
+    ({"centroids": None, "directions": None}, "centroids or directions"),
+    ({"classes": -1}, "classes"),
+    ({"classes": 2**19}, "classes"),
+    ({"terms": dataclasses.replace(TERMS, relation="replace_one")}, "relation"),
+    (
+      {"weight": 32, "terms": dataclasses.replace(TERMS, sigma=256.0)},
+      "sigma",
+    ),
+  ],
+)
+def test_the_parts_of_a_question_must_fit_together(changes, match):
+  if match is None:
+    dataclasses.replace(BOTH, **changes)
+  else:
+    with pytest.raises(messages.ProtocolError, match=match):
+      dataclasses.replace(BOTH, **changes)
+
+
+def test_a_question_may_not_ask_for_endless_sums():
+  directions = np.zeros((1024, 3), np.float32)
+  dataclasses.replace(BOTH, directions=directions, classes=1000)
+  with pytest.raises(messages.ProtocolError, match="classes times"):
+    dataclasses.replace(BOTH, directions=directions, classes=1024)
+
+
+def test_sums_beyond_the_stated_noise_are_refused():
+  span = math.ceil(12 * 5.0 * 12**0.5)
+  most = limits.MAX_SAMPLES + span
+  for row in ([most, -most, -span], [-most, 0, most]):
+    dataclasses.replace(SUMS, sums=np.array([row]))
+  for row in ([most + 1, 0, 0], [0, -most - 1, 0], [0, 0, -span - 1]):
+    with pytest.raises(messages.ProtocolError, match="sums"):
+      dataclasses.replace(SUMS, sums=np.array([row]))
+  with pytest.raises(messages.ProtocolError, match="scores or sums"):
+    dataclasses.replace(SUMS, sums=None, scores=None)
 
 
 def test_labels_must_be_classes_or_abstentions():

@@ -81,7 +81,9 @@ def test_the_names_in_the_file_are_those_of_version_2(path):
     "query_digest": "q1",
     "terms": {**FIELDS, "sigma": 10.0},
     "epsilon": 0.276049,
-    "cost": [{"sigma": 10.0, "gamma": 0.8, "moved": 1, "times": 1}],
+    "cost": [
+      {"sigma": 10.0, "gamma": 0.8, "moved": 1, "times": 1, "weight": 0}
+    ],
     "response": "AAFhbnN3ZXL/",
   }
 
