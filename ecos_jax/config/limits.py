@@ -22,6 +22,8 @@ MAX_SAMPLES = 2**40
 # Far more votes than samples, so no threshold of use is refused.
 MAX_THRESHOLD = 1e12
 MAX_IMAGE_SIZE = 1024
+# Weights of a delivered model, 128 MiB: three times the largest network here.
+MAX_WEIGHTS = 2**25
 
 
 def max_sigma(shift: int) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ecos_jax import config
 from ecos_jax.client import private_knn
+from ecos_jax.models import delivery
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
@@ -278,7 +279,7 @@ def text(summary: Summary, workdir: Path) -> str:
   if summary.accuracy is None and summary.model is not None:
     rows["evaluate"] = (
       "the client can measure it, on its own machine: python -m "
-      f"ecos_jax.client.evaluate --model={export.FILE} --data=DIR"
+      f"ecos_jax.client.evaluate --model={delivery.FILE} --data=DIR"
     )
   rows["proxy"] = _proxy(summary)
   if (asked := summary.labels_asked) is not None:

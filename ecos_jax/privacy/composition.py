@@ -27,13 +27,19 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
 
-from dp_accounting import pld
 import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
+
+if TYPE_CHECKING:
+  from dp_accounting.pld import privacy_loss_distribution
+
+_Pld: TypeAlias = "privacy_loss_distribution.PrivacyLossDistribution"
 
 # The noise exceeds this many sigma with a probability of about 1e-37.
 _SPAN = 13
@@ -55,8 +61,6 @@ _DENSE = 1001
 _NUMERICAL_DELTA = 1e-10
 _NUMERICAL_DELTA_EACH = 1e-15
 _DECIMALS = 1e6
-
-_Pld = pld.privacy_loss_distribution.PrivacyLossDistribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +177,13 @@ def _interval(releases: tuple[Release, ...]) -> tuple[float, bool]:
   return 2.0 ** math.ceil(math.log2(interval)), True
 
 
+def _library() -> ModuleType:
+  # Slow to import, and only what computes a cost needs it.
+  from dp_accounting.pld import privacy_loss_distribution
+
+  return privacy_loss_distribution
+
+
 def _split(
   log_lower: np.ndarray, log_upper: np.ndarray, interval: float
 ) -> _Pld:
@@ -199,9 +210,13 @@ def _split(
   size = max(int(below.max()) - first + 2, _DENSE)
   masses = np.bincount(below - first, q - above, size)
   masses += np.bincount(below - first + 1, above, size)
-  return _Pld.create_from_rounded_probability(
+  return _library().PrivacyLossDistribution.create_from_rounded_probability(
     dict(enumerate(masses.tolist(), first)), 0.0, interval
   )
+
+
+def _composed(one: _Pld, other: _Pld) -> _Pld:
+  return one.compose(other)
 
 
 def _round_up(
@@ -212,7 +227,7 @@ def _round_up(
   first = int(above.min())
   masses = np.bincount(above - first, np.exp(log_upper))
   kept = np.flatnonzero(masses)
-  return _Pld.create_from_rounded_probability(
+  return _library().PrivacyLossDistribution.create_from_rounded_probability(
     dict(zip((kept + first).tolist(), masses[kept].tolist(), strict=True)),
     0.0,
     interval,
@@ -251,8 +266,8 @@ def _worst(
   removes, adds = zip(
     *(_plds(release, interval, split) for release in releases), strict=True
   )
-  remove = functools.reduce(_Pld.compose, removes)
-  add = functools.reduce(_Pld.compose, adds)
+  remove = functools.reduce(_composed, removes)
+  add = functools.reduce(_composed, adds)
   return (remove.compose(add),) if replace else (remove, add)
 
 

@@ -14,6 +14,7 @@ from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.config import limits
 from ecos_jax.messages import wire
+from tests.messages import mutants
 
 TERMS = messages.Terms(5.0, 0.8, 1e-5, "add_remove")
 LABEL_TERMS = messages.LabelTerms(
@@ -68,15 +69,10 @@ def _split(data):
   return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def _join(header, body):
-  header = header if isinstance(header, bytes) else json.dumps(header).encode()
-  return struct.pack("<Q", len(header)) + header + body
-
-
 def _canonical(header, body):
   """Returns the bytes as this package would write that header."""
   text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-  return _join(text + b" " * (-len(text) % 8), body)
+  return mutants.join(text + b" " * (-len(text) % 8), body)
 
 
 def _with_fields(message, **changes):
@@ -310,12 +306,12 @@ def _hostile_headers():
   tensor = header["centroids"]
   yield (
     "duplicate field",
-    _join(
+    mutants.join(
       text[:-1] + b',"centroids":' + json.dumps(tensor).encode() + b"}", body
     ),
   )
-  yield "more space", _join(text + b" " * 64, body)
-  yield "other order", _join(dict(reversed(header.items())), body)
+  yield "more space", mutants.join(text + b" " * 64, body)
+  yield "other order", mutants.join(dict(reversed(header.items())), body)
   yield "second tensor", _canonical({**header, "z": tensor}, body)
   yield "bytes behind", QUERY.to_bytes() + b"\0" * 4
   yield (
@@ -339,20 +335,20 @@ def _hostile_headers():
     )
   yield "metadata", _canonical({**header, "__metadata__": "x"}, body)
   yield "text", _canonical({**header, "__metadata__": {"ecos_jax": 1}}, body)
-  yield "deep", _join(b"[" * 60_000, body)
+  yield "deep", mutants.join(b"[" * 60_000, body)
   yield (
     "deep metadata",
     _canonical({**header, "__metadata__": {"ecos_jax": "[" * 60_000}}, body),
   )
-  yield "list", _join([1, 2], body)
-  yield "not JSON", _join(b"{]", body)
-  yield "not UTF-8", _join(b"\xff\xfe\x00", body)
-  yield "long integer", _join(b'{"a":' + b"9" * 5000 + b"}", body)
+  yield "list", mutants.join([1, 2], body)
+  yield "not JSON", mutants.join(b"{]", body)
+  yield "not UTF-8", mutants.join(b"\xff\xfe\x00", body)
+  yield "long integer", mutants.join(b'{"a":' + b"9" * 5000 + b"}", body)
   yield "empty", b""
   yield "only a length", struct.pack("<Q", 10)
   yield "huge length", struct.pack("<Q", 2**63) + b"{}"
   for number in ("NaN", "Infinity", "1e999"):
-    yield number, _join(text.replace(b"5.0", number.encode()), body)
+    yield number, mutants.join(text.replace(b"5.0", number.encode()), body)
 
 
 @pytest.mark.parametrize(
@@ -378,40 +374,6 @@ def test_sizes_are_bounded_before_allocation():
   assert peak < 100_000
 
 
-def _mutate(data, others, rng):
-  """Returns a damaged copy of a message."""
-  kind = rng.randrange(8)
-  buffer = bytearray(data)
-  if kind == 0:
-    for _ in range(rng.randint(1, 8)):
-      buffer[rng.randrange(len(buffer))] ^= 1 << rng.randrange(8)
-  elif kind == 1:
-    del buffer[rng.randrange(len(buffer)) :]
-  elif kind == 2:
-    at = rng.randrange(len(buffer))
-    buffer[at:at] = rng.randbytes(rng.randint(1, 40))
-  elif kind == 3:
-    other = rng.choice(others)
-    at, to = rng.randrange(len(buffer)), rng.randrange(len(other))
-    buffer[at:] = other[to:]
-  elif kind == 4:
-    buffer = bytearray(rng.randbytes(rng.randint(0, 300)))
-  elif kind == 5:
-    buffer[:8] = struct.pack("<Q", rng.randrange(2 ** rng.randint(1, 64)))
-  else:
-    # A value of the JSON is replaced by one from elsewhere.
-    values = ["NaN", "1e999", "-1", "0", "null", "{}", "[[]]", "9" * 20]
-    (length,) = struct.unpack_from("<Q", data)
-    text = data[8 : 8 + length].decode()
-    parts = text.replace('\\"', "\0").split(",")
-    at = rng.randrange(len(parts))
-    key, colon, _ = parts[at].rpartition(":")
-    parts[at] = key + colon + rng.choice([*values, rng.choice(parts)])
-    text = ",".join(parts).replace("\0", '\\"')
-    return _join(text.encode(), data[8 + length :])
-  return bytes(buffer)
-
-
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
 def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
   rng = random.Random(20)
@@ -419,7 +381,7 @@ def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
   others = [other.to_bytes() for other in MESSAGES]
   accepted = 0
   for _ in range(10_000):
-    mutant = _mutate(data, others, rng)
+    mutant = mutants.mutate(data, others, rng)
     try:
       received = type(message).from_bytes(mutant)
     except messages.ProtocolError:
