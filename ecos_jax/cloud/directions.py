@@ -334,7 +334,7 @@ def density(
   noise = (scale / voters) ** 2
   signal = max(np.mean(gap**2) - noise, noise / 1000)
   ridge = noise * pool.var(axis=0).mean() / signal
-  clusters = ()
+  within = target = ridges = None
   if counts is not None:
     labels = np.asarray(counts.assignment[rows])
     known = np.flatnonzero(labels >= 0)
@@ -346,11 +346,10 @@ def density(
     # As with votes: the gap to the whole pool, from the mean of the sample.
     target = within.mean(axis=1) + counts.scores / voters - shares
     ridges = (counts.sigma / voters) ** 2 / (_LEVEL_VARIANCE * shares)
-    clusters = within, target, ridges
   return Density(
     directions,
     votes_of_sample,
-    *_maximum_entropy(pool, mean + gap, ridge, *clusters),
+    *_maximum_entropy(pool, mean + gap, ridge, within, target, ridges),
   )
 
 
