@@ -8,8 +8,9 @@ The whole method as functions on arrays:
     question = ecos_jax.ask(codebook, "hog_grey")  # bytes, to the client
 
     # At the client, with private images (or features).
+    ecos_jax.create_ledger("client.ledger", max_epsilon=2.0)
     answer = ecos_jax.answer(  # bytes, to the cloud
-      question, private, epsilon=0.5, max_epsilon=2.0, ledger="client.ledger"
+      question, private, epsilon=0.5, ledger="client.ledger"
     )
 
     # In the cloud again.
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
   from ecos_jax.data.proxy import write as write_proxy
   from ecos_jax.encoders.encode import encode
   from ecos_jax.errors import EcosError
+  from ecos_jax.privacy.ledger import create as create_ledger
 
 __all__ = [
   "ArraySource",
@@ -50,6 +52,7 @@ __all__ = [
   "ask",
   "build_bank",
   "choose",
+  "create_ledger",
   "encode",
   "fit_codebook",
   "open_proxy",
@@ -70,6 +73,7 @@ _HOMES = {
   "ask": "cloud.question:ask",
   "build_bank": "cloud.encode:build",
   "choose": "cloud.choose:choose",
+  "create_ledger": "privacy.ledger:create",
   "encode": "encoders.encode:encode",
   "fit_codebook": "cloud.codebook:fit",
   "open_proxy": "data.proxy:open_proxy",

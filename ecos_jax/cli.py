@@ -1,13 +1,13 @@
 """How every command of the package starts and ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import logging as standard_logging
 import math
 import os
 import re
 import signal
 import sys
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from absl import app
 from absl import flags
@@ -19,6 +19,7 @@ from ecos_jax import errors
 from ecos_jax.config import reading
 
 EXIT_INTERRUPTED = 130
+_Config = TypeVar("_Config", bound=config.Config)
 
 
 def with_flags(text: str) -> str:
@@ -46,6 +47,29 @@ def _fail(error: Exception) -> NoReturn:
   distributed.leave(distributed.EXIT_ERROR, f"error: {text}")
 
 
+def config_of(flag: flags.FlagHolder, kind: type[_Config]) -> _Config:
+  """Returns the value of a `--config` flag.
+
+  Args:
+    flag: From `config_flags.DEFINE_config_file`.
+    kind: What get_config() of the file must return.
+
+  Raises:
+    ConfigError: There is no such file, or it returns something else.
+  """
+  value = flag.value
+  try:
+    # A missing file shows only when an attribute of its value is touched.
+    if hasattr(value, "seed") and isinstance(value, kind):
+      return value
+  except OSError as error:
+    raise errors.ConfigError(f"--config: {error}") from None
+  raise errors.ConfigError(
+    "--config must name a file whose get_config() returns "
+    f"{kind.__module__}.{kind.__name__}, got {type(value).__name__}"
+  )
+
+
 def check_overrides(argv: list[str]) -> None:
   """Checks that every `--config.a.b` on a command line names a field.
 
@@ -64,11 +88,13 @@ def check_overrides(argv: list[str]) -> None:
       )
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], actions: Collection[str]) -> list[str]:
   try:
     check_overrides(argv)
     rest = flags.FLAGS(argv)
-    if len(rest) > 1:
+    if actions and (len(rest) != 2 or rest[1] not in actions):
+      raise errors.ConfigError(f"say one of: {', '.join(actions)}")
+    if not actions and len(rest) > 1:
       raise errors.ConfigError(
         f"unexpected argument {rest[1]!r}: options start with --"
       )
@@ -95,7 +121,9 @@ def _leave(signum: int, frame: object) -> NoReturn:
   os._exit(EXIT_INTERRUPTED)
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(
+  main: Callable[[list[str]], None], actions: Collection[str] = ()
+) -> None:
   """Runs a command, with errors of one line and these exit codes.
 
   | code | meaning |
@@ -109,7 +137,8 @@ def run(main: Callable[[list[str]], None]) -> None:
   Several processes end together.
 
   Args:
-    main: The command. It gets argv[:1], since all options are flags.
+    main: The command. It gets argv without the flags.
+    actions: What it can do, if the user has to say one; all else are flags.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -129,4 +158,4 @@ def run(main: Callable[[list[str]], None]) -> None:
   logging.set_verbosity(logging.WARNING)
   # Silences asyncio about tasks that a library abandons after an error.
   standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
-  app.run(guarded, flags_parser=_parse_flags)
+  app.run(guarded, flags_parser=lambda argv: _parse_flags(argv, actions))

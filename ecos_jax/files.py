@@ -35,14 +35,19 @@ def replacing(path: Path) -> Iterator[Path]:
     raise
 
 
-def write(path: Path, *parts: bytes | memoryview) -> None:
+def write(
+  path: Path, *parts: bytes | memoryview, mode: int | None = None
+) -> None:
   """Writes a file atomically; when this returns, it survives a loss of power.
 
   Args:
     path: The file; its folder must exist.
     parts: Its whole content, in order.
+    mode: Its permissions; None for the usual ones.
   """
   with replacing(path) as temporary, temporary.open("wb") as file:
+    if mode is not None:
+      os.fchmod(file.fileno(), mode)
     for part in parts:
       file.write(part)
     file.flush()

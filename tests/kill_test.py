@@ -92,7 +92,7 @@ def _compare(expected, path):
     if name.name in ("manifest.json", "summary.json"):
       assert _unmeasured(ours) == _unmeasured(theirs), name
     elif name.name == "ledger":
-      # The answers, none twice, but for the time and the checksum of a line.
+      # The answers, none twice, but for the time and the checksums.
       assert _answers(ours) == _answers(theirs)
     else:
       assert ours.read_bytes() == theirs.read_bytes(), name
@@ -122,7 +122,7 @@ def _answers(file):
   entries = [
     json.loads(line.partition(" ")[2]) for line in file.read_text().splitlines()
   ]
-  return [entry | {"time": None} for entry in entries]
+  return [entry | {"time": None, "previous": None} for entry in entries]
 
 
 def _checkpoint(stage):

@@ -27,8 +27,6 @@ converge: data-n x d x k
 stream: N x d x k
   One pass over a float16 bank on disk; `memory` does the same on rows in
   memory.
-coverage: n x d x R
-  The client's exact votes.
 sample: N x d x R x B
   k-center inside R clusters, B samples in all.
 train: b
@@ -37,7 +35,7 @@ train: b
   memory.
 
 `gemm` is the limit: a bare `jnp.dot` over the same blocks on the same devices
-in one compiled loop (for coverage, numpy's float64 product). A rate above the
-machine's own peak is marked as suspect: it was measured wrongly, or not every
-product was computed (superkmeans prunes in `fit`).
+in one compiled loop. A rate above the machine's own peak is marked as suspect:
+it was measured wrongly, or not every product was computed (superkmeans prunes
+in `fit`).
 """

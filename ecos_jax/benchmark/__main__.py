@@ -10,7 +10,6 @@ import tqdm
 from ecos_jax import cli
 from ecos_jax import errors
 from ecos_jax.benchmark import cases
-from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import run as run_lib
 from ecos_jax.encoders import registry
 
@@ -32,27 +31,14 @@ _IMPLEMENTATIONS = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer(
   "rounds", None, "Rounds that count, instead of the preset's.", lower_bound=1
 )
-_MEMORY_BUDGET = flags.DEFINE_integer(
-  "memory_budget",
-  None,
-  "Bytes of a block, in stream.",
-  lower_bound=1 << 16,
+_ENCODER = flags.DEFINE_enum(
+  "encoder", "hog", registry.names(), "The encoder of encode."
 )
-_DEVICES = flags.DEFINE_integer(
-  "devices",
-  None,
-  "Virtual JAX devices on CPU; by default one a core.",
-  lower_bound=1,
-)
-_ENCODER = flags.DEFINE_string("encoder", "hog", "The encoder of encode.")
 _IMAGE_SIZE = flags.DEFINE_integer(
   "image_size",
   None,
   "Height and width of the images of encode; by default the encoder's own.",
   lower_bound=1,
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", None, "Folder with mnist.npz; by default the embedded digits."
 )
 _SCRATCH = flags.DEFINE_string(
   "scratch", None, "Folder for data during the run, on a disk (for stream)."
@@ -84,13 +70,6 @@ def main(argv: list[str]) -> None:
   output = Path(_OUTPUT.value).absolute()
   _existing(_OUTPUT, output.parent)
   scratch = _SCRATCH.value and _existing(_SCRATCH, Path(_SCRATCH.value))
-  if _DATA_DIR.value and not (Path(_DATA_DIR.value) / "mnist.npz").is_file():
-    raise errors.ConfigError(f"--data_dir={_DATA_DIR.value}: no mnist.npz")
-  if _ENCODER.value not in registry.names():
-    raise errors.ConfigError(
-      f"--encoder={_ENCODER.value}: it must be one of "
-      f"{', '.join(registry.names())}"
-    )
   # Unlike other commands, this one has children and data to clear away.
   signal.signal(signal.SIGINT, _interrupt)
   signal.signal(signal.SIGTERM, _interrupt)
@@ -98,12 +77,10 @@ def main(argv: list[str]) -> None:
     run = run_lib.Run(
       chosen,
       cases.Options(
-        rounds=_ROUNDS.value or preset.rounds,
-        memory_budget=_MEMORY_BUDGET.value or preset.memory_budget,
-        encoder=_ENCODER.value,
-        data_dir=_DATA_DIR.value,
-        devices=_DEVICES.value or machine.cores(),
-        image_size=_IMAGE_SIZE.value,
+        _ROUNDS.value or preset.rounds,
+        preset.memory_budget,
+        _ENCODER.value,
+        _IMAGE_SIZE.value,
       ),
       only=_IMPLEMENTATIONS.value,
       scratch=scratch or None,

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 import importlib
 import json
 from pathlib import Path
-import sys
+import time
 from typing import Any, Protocol
 
 import numpy as np
 
 from ecos_jax.benchmark import cases
 from ecos_jax.benchmark import machine
-from ecos_jax.benchmark import timing
 
 Call = Callable[[], dict[str, Any]]
 
@@ -43,25 +42,24 @@ class KMeans(Protocol):
     """Returns a function that returns the labels [n]."""
 
   def fit(
-    self, features: np.ndarray, init: np.ndarray, iterations: int
+    self, features: np.ndarray, k: int, effort: Any, init: Any = None
   ) -> np.ndarray:
-    """Returns the centroids after Lloyd iterations from `init`, [k, d].
+    """Returns the centroids of a whole fit from its best start, [k, d].
 
-    A library that takes no start uses its own.
+    Args:
+      features: [n, d].
+      k: Number of centroids.
+      effort: One of `efforts`.
+      init: [k, d]; if given, `effort` iterations of Lloyd start from these
+        centroids. A library that takes no start ignores them.
     """
 
-  def cluster(self, features: np.ndarray, k: int, effort: Any) -> np.ndarray:
-    """Returns the centroids of a whole fit from its best start, [k, d]."""
 
-
-def timed(function: Callable[[], Any], **known: Any) -> Call:
-  """Returns the call of a function whose result does not matter.
-
-  Args:
-    function: What is timed.
-    known: What else is known of the call.
-  """
-  return lambda: {"seconds": timing.timed(function)[0], **known}
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+  """Returns the seconds that a function took, and its result."""
+  begin = time.perf_counter()
+  result = function()
+  return time.perf_counter() - begin, result
 
 
 def inertia(features: np.ndarray, centroids: np.ndarray) -> float:
@@ -94,42 +92,15 @@ def assigning(
   truth = np.argmax(scores, axis=1)
 
   def call():
-    seconds, labels = timing.timed(assign)
+    seconds, labels = timed(assign)
     correct = float(np.mean(np.asarray(labels[: len(truth)]) == truth))
     return {"seconds": seconds, "correct": correct}
 
   return call
 
 
-def fitting(
-  fit: Callable[[int], np.ndarray],
-  features: np.ndarray,
-  iterations: tuple[int, int],
-) -> Call:
-  """Returns the call that measures one iteration of `fit`.
-
-  Args:
-    fit: Number of iterations -> centroids.
-    features: [n, d].
-    iterations: Of the short and of the long fit.
-  """
-  short, long = iterations
-  checked = features[:_INERTIA_ROWS]
-
-  def call():
-    first, _ = timing.timed(lambda: fit(short))
-    second, centroids = timing.timed(lambda: fit(long))
-    return {
-      "seconds": (second - first) / (long - short),
-      "fit_seconds": second,
-      "inertia_per_row": inertia(checked, centroids) / len(checked),
-    }
-
-  return call
-
-
 def converging(
-  cluster: Callable[[Any], np.ndarray],
+  fit: Callable[[Any], np.ndarray],
   efforts: Sequence[Any],
   features: np.ndarray,
   target: float,
@@ -138,8 +109,8 @@ def converging(
   """Returns the call of the first whole fit that reaches an inertia.
 
   Args:
-    cluster: Effort -> centroids.
-    efforts: What to try, in order; the first call finds the one that is timed.
+    fit: Maps an effort to centroids.
+    efforts: Tried in order by the first call; the last one tried is timed.
     features: [n, d].
     target: The inertia to reach.
     patience: Seconds of a fit after which the search ends.
@@ -148,10 +119,9 @@ def converging(
 
   def call():
     if found:
-      seconds, _ = timing.timed(lambda: cluster(found["effort"]))
-      return {"seconds": seconds, **found}
+      return {"seconds": timed(lambda: fit(found["effort"]))[0], **found}
     for effort in efforts:
-      seconds, centroids = timing.timed(lambda effort=effort: cluster(effort))
+      seconds, centroids = timed(lambda effort=effort: fit(effort))
       reached = inertia(features, centroids)
       found.update(effort=effort, inertia=reached, target=target)
       found["reached"] = reached <= target
@@ -163,7 +133,11 @@ def converging(
 
 
 def kmeans(
-  library: KMeans, name: str, case: cases.Case, arrays: Sequence, folder: Path
+  library: KMeans,
+  name: str,
+  case: cases.Case,
+  features: np.ndarray,
+  folder: Path,
 ) -> Call:
   """Returns the call of `assign`, `fit` or `converge`.
 
@@ -171,23 +145,32 @@ def kmeans(
     library: What is called.
     name: Of the implementation.
     case: What to run.
-    arrays: Features [n, d] and centroids [k, d].
+    features: [n, d].
     folder: With the data.
   """
-  features, centroids = arrays
+  centroids = np.load(folder / "centroids.npy")
+  k = len(centroids)
   if case.stage == "assign":
     assign = library.assign(features, centroids)
     return assigning(assign, features, centroids)
   if case.stage == "fit":
-    return fitting(
-      lambda iterations: library.fit(features, centroids, iterations),
-      features,
-      case.iterations,
-    )
+    short, long = case.iterations
+    checked = features[:_INERTIA_ROWS]
+
+    def call():
+      first, _ = timed(lambda: library.fit(features, k, short, centroids))
+      second, found = timed(lambda: library.fit(features, k, long, centroids))
+      return {
+        "seconds": (second - first) / (long - short),
+        "fit_seconds": second,
+        "inertia_per_row": inertia(checked, found) / len(checked),
+      }
+
+    return call
   known = json.loads((folder / "reference.json").read_text())
   mini = cases.target(name) == "minibatch"
   return converging(
-    lambda effort: library.cluster(features, len(centroids), effort),
+    lambda effort: library.fit(features, k, effort),
     (known["iterations"],) if name == "scikit-learn" else library.efforts,
     features,
     known["minibatch"] * _ROUNDING if mini else known["lloyd"],
@@ -195,29 +178,28 @@ def kmeans(
   )
 
 
-def start(job: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+def start(job: dict[str, Any]) -> Callable[[None], dict[str, Any]]:
   """Returns, in a child process, what runs one call of an implementation.
 
   Args:
-    job: `case` and `options` as tuples; `folder` with the data; `names` of the
-      implementations, all of one library.
+    job: `case` and `options` as tuples; `folder` with the data; `name` of the
+      implementation.
   """
   case, options = cases.Case(*job["case"]), cases.Options(*job["options"])
-  names, folder = job["names"], Path(job["folder"])
+  name, folder = job["name"], Path(job["folder"])
   library = "runtimes" if case.stage == "encode" else "peers"
-  if names[0] in cases.STAGES[case.stage].ours:
+  if name in cases.STAGES[case.stage].ours:
     library = "ours"
   module = importlib.import_module(f"ecos_jax.benchmark.{library}")
-  module.load(names[0])
+  module.load(name)
+  # What was imported until now is not counted.
   bare = machine.resident_bytes()
-  prepared = {name: module.call(name, case, options, folder) for name in names}
+  call = module.call(name, case, options, folder)
 
-  def answer(name: str) -> dict[str, Any]:
+  def answer(question: None) -> dict[str, Any]:
+    del question
     machine.resident_bytes()
-    result = prepared[name]()
-    result["peak_bytes"] = machine.peak_resident_bytes() - bare
-    if "jax" in sys.modules:
-      result["device_peak_bytes"] = machine.device_peak_bytes()
-    return result
+    result = call()
+    return result | {"peak_bytes": machine.peak_resident_bytes() - bare}
 
   return answer

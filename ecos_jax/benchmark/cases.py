@@ -14,7 +14,7 @@ _KMEANS = (
   "superkmeans",
 )
 DATA = ("blobs", "hog")
-# The long fit of `fit` computes so much more than the short one.
+# How much more the long fit of `fit` computes than the short one.
 _FIT_GFLOP = 700
 
 
@@ -25,11 +25,13 @@ class Stage(NamedTuple):
     example: A shape, as in --shapes.
     ours: Implementations of this package, and the limits they are held to.
     peers: Other libraries, by their names on PyPI.
+    one_pass: Whether it computes each distance once.
   """
 
   example: str
   ours: tuple[str, ...] = ("ecos_jax",)
   peers: tuple[str, ...] = ()
+  one_pass: bool = False
 
   @property
   def implementations(self) -> tuple[str, ...]:
@@ -39,15 +41,14 @@ class Stage(NamedTuple):
 
 STAGES = {
   "encode": Stage("64", peers=("onnxruntime", "torch")),
-  "assign": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
-  "fit": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS),
+  "assign": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS, one_pass=True),
+  "fit": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS, one_pass=True),
   "converge": Stage(
     "blobs-1000x16x8",
     ("ecos_jax", "ecos_jax:minibatch"),
     (*_KMEANS, MINIBATCH),
   ),
-  "stream": Stage("20000x32x10", ("ecos_jax", "memory", "gemm")),
-  "coverage": Stage("500x16x20", ("ecos_jax", "gemm")),
+  "stream": Stage("20000x32x10", ("ecos_jax", "memory", "gemm"), one_pass=True),
   "sample": Stage("3000x16x10x50"),
   "train": Stage("4", ("ecos_jax", "bare")),
 }
@@ -74,18 +75,9 @@ class Case(NamedTuple):
 
   @property
   def flops(self) -> float | None:
-    """2 n k d of one pass; None for a stage that is not one such pass."""
-    if self.stage in ("encode", "converge", "sample", "train"):
-      return None
-    return 2.0 * math.prod(self.shape)
-
-  @property
-  def bytes(self) -> int | None:
-    """Bytes of the features of one pass; None for stages of images."""
-    if self.stage in ("encode", "train"):
-      return None
-    size = 2 if self.stage == "stream" else 4
-    return self.shape[0] * self.shape[1] * size
+    """2 n k d of one pass; None for a stage that is not one pass."""
+    one_pass = STAGES[self.stage].one_pass
+    return 2.0 * math.prod(self.shape) if one_pass else None
 
   @property
   def iterations(self) -> tuple[int, int]:
@@ -105,23 +97,14 @@ class Case(NamedTuple):
 
 
 class Options(NamedTuple):
-  """What the flags say, for parent and children.
+  """What the flags say, for parent and children; see their help.
 
-  Attributes:
-    rounds: Measured rounds of a case.
-    memory_budget: Bytes, of `stream`.
-    encoder: Name, of `encode`.
-    data_dir: Folder with mnist.npz; None for the embedded digits.
-    devices: Virtual JAX devices on CPU.
-    image_size: Height and width of the images of `encode`; None for the
-      encoder's own.
+  `memory_budget` is that of `stream`, in bytes.
   """
 
   rounds: int
   memory_budget: int
   encoder: str
-  data_dir: str | None
-  devices: int
   image_size: int | None = None
 
 
@@ -147,7 +130,6 @@ PRESETS = {
       "fit": "50000x128x1000,200000x72x100",
       "converge": "hog-20000x72x100",
       "stream": "250000x512x100",
-      "coverage": "20000x72x100",
       "sample": "100000x72x100x1000",
       "train": "64",
     },
@@ -161,7 +143,6 @@ PRESETS = {
       "fit": "1e6x128x1000,2e5x512x1000,2e5x512x4096,1e6x72x100",
       "converge": "blobs-1e6x128x1000,hog-1e6x72x100",
       "stream": "4194304x512x1000,4194304x512x100,8388608x512x100",
-      "coverage": "100000x72x100,100000x512x1000",
       "sample": "1e6x128x1000x10000",
       "train": "64,256",
     },
@@ -185,17 +166,18 @@ def parse(stage: str, text: str) -> Case:
   axes = tuple(int(float(a)) for a in shape.split("x")) if numbers else ()
   wanted = example.count("x") + 1
   valid = DATA if stage == "converge" else ("",)
+  wrong = ""
   if len(axes) != wanted or 0 in axes or data not in valid:
     kinds = f", after one of {', '.join(DATA)}" if stage == "converge" else ""
-    raise errors.ConfigError(
-      f"--shapes={stage}:{text}: it must be {wanted} positive numbers as in "
-      f"{stage}:{example}{kinds}"
+    wrong = (
+      f"it must be {wanted} positive numbers as in {stage}:{example}{kinds}"
     )
-  for axis, name in zip(axes[2:], ("centroids", "samples"), strict=False):
-    if axis > axes[0]:
-      raise errors.ConfigError(
-        f"--shapes={stage}:{text}: more {name} than rows"
-      )
+  elif max(axes[2:3], default=0) > axes[0]:
+    wrong = "more centroids than rows"
+  elif max(axes[3:], default=0) > axes[0]:
+    wrong = "more samples than rows"
+  if wrong:
+    raise errors.ConfigError(f"--shapes={stage}:{text}: {wrong}")
   return Case(stage, axes, data)
 
 
@@ -216,11 +198,8 @@ def chosen(preset: Preset, stages: list[str], shapes: list[str]) -> list[Case]:
     own.setdefault(stage, []).append(parse(stage, shape))
   cases = []
   for stage in stages or own or STAGES:
-    if stage in own:
-      cases += own[stage]
-    else:
-      texts = preset.shapes.get(stage, "").split(",")
-      cases += [parse(stage, text) for text in texts]
+    texts = preset.shapes.get(stage, "").split(",")
+    cases += own.get(stage) or [parse(stage, text) for text in texts]
   return cases
 
 

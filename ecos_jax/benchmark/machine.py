@@ -6,23 +6,9 @@ import importlib.metadata
 import os
 from pathlib import Path
 import platform
-import resource
 import sys
 import time
 
-# Dense bfloat16 FLOP/s, from the vendors' data sheets; the first match counts.
-_PEAKS = {
-  "H100 PCIe": 756e12,
-  "H100": 989e12,
-  "H200": 989e12,
-  "A100": 312e12,
-  "L4": 121e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
-}
-_THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
 # Variables that choose the kernels of a BLAS: they may slow numpy down.
 _BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 _PEAK_SIZE = 2048
@@ -35,29 +21,25 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
-def environment(base: Mapping[str, str], devices: int) -> dict[str, str]:
-  """Returns the environment of a child: all cores, the BLAS's own kernels.
+def threads(count: int) -> dict[str, str]:
+  """Returns the variables that limit the threads of numerical libraries."""
+  libraries = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
+  return {f"{library}_NUM_THREADS": str(count) for library in libraries}
 
-  Args:
-    base: The environment of this process.
-    devices: Virtual JAX devices on CPU.
+
+def environment(base: Mapping[str, str]) -> dict[str, str]:
+  """Returns `base`, changed for a child: all cores, the BLAS's own kernels.
+
+  On CPU, JAX gets a virtual device for each core.
   """
   kept = {k: v for k, v in base.items() if k not in _BLAS_OVERRIDES}
-  flag = f"--xla_force_host_platform_device_count={devices}"
+  flag = f"--xla_force_host_platform_device_count={cores()}"
   return kept | {
-    **{f"{name}_NUM_THREADS": str(cores()) for name in _THREADS},
+    **threads(cores()),
     "XLA_FLAGS": f"{base.get('XLA_FLAGS', '')} {flag}".strip(),
     # Several children share an accelerator.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
   }
-
-
-def peak_flops(device_kind: str) -> float | None:
-  """Returns the dense bfloat16 FLOP/s of a chip; None where it is not known."""
-  for name, peak in _PEAKS.items():
-    if name in device_kind:
-      return peak
-  return None
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -113,21 +95,20 @@ def describe(peak_seconds: float) -> dict:
     "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     "system": platform.platform(),
     "gemm_gflops": 2e-9 * _PEAK_SIZE**3 / best * chips,
-    "peak_bf16_flops": peak_flops(devices[0].device_kind),
   }
 
 
 def _status(field: str) -> int:
-  for line in Path("/proc/self/status").read_text().splitlines():
-    if line.startswith(field):
-      return int(line.split()[1]) << 10
-  raise OSError(f"/proc/self/status has no {field}")
+  """Returns bytes of this process; 0 where the system does not tell them."""
+  with contextlib.suppress(OSError):
+    for line in Path("/proc/self/status").read_text().splitlines():
+      if line.startswith(field):
+        return int(line.split()[1]) << 10
+  return 0
 
 
 def resident_bytes() -> int:
   """Returns the resident memory of this process, and resets its peak."""
-  if sys.platform != "linux":
-    return peak_resident_bytes()
   # Sandboxes may not allow it; the peak is then that since the start.
   with contextlib.suppress(OSError):
     Path("/proc/self/clear_refs").write_text("5")
@@ -135,19 +116,5 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-  """Returns the highest resident memory since the last `resident_bytes`.
-
-  Elsewhere than on Linux: since the start of the process.
-  """
-  if sys.platform == "linux":
-    return _status("VmHWM")
-  unit = 1 if sys.platform == "darwin" else 1 << 10
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def device_peak_bytes() -> int | None:
-  """Returns the highest memory use of the first JAX device, if it tells."""
-  import jax
-
-  stats = jax.local_devices()[0].memory_stats()
-  return (stats or {}).get("peak_bytes_in_use")
+  """Returns the highest resident memory since the last `resident_bytes`."""
+  return _status("VmHWM")

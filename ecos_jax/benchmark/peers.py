@@ -6,7 +6,6 @@ imported in its own child process only.
 
 import contextlib
 import importlib
-import importlib.metadata
 import io
 from pathlib import Path
 import re
@@ -30,42 +29,30 @@ class ScikitLearn:
   module = "sklearn.cluster"
   efforts: tuple[int, ...] = _LADDER
 
-  def _fitted(self, features, init, k, iterations, **options):
+  def _fitted(self, features, k, iterations, init, **options):
     kmeans = importlib.import_module(self.module).KMeans
+    options = {"tol": 0, "random_state": 1, "algorithm": "lloyd"} | options
+    model = kmeans(k, init=init, n_init=1, max_iter=iterations, **options)
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")  # That it has not converged.
-      return kmeans(
-        n_clusters=k,
-        init=init,
-        n_init=1,
-        max_iter=iterations,
-        random_state=1,
-        algorithm="lloyd",
-        **{"tol": 0, **options},
-      ).fit(features)
+      return model.fit(features)
 
   def assign(self, features, centroids):
     """See `calls.KMeans`."""
     # Each centroid is a cluster of its own; oneDAL wants more rows than k.
     rows = np.concatenate([centroids, centroids])
-    model = self._fitted(rows, centroids, len(centroids), 1)
+    model = self._fitted(rows, len(centroids), 1, centroids)
     return lambda: model.predict(features)
 
-  def fit(self, features, init, iterations):
+  def fit(self, features, k, iterations, init="k-means++"):
     """See `calls.KMeans`."""
-    return self._fitted(features, init, len(init), iterations).cluster_centers_
-
-  def cluster(self, features, k, iterations):
-    """See `calls.KMeans`."""
-    return self._fitted(features, "k-means++", k, iterations).cluster_centers_
+    return self._fitted(features, k, iterations, init).cluster_centers_
 
   def traced(self, features, k) -> tuple[np.ndarray, list[float]]:
     """Returns converged centroids, and the inertia before each iteration."""
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-      model = self._fitted(
-        features, "k-means++", k, _MAX_ITERATIONS, tol=1e-4, verbose=1
-      )
+    options: dict[str, Any] = {"tol": 1e-4, "verbose": 1}
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+      model = self._fitted(features, k, _MAX_ITERATIONS, "k-means++", **options)
     inertias = re.findall(
       r"Iteration \d+, inertia ([\d.e+]+\d)", output.getvalue()
     )
@@ -77,13 +64,11 @@ class MiniBatch(ScikitLearn):
 
   efforts = (100,)
 
-  def cluster(self, features, k, iterations):
+  def fit(self, features, k, iterations, init="k-means++"):
     """See `calls.KMeans`; it may stop earlier."""
     mini = importlib.import_module(self.module).MiniBatchKMeans
-    fitted = mini(
-      n_clusters=k, n_init=1, max_iter=iterations, random_state=1
-    ).fit(features)
-    return fitted.cluster_centers_
+    model = mini(k, init=init, n_init=1, max_iter=iterations, random_state=1)
+    return model.fit(features).cluster_centers_
 
 
 class _ScikitLearnIntelex(ScikitLearn):
@@ -104,7 +89,7 @@ class _Faiss:
     index.add(centroids)
     return lambda: index.search(features, 1)[1][:, 0]
 
-  def _train(self, features, k, iterations, init=None, **options):
+  def fit(self, features, k, iterations, init=None):
     faiss = importlib.import_module(self.module)
     kmeans = faiss.Kmeans(
       features.shape[1],
@@ -112,18 +97,11 @@ class _Faiss:
       niter=iterations,
       min_points_per_centroid=1,
       max_points_per_centroid=len(features),
-      **options,
+      # Has no effect on centroids that are given.
+      init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
     kmeans.train(features, init_centroids=init)
     return kmeans.centroids
-
-  def fit(self, features, init, iterations):
-    return self._train(features, len(init), iterations, init)
-
-  def cluster(self, features, k, iterations):
-    faiss = importlib.import_module(self.module)
-    start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-    return self._train(features, k, iterations, init_method=start)
 
 
 class _FastKMeans:
@@ -141,22 +119,21 @@ class _FastKMeans:
     model.centroids = centroids
     return lambda: model.predict(features)
 
-  def fit(self, features, init, iterations):
-    return self.cluster(features, len(init), iterations)
-
-  def cluster(self, features, k, iterations):
+  def fit(self, features, k, iterations, init=None):
+    del init
     model = self._model(features.shape[1], k, iterations)
     model.train(features)
     return model.centroids
 
 
 class _SuperKMeans:
-  """superkmeans: prunes dimensions after part of the product."""
+  """superkmeans: prunes dimensions after part of the product; random rows."""
 
   module = "superkmeans"
   efforts = _LADDER
 
-  def _model(self, d, k, iterations, n):
+  def _model(self, features, k, iterations):
+    n, d = features.shape
     return importlib.import_module(self.module).SuperKMeans(
       k,
       d,
@@ -170,16 +147,12 @@ class _SuperKMeans:
     )
 
   def assign(self, features, centroids):
-    n, d = features.shape
-    model = self._model(d, len(centroids), 1, n)
+    model = self._model(features, len(centroids), 1)
     return lambda: model.assign(features, centroids)
 
-  def fit(self, features, init, iterations):
-    return self.cluster(features, len(init), iterations)
-
-  def cluster(self, features, k, iterations):
-    n, d = features.shape
-    return self._model(d, k, iterations, n).train(features)
+  def fit(self, features, k, iterations, init=None):
+    del init
+    return self._model(features, k, iterations).train(features)
 
 
 _PEERS = {
@@ -194,33 +167,20 @@ _PEERS = {
 
 def installed(name: str) -> bool:
   """Returns whether a library can be run, by its name on PyPI."""
-  if name == cases.MINIBATCH:
-    name = "scikit-learn"
-  try:
-    importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:
-    return False
-  return True
+  name = "scikit-learn" if name == cases.MINIBATCH else name
+  return name in machine.versions([name])
 
 
 def load(name: str) -> None:
-  """Imports a library, whose memory is not counted."""
+  """Imports a library."""
   importlib.import_module(_PEERS[name].module)
 
 
 def call(
   name: str, case: cases.Case, options: cases.Options, folder: Path
 ) -> calls.Call:
-  """Returns the call of a library.
-
-  Args:
-    name: On PyPI.
-    case: What to run.
-    options: Of the run.
-    folder: With the data.
-  """
+  """Returns the call of a library; see `ours.call`."""
   del options
   library: Any = _PEERS[name]()
   features = np.load(folder / "features.npy")
-  centroids = np.load(folder / "centroids.npy")
-  return calls.kmeans(library, name, case, (features, centroids), folder)
+  return calls.kmeans(library, name, case, features, folder)

@@ -10,16 +10,8 @@ from ecos_jax.benchmark import cases
 # A rate a little over the peak is noise of the two measurements.
 _TOLERATED = 1.05
 _COLUMNS = (
-  "stage",
-  "shape",
-  "implementation",
-  "seconds",
-  "spread",
-  "rate/s",
-  "GFLOP/s",
-  "of gemm",
-  "MiB",
-  "",
+  *("stage", "shape", "implementation", "seconds", "spread", "rate/s"),
+  *("GFLOP/s", "of gemm", "MiB", ""),
 )
 
 
@@ -40,10 +32,8 @@ def row(
   """
   seconds = [result["seconds"] for result in results]
   median = statistics.median(seconds)
-  flops = case.flops
   # The difference of two fits can be lost in noise.
   per_second = 1 / median if median > 0 else None
-  size = results[-1].get("bytes", case.bytes)
   found = {
     "stage": case.stage,
     "shape": case.name,
@@ -54,39 +44,33 @@ def row(
     "gemm_share": None,
     "rounds": seconds,
     "devices": devices,
-    "gflops": flops and per_second and flops * 1e-9 * per_second,
-    "bytes_per_second": size and per_second and size * per_second,
+    "gflops": case.flops and per_second and case.flops * 1e-9 * per_second,
     "peak_bytes": max(result["peak_bytes"] for result in results),
   }
   if case.stage == "converge":
     found["target_of"] = cases.target(implementation)
   known = dict(results[-1])
   if "waiting_share" in known:
-    known["waiting_share"] = statistics.median(
-      result["waiting_share"] for result in results
-    )
-  return found | {k: v for k, v in known.items() if k not in found}
+    shares = [result["waiting_share"] for result in results]
+    known["waiting_share"] = statistics.median(shares)
+  return found | known | found
 
 
-def complete(
-  rows: list[dict[str, Any]], peak_gflops: float, chip_flops: float | None
-) -> None:
+def complete(rows: list[dict[str, Any]], peak_gflops: float) -> None:
   """Adds to the rows of one case what follows from comparing them.
 
   * `gemm_share`, `memory_share`: rate as a share of that of `gemm`, `memory`.
   * `bare_ratio`, `bare_ratio_spread`: seconds divided by those of `bare`, round
     by round; the median, and the lowest and highest ratio.
   * `suspect`: whether the rate exceeds the peak.
-  * `mfu`: model FLOP utilisation, on known chips.
 
   Args:
     rows: Of one case.
     peak_gflops: The machine's own rate of a square float32 product.
-    chip_flops: The data sheet's bfloat16 FLOP/s of all devices, if known.
   """
   named = {found["implementation"]: found for found in rows}
   gemm, memory, bare = map(named.get, ("gemm", "memory", "bare"))
-  if gemm and gemm["stage"] in ("assign", "fit", "stream"):
+  if gemm:
     work = gemm["gflops"] * gemm["seconds"]
     peak_gflops = max(peak_gflops, work / gemm["spread"][0])
   for found in rows:
@@ -94,7 +78,6 @@ def complete(
     found["suspect"] = found["seconds"] <= 0 or (
       gflops is not None and gflops > _TOLERATED * peak_gflops
     )
-    found["mfu"] = gflops and chip_flops and 1e9 * gflops / chip_flops
     if gemm and gflops:
       found["gemm_share"] = gflops / gemm["gflops"]
     if memory:
@@ -120,11 +103,9 @@ def _remark(found: Mapping[str, Any]) -> str:
       "SUSPECT: over the peak; products were skipped, or it is mismeasured"
     )
   if "target_of" in found:
-    reached = f"inertia {found['inertia']:.6g}"
+    verb = "reached" if found["reached"] else "MISSED"
     goal = f"{found['target_of']}'s {found['target']:.6g}"
-    remarks.append(
-      f"{reached}, {'reached' if found['reached'] else 'MISSED'} {goal}"
-    )
+    remarks.append(f"inertia {found['inertia']:.6g}, {verb} {goal}")
   if found.get("correct", 1) < 0.999:
     remarks.append(f"only {found['correct']:.1%} of the labels are right")
   if "waiting_share" in found:
@@ -147,9 +128,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     share = found["gemm_share"]
     lines.append(
       (
-        found["stage"],
-        found["shape"],
-        found["implementation"],
+        *(found["stage"], found["shape"], found["implementation"]),
         f"{found['seconds']:.4g}",
         f"{low:.4g}..{high:.4g}",
         _number(found["rate"]),

@@ -1,9 +1,11 @@
 """A benchmark, from its cases to the rows in a JSON file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import functools
 import os
 from pathlib import Path
-import shutil
 import tempfile
 from typing import Any
 
@@ -15,100 +17,128 @@ from ecos_jax.benchmark import cases as cases_lib
 from ecos_jax.benchmark import machine
 from ecos_jax.benchmark import peers
 from ecos_jax.benchmark import rows as rows_lib
-from ecos_jax.benchmark import timing
 
 _ENCODER_OF_PEERS = "efficientnet_lite0"
 _PACKAGES = ("ecos_jax", "jax", "jaxlib", "numpy")
 _PEAK_SECONDS = 2.0
 
 
+def rounds(
+  job: Mapping[str, Any],
+  names: Sequence[str],
+  environment: Mapping[str, str],
+  count: int,
+) -> Iterator[tuple[str, int, dict[str, Any] | children.ChildError]]:
+  """Yields (implementation, round, result); every round calls all of them.
+
+  Each implementation has a child process (`calls.start`), which is paused
+  between its calls. Each round begins with another one. Round 0 does not count.
+  An implementation that fails yields its error, and is not called again.
+
+  Args:
+    job: What the children are told, apart from `name`.
+    names: The implementations.
+    environment: Of the processes.
+    count: Rounds that count.
+  """
+  with contextlib.ExitStack() as stack:
+    todo: dict[str, children.Child] = {}
+    for name in names:
+      try:
+        child = children.Child(
+          "ecos_jax.benchmark.calls:start",
+          {**job, "name": name},
+          environment=environment,
+          log=tempfile.TemporaryFile(),  # noqa: SIM115 (closed with the child)
+        )
+      except children.ChildError as error:
+        yield name, 0, error
+        continue
+      stack.callback(child.close)
+      child.pause()
+      todo[name] = child
+    for i in range(count + 1):
+      order = [*todo]
+      turn = i % max(len(order), 1)
+      for name in order[turn:] + order[:turn]:
+        child = todo[name]
+        child.resume()
+        try:
+          result = child.call(None)
+        except children.ChildError as error:
+          del todo[name]
+          result = error
+        else:
+          child.pause()
+        yield name, i, result
+
+
+@dataclasses.dataclass
 class Run:
   """One benchmark.
 
   Attributes:
-    device: What it runs on (`machine.describe`).
+    cases: What to run.
+    options: How.
+    only: Implementations to run; if empty, all that are installed.
+    scratch: Folder for the data; None for the system's.
+    output: The JSON file.
+    say: Prints a line.
     rows: The rows so far.
     skipped: What was not run, and why.
   """
 
-  def __init__(
-    self,
-    cases: Sequence[cases_lib.Case],
-    options: cases_lib.Options,
-    *,
-    only: Sequence[str],
-    scratch: Path | None,
-    output: Path,
-    say: Callable[[str], None] = print,
-  ):
-    """Describes the machine.
+  cases: Sequence[cases_lib.Case]
+  options: cases_lib.Options
+  only: Sequence[str]
+  scratch: Path | None
+  output: Path
+  say: Callable[[str], None]
+  rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
-    Args:
-      cases: What to run.
-      options: How.
-      only: Implementations to run; if empty, all that are installed.
-      scratch: Folder for the data meanwhile; None for the system's.
-      output: The JSON file.
-      say: Prints a line.
+  @functools.cached_property
+  def _environment(self) -> dict[str, str]:
+    return machine.environment(os.environ)
 
-    Raises:
-      ChildError: The machine cannot run JAX.
-    """
-    self._cases = cases
-    self._options = options
-    self._only = only
-    self._scratch = scratch
-    self._output = output
-    self._say = say
-    self._environment = machine.environment(os.environ, options.devices)
-    self.device = children.once(
-      "ecos_jax.benchmark.machine:describe", _PEAK_SECONDS, self._environment
-    )
-    self.rows: list[dict[str, Any]] = []
-    self.skipped: list[dict[str, str]] = []
+  @functools.cached_property
+  def device(self) -> dict[str, Any]:
+    """What it runs on (`machine.describe`), or an error that it has no JAX."""
+    describe = "ecos_jax.benchmark.machine:describe"
+    return children.once(describe, _PEAK_SECONDS, self._environment)
 
   def all(self) -> None:
     """Runs every case, and leaves the JSON file."""
-    todo = [(case, self._names(case)) for case in self._cases]
-    calls = sum(len(names) for _, names in todo) * (self._options.rounds + 1)
+    todo = [(case, self._names(case)) for case in self.cases]
+    calls = sum(len(names) for _, names in todo) * (self.options.rounds + 1)
     self._write(complete=False, rows=[])
-    with tqdm.tqdm(total=calls, unit="call", disable=None) as progress:
+    with tqdm.tqdm(total=calls, unit="call", disable=None) as bar:
       for case, names in todo:
-        progress.set_description(f"{case.stage} {case.name}")
-        folder = Path(tempfile.mkdtemp(prefix="ecos_jax-", dir=self._scratch))
-        try:
-          self._case(case, names, folder, progress)
-        finally:
-          shutil.rmtree(folder)
+        bar.set_description(f"{case.stage} {case.name}")
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+          self._case(case, names, folder, bar)
     self._write(complete=True, rows=self.rows)
 
   def _names(self, case: cases_lib.Case) -> list[str]:
     """Returns the implementations to run; tells which are not installed."""
     stage, names = cases_lib.STAGES[case.stage], []
+    other_encoder = self.options.encoder != _ENCODER_OF_PEERS
     for name in stage.implementations:
-      if self._only and name.partition(":")[0] not in self._only:
+      if self.only and name.partition(":")[0] not in self.only:
         continue
       if name in stage.peers and not peers.installed(name):
         self._skip(case, name, "not installed: pip install 'ecos_jax[bench]'")
-      elif (
-        case.stage == "encode"
-        and name in stage.peers
-        and (self._options.encoder != _ENCODER_OF_PEERS)
-      ):
+      elif case.stage == "encode" and name in stage.peers and other_encoder:
         self._skip(case, name, f"it is for --encoder={_ENCODER_OF_PEERS}")
       else:
         names.append(name)
     return names
 
   def _case(
-    self,
-    case: cases_lib.Case,
-    names: list[str],
-    folder: Path,
-    progress: tqdm.tqdm,
+    self, case: cases_lib.Case, names: list[str], folder: str, bar: tqdm.tqdm
   ) -> None:
-    job = {"case": case, "options": self._options, "folder": str(folder)}
-    if case.bytes is not None:
+    job = {"case": case, "options": self.options, "folder": folder}
+    if len(case.shape) > 1:  # Not for images, which each child makes.
       try:
         prepare = "ecos_jax.benchmark.data:prepare"
         children.once(prepare, job, self._environment)
@@ -116,15 +146,14 @@ class Run:
         self._skip(case, "all", f"no data: {error}")
         return
     results: dict[str, list] = {name: [] for name in names}
-    jobs = [job | {"names": group} for group in self._groups(case, names)]
-    for name, i, result in timing.rounds(
-      jobs, self._environment, self._options.rounds
+    for name, i, result in rounds(
+      job, names, self._environment, self.options.rounds
     ):
       if isinstance(result, children.ChildError):
         results[name] = []
         self._skip(case, name, str(result))
         continue
-      progress.update()
+      bar.update()
       if i:
         results[name].append(result)
         # An interrupted run leaves the rounds so far.
@@ -132,17 +161,7 @@ class Run:
     rows = self._rows(case, results)
     self.rows += rows
     if rows:
-      self._say(rows_lib.table(rows) + "\n")
-
-  def _groups(self, case: cases_lib.Case, names: list[str]) -> list[list[str]]:
-    """Returns the implementations of each child process: one, mostly."""
-    if self.device["platform"] != "tpu":
-      return [[name] for name in names]
-    # One TPU serves one process.
-    peers = cases_lib.STAGES[case.stage].peers
-    ours = [name for name in names if name not in peers]
-    groups = [ours, *([name] for name in names if name in peers)]
-    return [group for group in groups if group]
+      self.say(rows_lib.table(rows) + "\n")
 
   def _rows(self, case: cases_lib.Case, results: dict[str, list]) -> list:
     peers = cases_lib.STAGES[case.stage].peers
@@ -152,30 +171,22 @@ class Run:
       for name, found in results.items()
       if found
     ]
-    peak = self.device["peak_bf16_flops"]
-    chips = peak and peak * devices
-    rows_lib.complete(rows, self.device["gemm_gflops"], chips)
+    rows_lib.complete(rows, self.device["gemm_gflops"])
     return rows
 
   def _skip(self, case: cases_lib.Case, name: str, reason: str) -> None:
-    self.skipped.append(
-      {
-        "stage": case.stage,
-        "shape": case.name,
-        "implementation": name,
-        "reason": reason,
-      }
-    )
-    self._say(f"{case.stage} {case.name}: {name} is left out: {reason}")
+    place = {"stage": case.stage, "shape": case.name, "implementation": name}
+    self.skipped.append({**place, "reason": reason})
+    self.say(f"{case.stage} {case.name}: {name} is left out: {reason}")
 
   def _write(self, *, complete: bool, rows: list[dict[str, Any]]) -> None:
     libraries = {n for stage in cases_lib.STAGES.values() for n in stage.peers}
     files.write_json(
-      self._output,
+      self.output,
       {
         "device": self.device,
         "versions": machine.versions((*_PACKAGES, *sorted(libraries))),
-        "options": self._options._asdict(),
+        "options": self.options._asdict(),
         "complete": complete,
         "rows": rows,
         "skipped": self.skipped,

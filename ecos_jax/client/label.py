@@ -1,8 +1,8 @@
 """Labels a proxy with private data: `python -m ecos_jax.client.label`.
 
     python -m ecos_jax.client.label --request=label_request.safetensors \
-      --data=folder:/private/images --epsilon=5 --max_epsilon=6 \
-      --ledger=ledger.jsonl --out=labels.safetensors
+      --data=folder:/private/images --epsilon=5 --ledger=ledger.jsonl \
+      --create_ledger --max_epsilon=6 --out=labels.safetensors
 
 The labels are those of `client.private_knn`: -1 where the client abstains or
 the budget is used up. Ledger and consent are as in `client.respond`. The number
@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+import numpy as np
 
 from ecos_jax import cli
-from ecos_jax import config
 from ecos_jax import messages
 from ecos_jax.client import answering
 from ecos_jax.client import command
+from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.config import limits
 from ecos_jax.messages import wire
+from ecos_jax.privacy import ledger
 
 
 def _define_flags() -> None:
@@ -67,12 +69,15 @@ def _define_flags() -> None:
   )
 
 
-def _terms(proposed: messages.LabelTerms) -> messages.LabelTerms:
-  """Returns the proposed terms, changed by the flags that are given."""
+def _terms(
+  proposed: messages.LabelTerms, guarantee: ledger.Guarantee
+) -> messages.LabelTerms:
+  """Returns the proposed terms, changed by the ledger and by flags."""
   f = flags.FLAGS
   names = ("gamma", "neighbours", "sigma_screen", "sigma_vote", "threshold")
   fields: dict[str, Any] = dataclasses.asdict(proposed)
-  fields |= {"delta": f.delta, "relation": config.Relation.ADD_REMOVE.value}
+  fields |= {"delta": guarantee.delta, "relation": guarantee.relation}
+  fields |= {"unit": guarantee.unit}
   fields |= {n: f[n].value for n in names if f[n].value is not None}
   return messages.LabelTerms(**fields)
 
@@ -81,22 +86,29 @@ def main(argv: list[str]) -> None:
   """Labels the request that the flags name."""
   del argv
   f = flags.FLAGS
-  out, ledger = command.checked_paths("request")
+  out, path = command.checked_paths("request")
   request = messages.LabelRequest.from_bytes(wire.read_file(Path(f.request)))
   encoder = command.encoder_of(request)
   classes = command.classes(request.terms.classes)
-  tag = command.tag_of(f.data, f.data_dir)
-  if classes is not None:
-    # Other classes give other labels: an answer about these is another answer.
-    tag += f" with classes {','.join(classes)}"
+  guarantee = command.guarantee(path)
+  tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
+
+  def opened() -> encoding.Private:
+    data = command.open_data(classes)
+    return encoding.opened(
+      request,
+      data,
+      encoder,
+      f.batch_size,
+      labels=data.labels(np.arange(len(data))),
+      persons=command.persons_of(data, guarantee),
+    )
 
   answered = answering.answer_request(
     request,
-    lambda: private_knn.encode(
-      request, command.open_data(classes), encoder, f.batch_size
-    ),
-    _terms(request.terms),
-    answering.Account(ledger, tag, f.max_epsilon, command.consent),
+    opened,
+    _terms(request.terms, guarantee),
+    answering.Account(path, tag, command.consent),
     epsilon=f.epsilon,
   )
   labels = answered.answer.labels

@@ -23,6 +23,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.cloud import directions as directions_lib
 from ecos_jax.cloud import question as question_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
@@ -103,7 +104,7 @@ def choose(
       f"{list(features.shape)}"
     )
   query = messages.Query.from_bytes(question)
-  if not np.array_equal(query.centroids, codebook.centroids):
+  if not question_lib.is_about(query, codebook):
     raise errors.EcosError(
       "`question` is not about `codebook`: give the one made from it"
     )
@@ -131,20 +132,17 @@ def choose(
   wrong += checks.range_errors(options)
   if wrong:
     raise errors.ConfigError("; ".join(wrong))
-  return samples(
-    features, codebook, combined.scores, combined.sigma, options, key
-  )
+  return samples(features, codebook, combined, options, key)
 
 
 def samples(
   features: chunks.Features,
   book: codebook_lib.Codebook,
-  scores: np.ndarray,
-  sigma: float,
+  answer: question_lib.Combined,
   options: config.Sampling,
   key: jax.Array,
 ) -> Choice:
-  """Returns the samples that noisy scores choose; a prefix is a smaller choice.
+  """Returns the samples that an answer chooses; a prefix is a smaller choice.
 
   Of the first b samples, b q_r / B are from cluster r, rounded down or up,
   where q_r is its quota; they are the first in the order of
@@ -159,8 +157,7 @@ def samples(
   Args:
     features: [N, d].
     book: The codebook, of R clusters.
-    scores: int64 [R], noisy.
-    sigma: Scale of the noise in a score.
+    answer: To the question about it.
     options: The rule, and the budget; `method` must be `ecos` or `ecos_paper`.
     key: Random key.
 
@@ -168,13 +165,33 @@ def samples(
     EcosError: The budget is not positive, or no cluster has votes.
   """
   options = options.resolved()
-  votes = scores_lib.votes(scores, book.sizes, sigma, options)
+  at: directions_lib.Density | None = None
+  if answer.sums is not None and book.directions is not None:
+    # The noise of the classes adds up with their votes.
+    total, scale = (
+      answer.sums.sum(axis=0),
+      answer.scale * len(answer.sums) ** 0.5,
+    )
+    counts = None
+    if answer.scores is not None:
+      counts = directions_lib.Counts(
+        answer.scores, answer.sigma, book.assignment, book.sizes
+      )
+    at = directions_lib.density(
+      features, book.directions, answer.votes, total, scale, key, counts
+    )
+    votes = at.in_clusters(features, book.assignment, len(book.sizes))
+  else:
+    assert answer.scores is not None
+    votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
   density = scores_lib.density(votes, book.sizes)
   weights = votes * density**options.density_power
   quota = quotas(weights, book.sizes, options.budget)
   if not quota.any():
     raise errors.EcosError("no cluster has votes: there is nothing to choose")
-  chosen = sampling.decompress(features, book, density, quota, options, key)
+  chosen = sampling.decompress(
+    features, book, density if at is None else at, quota, options, key
+  )
   clusters = interleave(quota)
   indices = np.empty(len(clusters), np.int64)
   indices[np.argsort(clusters, kind="stable")] = np.concatenate(chosen)

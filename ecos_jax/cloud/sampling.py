@@ -20,6 +20,7 @@ import tqdm
 
 from ecos_jax import config
 from ecos_jax.cloud import codebook
+from ecos_jax.cloud import directions
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start as start_lib
@@ -32,17 +33,24 @@ _GROUP_ROWS = 1 << 15
 _MIN_WIDTH = 64
 # The density at a sample is interpolated between so many nearby clusters.
 _NEIGHBOURS = 8
+# Of the weight of a sample, which float32 must hold times a squared distance.
+_LEAST_LOG = -60.0
 
 
 @jax.jit
 def farthest_first(
-  features: jax.Array, nearest: jax.Array, start: jax.Array, steps: jax.Array
+  features: jax.Array,
+  nearest: jax.Array,
+  start: jax.Array,
+  steps: jax.Array,
+  weights: jax.Array | None = None,
 ) -> jax.Array:
   """Returns the order of k-center greedy in several sets, int32 [g, m].
 
   Each step chooses in every set the sample farthest from those chosen before
-  (Gonzalez 1985); ties go to the lowest index. All sets advance together: a
-  step is one pass over the features.
+  (Gonzalez 1985), or that with the largest weight times distance (the weighted
+  k-center problem: Dyer and Frieze 1985); ties go to the lowest index. All sets
+  advance together: a step is one pass over the features.
 
   Args:
     features: float32 [g, m, d], g sets of m samples.
@@ -50,6 +58,7 @@ def farthest_first(
       infinity if there is none; minus infinity for samples never to choose.
     start: int32 [g], the first choice in each set.
     steps: int32, the number of samples to choose in each set.
+    weights: float32 [g, m], squares of the weights, positive; None: all are 1.
 
   Returns:
     The step at which each sample was chosen; `steps` or more if it was not.
@@ -70,7 +79,8 @@ def farthest_first(
     distances = norms - 2 * products + norms[sets, chosen, None]
     nearest = jnp.minimum(nearest, jnp.maximum(distances, 0))
     nearest = nearest.at[sets, chosen].set(-jnp.inf)
-    return order, nearest, assign.argmax(nearest)[1]
+    weighted = nearest if weights is None else nearest * weights
+    return order, nearest, assign.argmax(weighted)[1]
 
   order = jnp.full(nearest.shape, jnp.iinfo(jnp.int32).max, jnp.int32)
   order, _, _ = jax.lax.fori_loop(0, steps, step, (order, nearest, start))
@@ -135,6 +145,27 @@ def _groups(
       yield clusters[first : first + sets].tolist(), sets, int(width)
 
 
+def _copies(features: np.ndarray, distances: np.ndarray) -> np.ndarray:
+  """Returns which rows are copies of an earlier row, bool [m].
+
+  Args:
+    features: float32 [m, d].
+    distances: float32 [m], to some point: the same for copies of one row, and
+      for few other rows, so that few rows have to be compared.
+  """
+  copies = np.zeros(len(features), np.bool_)
+  order = np.argsort(distances)
+  same = np.flatnonzero(np.diff(distances[order]) == 0)
+  if len(same):
+    tied = np.unique(order[np.concatenate([same, same + 1])])
+    # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
+    rows = np.ascontiguousarray(features[tied] + np.float32(0))
+    rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
+    copies[tied] = True
+    copies[tied[np.unique(rows, return_index=True)[1]]] = False
+  return copies
+
+
 def _among(
   features: np.ndarray,
   density: np.ndarray,
@@ -157,11 +188,7 @@ def _among(
     quota: Number of samples that will be chosen; at most m.
     options: `likely` and `central`.
   """
-  # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
-  rows = np.ascontiguousarray(features + np.float32(0))
-  rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
-  copies = np.ones(len(rows), np.bool_)
-  copies[np.unique(rows, return_index=True)[1]] = False
+  copies = _copies(features, distances)
   limit = math.ceil(options.likely * np.count_nonzero(~copies))
   among = np.lexsort((ranks, -density, copies))[: max(quota, limit)]
   limit = math.ceil(options.central * limit)
@@ -192,8 +219,11 @@ def _density(
   """
   gaps = (centroids**2).sum(axis=1) - 2 * features @ centroids.T
   gaps -= gaps.min(axis=1, keepdims=True)
-  third = np.sort(gaps, axis=1)[:, min(2, len(centroids) - 1)]
-  scale = max(float(np.median(third)), np.finfo(np.float32).tiny)
+  third = min(2, len(centroids) - 1)
+  third = np.sort(np.partition(gaps, third, axis=1)[:, third])
+  # Their median; np.median is slow on so few.
+  middle = third[[(len(third) - 1) // 2, len(third) // 2]].mean()
+  scale = max(float(middle), np.finfo(np.float32).tiny)
   weights = np.exp(-gaps / scale)
   return weights @ density / weights.sum(axis=1)
 
@@ -202,7 +232,7 @@ def _ordered(
   features: chunks.Features,
   candidates: list[np.ndarray],
   book: codebook.Codebook,
-  density: np.ndarray,
+  density: np.ndarray | directions.Density,
   quotas: np.ndarray,
   options: config.Sampling,
 ) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
@@ -212,16 +242,26 @@ def _ordered(
     order = np.full((sets, width), width)
     nearest = np.full((sets, width), -np.inf, np.float32)
     first = np.zeros(sets, np.int32)
+    weights = None
+    if isinstance(density, directions.Density):
+      weights = np.ones((sets, width), np.float32)
     members = [np.sort(candidates[r]) for r in clusters]
     taken = chunks.take(features, np.concatenate(members))
     parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
-    around = _neighbours(book.centroids, clusters)
+    if isinstance(density, directions.Density):
+      at = [density.log_at(part) for part in parts]
+    else:
+      around = _neighbours(book.centroids, clusters)
+      at = [
+        _density(part, book.centroids[near], density[near])
+        for part, near in zip(parts, around, strict=True)
+      ]
     for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
       # The candidates are in random order: their places among sorted rows.
       ranks = np.argsort(candidates[r])
       among = _among(
         part,
-        _density(part, book.centroids[around[i]], density[around[i]]),
+        at[i],
         np.sum((part - book.centroids[r]) ** 2, axis=1),
         ranks,
         int(quotas[r]),
@@ -230,19 +270,23 @@ def _ordered(
       padded[i, : len(part)] = part
       nearest[i, among] = np.inf
       first[i] = among[0]
+      if weights is not None:
+        logs = at[i] - at[i][among].max()
+        weights[i, : len(part)] = np.exp(np.clip(2 * logs, _LEAST_LOG, 0))
+        first[i] = among[np.argmax(logs[among])]
       if options.within is config.Within.RANDOM:
         among = among[np.argsort(ranks[among])]
       order[i, among] = np.arange(len(among))
     if options.within is config.Within.KCENTER:
       steps = np.int32(quotas[clusters].max())
-      order = farthest_first(padded, nearest, first, steps)
+      order = farthest_first(padded, nearest, first, steps, weights)
     yield clusters, members, order
 
 
 def decompress(
   features: chunks.Features,
   book: codebook.Codebook,
-  density: np.ndarray,
+  density: np.ndarray | directions.Density,
   quotas: np.ndarray,
   options: config.Sampling,
   key: jax.Array,
@@ -251,19 +295,21 @@ def decompress(
 
   The samples of a cluster are in the order of their choice. `within=kcenter`
   begins with the sample nearest to the centroid and always adds the one
-  farthest from all chosen; `nearest` goes from the centroid outwards; `random`
+  farthest from all chosen; where the density is known at every sample, it
+  begins with the densest, and adds the one whose density times the distance to
+  all chosen is largest. `nearest` goes from the centroid outwards; `random`
   is random, as is the order of a cluster that gives all it has.
 
   They choose among the candidates (see the module): first the share `likely`
   where the client's samples are densest, by interpolation between the nearby
-  centroids; of these the share `central` that is nearest to the centroid, since
-  k-center takes outliers first.
+  centroids if the density is that of clusters; of these the share `central`
+  that is nearest to the centroid, since k-center takes outliers first.
 
   Args:
     features: [N, d].
     book: The codebook, of R clusters.
-    density: float64 [R], of the client's samples over the pool's, up to a
-      factor.
+    density: Of the client's samples over the pool's, up to a factor: float64
+      [R] for each cluster, or at every sample.
     quotas: int64 [R], how many to take; at most the size of the cluster.
     options: `within`, `likely`, `central`.
     key: Random key: of the candidates, and of `random`.

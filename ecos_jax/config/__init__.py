@@ -13,6 +13,13 @@ from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 
 
+class Benchmark(enum.Enum):
+  """Which benchmark's data a run without sources reads."""
+
+  DIGITS = "digits"
+  ICONS = "icons"
+
+
 class Split(enum.Enum):
   """Where the client's domain lies (ECOS, section 4.1)."""
 
@@ -25,6 +32,13 @@ class Relation(enum.Enum):
 
   ADD_REMOVE = "add_remove"
   REPLACE_ONE = "replace_one"
+
+
+class Unit(enum.Enum):
+  """Whose presence epsilon hides: what one neighbour has more or less."""
+
+  SAMPLE = "sample"
+  PERSON = "person"
 
 
 class Method(enum.Enum):
@@ -44,6 +58,14 @@ class Method(enum.Enum):
 ASKING = (Method.ECOS, Method.ECOS_PAPER)
 # These methods read the client's data, or know which source is like them.
 SIMULATION_ONLY = (Method.MAK, Method.IDEAL, Method.LOCAL)
+
+
+class Question(enum.Enum):
+  """What a query asks: votes on centroids, on directions, or on both."""
+
+  COUNTS = "counts"
+  SIGNS = "signs"
+  BOTH = "both"
 
 
 class Filter(enum.Enum):
@@ -66,6 +88,13 @@ class Within(enum.Enum):
   KCENTER = "kcenter"
   RANDOM = "random"
   NEAREST = "nearest"
+
+
+class LabelledBy(enum.Enum):
+  """How the client labels the proxy."""
+
+  KNN = "knn"
+  VOTES = "votes"
 
 
 class Task(enum.Enum):
@@ -125,7 +154,7 @@ class Data:
 
   Sources are strings as in `ecos_jax.config.spec`: `folder:DIR`,
   `images:FILE.npz`, `tfds:NAME:SPLIT`, `features:PATH`. Without sources, the
-  run is on the Digits benchmark, and the last five fields choose its data.
+  run is on a benchmark, and the fields from `dir` on choose its data.
   """
 
   sources: tuple[str, ...] = ()
@@ -139,15 +168,19 @@ class Data:
   labelled_only: bool = False
   """Whether to leave out samples of no class; for benchmarks."""
   dir: str | None = None
-  """Where TFDS keeps its data; for Digits, the folder of its files."""
+  """Where TFDS keeps its data; for a benchmark, the folder of its files."""
+  benchmark: Benchmark = Benchmark.DIGITS
+  """Which benchmark, without sources."""
   client: str = "usps"
-  """Digits: the client's domain."""
+  """Benchmark: the client's domain."""
   split: Split = Split.ID_OOD
-  """Digits: whether half of the client's domain is in the pool, or none."""
+  """Benchmark: whether part of the client's domain is in the pool, or none."""
   train_images: int = number(7438, "[1, inf)")
   """Digits: the most training images of a domain."""
   test_images: int = number(5000, "[1, inf)")
   """Digits: the most test images."""
+  persons: int = number(1, "[1, inf)")
+  """Digits: how many of the client's samples are of one person."""
 
 
 @dataclasses.dataclass
@@ -179,7 +212,7 @@ class Bank:
 
 @dataclasses.dataclass
 class Codebook:
-  """k-means on the feature bank."""
+  """k-means on the feature bank, and what the client is asked of it."""
 
   size: int = number(100, f"[1, {limits.MAX_CENTROIDS}]")
   """R, the number of centroids."""
@@ -194,6 +227,15 @@ class Codebook:
   """Lloyd's: the most iterations."""
   tolerance: float = number(1e-4, "[0, inf)")
   """Lloyd's: stop when the inertia falls by less than this share of it."""
+  question: Question = Question.COUNTS
+  """Each sample votes for its nearest centroid, or with a sign on the
+  directions where it is farthest from the pool's mean, or both."""
+  directions: int = number(64, f"[1, {limits.MAX_DIRECTIONS}]")
+  """Signs: p, the number of directions; at most the length of a feature."""
+  votes: int = number(32, f"[1, {limits.MAX_DIRECTIONS}]")
+  """Signs: m, on how many of the directions a sample votes."""
+  weight: int = number(3, f"[1, {limits.MAX_WEIGHT}]")
+  """Both: what a vote for a centroid counts beside those on directions."""
 
 
 @dataclasses.dataclass
@@ -205,13 +247,17 @@ class Privacy:
   """
 
   sigma: float = number(10.0, _SIGMA)
-  """Standard deviation of the noise on each vote count."""
+  """Standard deviation of the noise on each vote count; where a sample has
+  several votes, in units of their length."""
   gamma: float = number(0.8, _GAMMA)
-  """Probability that a sample votes."""
+  """Probability that a unit votes."""
   delta: float = number(1e-5, f"[{limits.MIN_DELTA}, {limits.MAX_DELTA}]")
   """Of (epsilon, delta)-differential privacy."""
   relation: Relation = Relation.ADD_REMOVE
   """Which data sets are neighbours."""
+  unit: Unit = Unit.SAMPLE
+  """What one neighbour has more or less: a sample, or a person with all samples
+  of theirs; then each person votes with one sample, drawn at random."""
   first_part: float = number(0.2, "(0, 1)")
   """Two questions: the share of 1 / sigma^2 that the first answer has."""
   insecure_noise_seed: int | None = number(None, "[0, inf)")
@@ -222,6 +268,9 @@ class Privacy:
 @dataclasses.dataclass
 class Sampling:
   """Choice of the proxy; the formulas are in docs/sampling.md.
+
+  An answer about directions tells the density at every sample, which `likely`
+  and `within` then use; `filter` and `estimate` are for counts alone.
 
   The method `ecos_paper` sets the fields from `filter` on as the paper does
   (`PAPER`), whatever they are here.
@@ -298,15 +347,26 @@ class Train:
 
 @dataclasses.dataclass
 class Labelling:
-  """Labels by the client with private kNN, for `train.task=client`.
+  """Labels by the client, for `train.task=client`.
 
-  For each request, a random subset of the client's samples is drawn, and the
+  With `votes` the question about directions is asked for each class, and the
+  cloud labels the proxy by the answer: no second question, and no more epsilon.
+  With `knn`, private kNN, the cloud asks about each sample of the proxy. For
+  each request, a random subset of the client's samples is drawn, and the
   nearest of them vote for their class. If the largest vote count, with noise of
   `sigma_screen`, reaches `threshold`, the answer is the class with the most
   votes after noise of `sigma_vote` on each count. The defaults are for 5,000
   requests, of which 1,000 are answered for an epsilon of 5.
   """
 
+  by: LabelledBy = LabelledBy.KNN
+  """Private kNN, or the signed votes of each class; those need
+  `codebook.question` signs or both."""
+  certain: float = number(0.0, "[0, 1]")
+  """Votes: the least probability of a label; other samples have none."""
+  soft: bool = False
+  """Votes: whether to train on the probabilities of all classes instead of the
+  likeliest class."""
   neighbours: int = number(150, f"[1, {limits.MAX_SAMPLES}]")
   """k: the client's samples that vote on one request."""
   gamma: float = number(0.5, _GAMMA)

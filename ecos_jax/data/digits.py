@@ -63,23 +63,6 @@ _UCI_TRAIN = 3823
 _TRAIN, _TEST = 0, 1
 
 
-class Benchmark(NamedTuple):
-  """The data of the cloud, of the client, and of the test.
-
-  Attributes:
-    pool: A source for each domain, with the domain's name.
-    client: The client's images and labels, which are private.
-    test: Held-out images of the client's domain.
-    client_source: Position of the pool's source of the client's domain; None if
-      there is none.
-  """
-
-  pool: pools.Pool
-  client: pools.ArraySource
-  test: pools.ArraySource
-  client_source: int | None
-
-
 class _Images(NamedTuple):
   images: np.ndarray  # [n, h, w] or [n, h, w, 3] uint8
   labels: np.ndarray  # [n] int64
@@ -228,7 +211,7 @@ class _Digits:
     return order[:half] if domain == "mnist" else order[half:]
 
 
-def load(data: config.Data, seed: int) -> Benchmark:
+def load(data: config.Data, seed: int) -> pools.Problem:
   """Returns the benchmark; deterministic given the arguments and files.
 
   Args:
@@ -273,11 +256,17 @@ def load(data: config.Data, seed: int) -> Benchmark:
       "files in `data.dir`"
     )
   names = [domain for domain in DOMAINS if domain in pool]
-  return Benchmark(
+  return pools.Problem(
     pool=pools.Pool([pools.ArraySource(name, *pool[name]) for name in names]),
-    client=pools.ArraySource(data.client, *client),
+    client=pools.ArraySource(
+      data.client,
+      *client,
+      # The images are in random order.
+      persons=np.arange(len(client.labels)) // data.persons,
+    ),
     test=pools.ArraySource(data.client, *test),
     client_source=names.index(data.client) if data.client in pool else None,
+    classes=CLASSES,
   )
 
 
@@ -316,6 +305,7 @@ def write_client(folder: Path, client: str, seed: int) -> None:
     EcosError: As in `load`.
   """
   source = load(config.Data(client=client), seed).client
+  assert source is not None
   every = np.arange(len(source))
   file = io.BytesIO()
   np.savez_compressed(

@@ -1,39 +1,20 @@
 """The data of a run: a pool, and in a simulation a client and test data.
 
-They are the sources that the configuration names, or else the Digits benchmark.
+They are the sources that the configuration names, or else a benchmark's.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 import re
-from typing import NamedTuple
 
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import digits
 from ecos_jax.data import features
+from ecos_jax.data import icons
 from ecos_jax.data import pools
-
-
-class Problem(NamedTuple):
-  """The data of the cloud, of the simulated client, and of the test.
-
-  Attributes:
-    pool: The public samples.
-    client: The simulated client's samples, which are private; None if the
-      client is remote.
-    test: Held-out samples of the client's domain; None if there are none.
-    client_source: Position of the pool's source of the client's domain; None if
-      there is none, or it is unknown.
-    classes: Number of classes; 0 if unknown.
-  """
-
-  pool: pools.Pool
-  client: pools.Source | None
-  test: pools.Source | None
-  client_source: int | None
-  classes: int
+from ecos_jax.data.pools import Problem as Problem
 
 
 def load(
@@ -47,7 +28,7 @@ def load(
 
   Args:
     data: That part of the configuration.
-    seed: As in `digits.load`.
+    seed: Of a benchmark, as in `digits.load` and `icons.load`.
     remote: Whether the client is another machine: then its data and the test
       data are unknown here.
     listings: Folder where each `FolderSource` keeps its listing; None: no
@@ -57,7 +38,8 @@ def load(
     EcosError: A source cannot be read, or the sources do not fit together.
   """
   if not data.sources:
-    problem = Problem(*digits.load(data, seed), classes=digits.CLASSES)
+    benchmark = digits if data.benchmark is config.Benchmark.DIGITS else icons
+    problem = benchmark.load(data, seed)
     if remote:
       return problem._replace(client=None, test=None, client_source=None)
     return problem

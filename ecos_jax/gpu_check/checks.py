@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import concurrent.futures
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 import ecos_jax
@@ -28,11 +29,7 @@ from ecos_jax.models import efficientnet
 
 # Float32's rounding of a score or a distance, over |x|^2 + |c|^2.
 _ROUNDING = 1e-6
-_TYPES = {
-  "float16": np.dtype(np.float16),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float32": np.dtype(np.float32),
-}
+_TYPES = ("float16", "bfloat16", "float32")
 _THREADS = 8
 _JOB_SECONDS = 300
 
@@ -85,11 +82,11 @@ def random_shapes(tiny: bool) -> Iterator[dict]:
     n, d, k = np.exp(rng.uniform(0, np.log((3000, 1400, 1500)))).astype(int)
     if tiny:
       n, d, k = n % 50 + 1, d % 50 + 1, k % 50 + 1
-    dtype = rng.choice(list(_TYPES))
+    dtype = rng.choice(_TYPES)
     # Norms and means that differ by orders of magnitude.
     scale = np.float32(10) ** rng.integers(-3, 3)
     features = _normal(rng, n, d) + np.float32(rng.integers(3))
-    features = (features * scale).astype(_TYPES[dtype])
+    features = (features * scale).astype(jnp.dtype(dtype))
     centroids = _normal(rng, k, d) * scale + np.mean(features, dtype=np.float32)
     found = assign.assign(features, centroids)
     return dtype, (n, d, k), *_compared(features, centroids, found)
@@ -117,14 +114,16 @@ def ties(tiny: bool) -> Iterator[dict]:
   """Yields how equal scores and repeated centroids are decided."""
   rng = np.random.default_rng(0)
   n, k = (50, 20) if tiny else (20_000, 700)
-  for dtype, numpy_type in _TYPES.items():
+  for dtype in _TYPES:
     # Whole numbers: all scores are exact.
-    features = rng.integers(-2, 3, (n, 3)).astype(numpy_type)
+    features = rng.integers(-2, 3, (n, 3)).astype(jnp.dtype(dtype))
     centroids = rng.integers(-2, 3, (k, 3)).astype(np.float32)
     scores = _scores(features, centroids)
     wrong = assign.assign(features, centroids).labels != np.argmax(scores, 1)
     twice = np.tile(_normal(rng, k, 70), (2, 1))
-    second = assign.assign(twice[:k].astype(numpy_type), twice).labels >= k
+    second = (
+      assign.assign(twice[:k].astype(jnp.dtype(dtype)), twice).labels >= k
+    )
     yield {
       "dtype": dtype,
       "not_the_lowest_index": int(wrong.sum()),
@@ -140,12 +139,10 @@ def memory(tiny: bool) -> Iterator[dict]:
   on_gpu = mesh.devices.flat[0].platform == "gpu"
   block = chunks.plan((n, d), k, mesh, in_memory=True).block
   for function in (assign.assign_chunk, lloyd.plain):
+    features = jax.ShapeDtypeStruct((n, d), jnp.float16)
+    centroids = jax.ShapeDtypeStruct((k, d), jnp.float32)
     lowered = function.lower(
-      jax.ShapeDtypeStruct((n, d), jnp.float16),
-      jnp.int32(n),
-      jax.ShapeDtypeStruct((k, d), jnp.float32),
-      mesh=mesh,
-      block=block,
+      features, jnp.int32(n), centroids, mesh=mesh, block=block
     )
     analysis = lowered.compile().memory_analysis()
     kept = analysis.temp_size_in_bytes if analysis else 0
@@ -165,22 +162,15 @@ def kmeans_as_on_cpu(tiny: bool) -> Iterator[dict]:
   features = centres[rng.integers(k, size=n)] + _normal(rng, n, d)
   features = features.astype(np.float16)
   init = features[rng.choice(n, k, replace=False)].astype(np.float32)
-  fits = []
-  for device in (jax.devices()[0], jax.devices()[0], jax.devices("cpu")[0]):
+
+  def fit(device):
     mesh = jax.sharding.Mesh(np.array([device]), ("data",))
+    options = {"iterations": 10, "init": init, "mesh": mesh}
     with jax.default_device(device):
-      fits.append(
-        kmeans.fit(
-          features,
-          k,
-          jax.random.key(0),
-          init=init,
-          iterations=10,
-          tolerance=0,
-          mesh=mesh,
-        )
-      )
-  gpu, again, cpu = fits
+      return kmeans.fit(features, k, jax.random.key(0), tolerance=0, **options)
+
+  gpu, again = (fit(jax.devices()[0]) for _ in range(2))
+  cpu = fit(jax.devices("cpu")[0])
   differ = float(np.max(np.abs(gpu.centroids - cpu.centroids)))
   yield {
     "shape": (n, d, k),
@@ -214,12 +204,12 @@ def votes_as_on_cpu(tiny: bool) -> Iterator[dict]:
   )
 
 
-def network(make, module, size: int) -> registry.Encoder:
+def network(name: str, make, size: int) -> registry.Encoder:
   """Returns the encoder of a network with random weights.
 
   Args:
+    name: What to call it.
     make: Makes the network, given `rngs`.
-    module: Where the network is defined.
     size: Height and width of the images.
   """
   model = make(rngs=nnx.Rngs(0))
@@ -232,31 +222,21 @@ def network(make, module, size: int) -> registry.Encoder:
       return nnx.merge(graph, state).features(scaled)
 
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-  return registry.Encoder(
-    name=module.__name__.rpartition(".")[2],
-    image_size=size,
-    dimension=jax.eval_shape(features, state, images).shape[1],
-    settings={},
-    digest="",
-    apply=jax.tree_util.Partial(features, state),
-  )
+  dimension = jax.eval_shape(features, state, images).shape[1]
+  apply = jax.tree_util.Partial(features, state)
+  return registry.Encoder(name, size, dimension, {}, "", apply)
 
 
 def encoders_as_on_cpu(tiny: bool) -> Iterator[dict]:
   """Yields how features differ between GPU and CPU."""
   rng = np.random.default_rng(3)
-
-  def lite(rngs):
-    return efficientnet.EfficientNetLite0(1, rngs)
-
-  encoders = [registry.get("hog")]
+  count, encoders = 8 if tiny else 256, [registry.get("hog")]
   if not tiny:
-    encoders.append(network(lite, efficientnet, 64))
+    lite = functools.partial(efficientnet.EfficientNetLite0, 1)
+    encoders.append(network("efficientnet_lite0", lite, 64))
   for encoder in encoders:
     s = encoder.image_size
-    images = rng.integers(
-      256, size=(8 if tiny else 256, s, s, 3), dtype=np.uint8
-    )
+    images = rng.integers(256, size=(count, s, s, 3), dtype=np.uint8)
     features = registry.encode(encoder, images)
     cpu = jax.devices("cpu")[0]
     apply = jax.device_put(jax.tree_util.Partial(encoder.apply), cpu)
@@ -271,7 +251,7 @@ def encoders_as_on_cpu(tiny: bool) -> Iterator[dict]:
 
 def job(tiny: bool) -> Iterator[dict]:
   """Yields what the main job gives, killed and resumed, and in one go."""
-  root = Path(ecos_jax.__file__).parent.parent
+  root = Path(ecos_jax.__file__).parents[1]
   config = root / "configs" / "digits_manual.py"
   _require(config.is_file(), f"{config} is not here: run in a checkout")
   command = [
@@ -281,43 +261,33 @@ def job(tiny: bool) -> Iterator[dict]:
   ]
   if not tiny:
     command.append("--config.train.steps=200")
-  environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-  proxies = []
+  options: dict[str, Any] = {
+    "cwd": root,
+    "env": os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+  }
+  quiet: dict[str, Any] = options | {"stdout": subprocess.DEVNULL}
+  proxies, limit = [], _JOB_SECONDS
   with tempfile.TemporaryDirectory() as folder:
-    for name, kill in (("killed", True), ("whole", False))[: 2 - tiny]:
-      workdir = Path(folder) / name
-      begin, kills = time.perf_counter(), 0
-      with (Path(folder) / f"{name}.log").open("w+b") as log:
-        while True:
-          process = subprocess.Popen(
-            [*command, f"--workdir={workdir}"],
-            cwd=root,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-          )
-          while process.poll() is None:
-            # Killed as soon as the second stage is finished.
-            done = len(list(workdir.glob("*/manifest.json")))
-            if kill and not kills and done >= 2:
-              process.kill()
-              kills += 1
-            if time.perf_counter() - begin > _JOB_SECONDS:
-              process.kill()
-              kills = 2
+    for name in ("killed", "whole")[: 2 - tiny]:
+      workdir, begin = Path(folder, name), time.perf_counter()
+      run = [*command, f"--workdir={workdir}"]
+      if name == "killed":
+        with subprocess.Popen(run, **quiet) as process:
+          # Until the second stage is finished.
+          while process.poll() is None and time.perf_counter() < begin + limit:
+            if len(list(workdir.glob("*/manifest.json"))) > 1:
+              break
             time.sleep(0.05)
-          if not (kill and kills == 1 and process.returncode == -9):
-            break
-        log.seek(0)
-        said = log.read().decode(errors="replace").strip()[-1500:]
-      _require(
-        process.returncode == 0, f"exit code {process.returncode}: {said}"
-      )
+          process.kill()
+      done = subprocess.run(run, **options, text=True, timeout=limit)
+      said = done.stdout.strip()[-1500:]
+      _require(done.returncode == 0, f"exit code {done.returncode}: {said}")
       summary = json.loads((workdir / "summary.json").read_text())
       proxies.append(summary["proxy_digest"])
       yield {
         "run": name,
-        "killed": kills,
         "seconds": time.perf_counter() - begin,
         "accuracy": summary["accuracy"],
         "proxy": summary["proxy_digest"][:12],

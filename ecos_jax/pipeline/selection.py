@@ -11,6 +11,7 @@ from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import baselines
 from ecos_jax.cloud import choose
+from ecos_jax.cloud import question
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import encode
@@ -117,12 +118,12 @@ def _choose(job: Job) -> choose.Choice:
   size = job[asking.POOL].size
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
-      response = job.read(asking.LAST.response)
       return choose.samples(
         asking.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
-        response.scores,
-        response.statement.sigma,
+        question.combine(
+          [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+        ),
         options,
         key,
       ).by_cluster()
@@ -202,14 +203,14 @@ def dataset(job: Job, stage: Stage) -> loader.Samples:
     return loader.proxy_source(path / DATASET, job.config.train.image_size)
 
 
-class Unlabelled:
-  """The images of a source without its labels, and other arrays beside them."""
+class Beside:
+  """The samples of a source, and other arrays beside them."""
 
   def __init__(self, source: loader.Samples, **arrays: np.ndarray):
     """Wraps a source.
 
     Args:
-      source: The images, and perhaps labels that nobody may see.
+      source: The samples.
       **arrays: [n, ...], added to its batches by name.
     """
     self._source = source
@@ -222,4 +223,13 @@ class Unlabelled:
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the samples at `indices` [b]."""
     arrays = {name: array[indices] for name, array in self._arrays.items()}
-    return {"image": self._source.batch(indices)["image"]} | arrays
+    return self._source.batch(indices) | arrays
+
+
+class Unlabelled(Beside):
+  """The images of a source without its labels, which nobody may see."""
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the samples at `indices` [b], without labels."""
+    batch = super().batch(indices)
+    return {name: array for name, array in batch.items() if name != "label"}

@@ -9,8 +9,10 @@ no better than m from p0, and one that is replaced no better than (m, p0) from
 decide everything: "remove" (m against p0) and "add" (p0 against m). They
 compose by convolution, and epsilon is read off the composed PLD.
 
-dp_accounting makes the PLDs from the probability masses and rounds all losses
-up, so every epsilon here is an upper bound. It is rounded up to six decimals.
+dp_accounting convolves losses that are multiples of an interval. For a few
+answers they are rounded up to one, for many split between two (`_split`). Both
+only overstate the loss, so every epsilon here is an upper bound. It is rounded
+up to six decimals.
 
 What five answers cost together:
 
@@ -25,25 +27,40 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
 
-from dp_accounting import pld
 import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 
+if TYPE_CHECKING:
+  from dp_accounting.pld import privacy_loss_distribution
+
+_Pld: TypeAlias = "privacy_loss_distribution.PrivacyLossDistribution"
+
 # The noise exceeds this many sigma with a probability of about 1e-37.
 _SPAN = 13
-# Losses are rounded up to a multiple of the largest loss over this number: for
-# one answer, and (faster, still within about 1 % for thousands) for several.
+# Up to so many answers, losses are rounded up to a multiple of the largest loss
+# over this number: for one answer, and (faster) for several.
+_FEW = 64
 _LOSS_STEPS = 2**17
 _LOSS_STEPS_COMPOSED = 2**16
-# Above the rounding errors of the convolutions; taken off delta.
+# Rounding up shifts each loss by half an interval, and that adds up. For more
+# answers, losses are split, which widens the sum a little. The interval is the
+# root mean square loss of one answer over _SPREAD_STEPS, or that of all answers
+# over _TOTAL_STEPS if that is larger: so the arrays stay small.
+_SPREAD_STEPS = 32
+_TOTAL_STEPS = 2**14
+# From so many masses on dp_accounting composes arrays, and not dictionaries.
+_DENSE = 1001
+# Above the rounding errors of the convolutions, which grow with the number of
+# answers; taken off delta.
 _NUMERICAL_DELTA = 1e-10
+_NUMERICAL_DELTA_EACH = 1e-15
 _DECIMALS = 1e6
-
-_Pld = pld.privacy_loss_distribution.PrivacyLossDistribution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,45 +70,77 @@ class Release:
   Attributes:
     sigma: Scale of the discrete Gaussian on every count.
     gamma: Rate of the Poisson subsample; each release draws its own.
-    bins: Number of counts that one sample changes, by one each: the square of
-      the L2 sensitivity. 1: a histogram of votes, or its largest count
-      (Private-kNN's screening). 2: a histogram where the sample also displaces
-      another sample's vote (Private-kNN's votes of the k nearest).
+    bins: Number of counts that one sample changes, by one each, up or down. 1:
+      a histogram of votes, or its largest count (Private-kNN's screening). 2: a
+      histogram where the sample also displaces another sample's vote
+      (Private-kNN's votes of the k nearest). More: signed votes.
     times: Number of releases.
+    weight: By how much it changes one more count; 0: there is none.
   """
 
   sigma: float
   gamma: float
   bins: int = 1
   times: int = 1
+  weight: int = 0
+
+  @classmethod
+  def of(
+    cls, sigma: float, gamma: float, bins: int = 1, weight: int = 0
+  ) -> "Release":
+    """Returns a release whose noise is sigma times the L2 sensitivity."""
+    scale = sigma * math.sqrt(bins + weight**2)
+    return cls(scale, gamma, bins, weight=weight)
+
+  @property
+  def shift(self) -> int:
+    """The square of the L2 sensitivity."""
+    return self.bins + self.weight**2
 
 
-def log_noise(sigma: float, bins: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def log_noise(
+  sigma: float, bins: int = 1, weight: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns integers and the log-probability of the noise at each, both [n].
 
-  For one bin this is the discrete Gaussian. For two it is the difference u - v
-  of two discrete Gaussians: where one count rises by one and another falls by
-  one, the loss depends on u - v alone, which shifts by 2.
+  For one bin this is the discrete Gaussian. In general it is the law of
+  t = sum of v_i z_i, with z the noise and v what one sample adds to the counts:
+  the loss depends on t alone, which shifts by V = |v|^2. So
+  P(t = x) = exp(-x^2 / (2 V sigma^2)) c(x mod V). A Fourier transform of length
+  V gives the probability of each x mod V, and with it c: no tail is ever
+  computed as a small difference (docs/privacy.md, "Several votes").
 
   Args:
     sigma: Scale of the noise.
-    bins: 1 or 2, as in `Release`.
+    bins: As in `Release`.
+    weight: As in `Release`.
   """
-  reach = math.ceil(_SPAN * sigma * math.sqrt(bins)) + 2 * bins
+  shift = bins + weight**2
+  if shift > max(1, 32 * sigma**2):
+    raise ValueError("sigma is too small for so many votes")
+  reach = math.ceil(_SPAN * sigma * math.sqrt(shift)) + 2 * shift
   x = np.arange(-reach, reach + 1)
-  log_mass = -(x**2) / (2 * bins * sigma**2)
-  if bins == 2:
-    # The sum over u of exp(-(u - x/2)^2 / sigma^2) depends on x's parity only.
-    u = np.arange(-reach, reach + 1)
-    sums = [np.exp(-((u - h) ** 2) / sigma**2).sum() for h in (0.0, 0.5)]
-    log_mass = log_mass + np.log(sums)[x % 2]
+  log_mass = -(x**2) / (2 * shift * sigma**2)
+  if shift > 1:
+    wide = math.ceil(_SPAN * sigma) + shift
+    z = np.arange(-wide, wide + 1)
+    # Of one count's noise, modulo the shift; it is even, so this is real.
+    one = np.bincount(z % shift, np.exp(-(z**2) / (2 * sigma**2)), shift)
+    one = np.fft.fft(one / one.sum()).real
+    law = one**bins
+    if weight:
+      law = law * one[np.arange(shift) * weight % shift]
+    law = np.fft.ifft(law).real
+    gaussian = np.bincount(x % shift, np.exp(log_mass), shift)
+    log_mass = log_mass + np.log(law / gaussian)[x % shift]
   return x, log_mass - np.log(np.exp(log_mass).sum())
 
 
 def _log_pair(release: Release) -> tuple[np.ndarray, np.ndarray]:
   """Returns log-probabilities without the sample (p0) and with it (m)."""
-  _, log_mass = log_noise(release.sigma, release.bins)
-  absent, present = log_mass[release.bins :], log_mass[: -release.bins]
+  _, log_mass = log_noise(release.sigma, release.bins, release.weight)
+  shift = release.shift
+  absent, present = log_mass[shift:], log_mass[:-shift]
   if release.gamma < 1:
     present = np.logaddexp(
       math.log1p(-release.gamma) + absent, math.log(release.gamma) + present
@@ -104,42 +153,121 @@ def _largest_loss(release: Release) -> float:
   return float(np.abs(present - absent).max())
 
 
-@functools.lru_cache(maxsize=64)
-def _plds(release: Release, interval: float) -> tuple[_Pld, _Pld]:
+def _root_mean_square_loss(release: Release) -> float:
+  absent, present = _log_pair(release)
+  squares = (present - absent) ** 2
+  return math.sqrt(min(np.exp(present) @ squares, np.exp(absent) @ squares))
+
+
+def _interval(releases: tuple[Release, ...]) -> tuple[float, bool]:
+  """Returns the interval of the losses, and whether they are split."""
+  count = sum(release.times for release in releases)
+  largest = max(map(_largest_loss, releases))
+  if count <= _FEW:
+    steps = _LOSS_STEPS if count == 1 else _LOSS_STEPS_COMPOSED
+    return largest / steps, False
+  spreads = [_root_mean_square_loss(release) for release in releases]
+  total = math.hypot(
+    *(s * math.sqrt(r.times) for s, r in zip(spreads, releases, strict=True))
+  )
+  interval = max(
+    min(spreads) / _SPREAD_STEPS, total / _TOTAL_STEPS, largest / _LOSS_STEPS
+  )
+  # A power of two: sums of nearly as many releases share their parts.
+  return 2.0 ** math.ceil(math.log2(interval)), True
+
+
+def _library() -> ModuleType:
+  # Slow to import, and only what computes a cost needs it.
+  from dp_accounting.pld import privacy_loss_distribution
+
+  return privacy_loss_distribution
+
+
+def _split(
+  log_lower: np.ndarray, log_upper: np.ndarray, interval: float
+) -> _Pld:
+  """Returns a PLD of multiples of an interval that is never below the truth.
+
+  An outcome of probabilities p and q, between the multiples l and l + interval
+  of the loss log(q / p), becomes two outcomes, one with each of these losses,
+  whose probabilities sum to p and q. Who sees which of the two it was knows at
+  least as much as before. (These are the connected dots of Doroshenko et al.,
+  PoPETs 2022, without differences of nearly equal numbers.)
+
+  Args:
+    log_lower: Log-probabilities p, [n].
+    log_upper: Log-probabilities q, [n].
+    interval: Distance of the losses.
+  """
+  loss = log_upper - log_lower
+  below = np.floor(loss / interval).astype(np.int64)
+  q = np.exp(log_upper)
+  # q_below + q_above = q; q_below e^-l + q_above e^-(l + interval) = p.
+  share = np.expm1(below * interval - loss) / math.expm1(-interval)
+  above = q * np.clip(share, 0, 1)
+  first = int(below.min())
+  size = max(int(below.max()) - first + 2, _DENSE)
+  masses = np.bincount(below - first, q - above, size)
+  masses += np.bincount(below - first + 1, above, size)
+  return _library().PrivacyLossDistribution.create_from_rounded_probability(
+    dict(enumerate(masses.tolist(), first)), 0.0, interval
+  )
+
+
+def _composed(one: _Pld, other: _Pld) -> _Pld:
+  return one.compose(other)
+
+
+def _round_up(
+  log_lower: np.ndarray, log_upper: np.ndarray, interval: float
+) -> _Pld:
+  """Returns the PLD with all losses rounded up; arguments as of `_split`."""
+  above = np.ceil((log_upper - log_lower) / interval).astype(np.int64)
+  first = int(above.min())
+  masses = np.bincount(above - first, np.exp(log_upper))
+  kept = np.flatnonzero(masses)
+  return _library().PrivacyLossDistribution.create_from_rounded_probability(
+    dict(zip((kept + first).tolist(), masses[kept].tolist(), strict=True)),
+    0.0,
+    interval,
+  )
+
+
+@functools.lru_cache(maxsize=16)
+def _plds(release: Release, interval: float, split: bool) -> tuple[_Pld, _Pld]:
   """Returns the PLDs of removing and of adding a sample."""
   absent, present = _log_pair(release)
-  p0, m = dict(enumerate(absent.tolist())), dict(enumerate(present.tolist()))
-  remove, add = (
-    pld.privacy_loss_distribution.from_two_probability_mass_functions(
-      lower, upper, value_discretization_interval=interval
-    )
-    for lower, upper in ((p0, m), (m, p0))
-  )
+  if split:
+    remove = _split(absent, present, interval)
+    add = _split(present, absent, interval)
+  else:
+    remove = _round_up(absent, present, interval)
+    add = _round_up(present, absent, interval)
   if release.times == 1:
     return remove, add
   return remove.self_compose(release.times), add.self_compose(release.times)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _worst(
   releases: tuple[Release, ...], relation: config.Relation
 ) -> tuple[_Pld, ...]:
   """Returns the PLDs of all releases together, one for each direction."""
   replace = relation is config.Relation.REPLACE_ONE
-  if replace and any(release.bins > 1 for release in releases):
+  if replace and any(release.shift > 1 for release in releases):
     raise errors.EcosError(
-      "no bound is proven for replace_one with k-nearest-neighbour votes: "
-      "account for them with `relation` add_remove, and keep answers of the "
-      "two relations in separate ledgers, about separate data"
+      "no bound is proven for replace_one where a sample has several votes "
+      "(signed votes, or votes of the k nearest): account for them with "
+      "`relation` add_remove, and keep answers of the two relations in "
+      "separate ledgers, about separate data"
     )
-  single = sum(release.times for release in releases) == 1
-  steps = _LOSS_STEPS if single else _LOSS_STEPS_COMPOSED
-  interval = max(map(_largest_loss, releases)) / steps
+  interval, split = _interval(releases)
   removes, adds = zip(
-    *(_plds(release, interval) for release in releases), strict=True
+    *(_plds(release, interval, split) for release in releases), strict=True
   )
-  remove = functools.reduce(_Pld.compose, removes)
-  add = functools.reduce(_Pld.compose, adds)
+  remove = functools.reduce(_composed, removes)
+  add = functools.reduce(_composed, adds)
   return (remove.compose(add),) if replace else (remove, add)
 
 
@@ -147,10 +275,12 @@ def _worst(
 def _epsilon(
   releases: tuple[Release, ...], delta: float, relation: config.Relation
 ) -> float:
-  if delta <= 2 * _NUMERICAL_DELTA:
+  count = sum(release.times for release in releases)
+  numerical = max(_NUMERICAL_DELTA, _NUMERICAL_DELTA_EACH * count)
+  if delta <= 2 * numerical:
     return math.inf
   exact = max(
-    distribution.get_epsilon_for_delta(delta - _NUMERICAL_DELTA)
+    distribution.get_epsilon_for_delta(delta - numerical)
     for distribution in _worst(releases, relation)
   )
   if math.isinf(exact):

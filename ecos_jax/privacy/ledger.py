@@ -1,8 +1,9 @@
 """The client's own record of what it has spent: append-only, durable, locked.
 
 An epsilon covers one answer; what a client gives away over the years is the
-composition of all its answers. The ledger is a file with one line for each
-answer: its cost, and the answer itself. Each body of private data has one
+composition of all its answers. The ledger is a file that bounds it: the most
+that all answers may cost together, fixed when the file is made, then each
+answer and its cost, a line each (`records`). Each body of private data has one
 ledger. The client can be killed at any moment, because of this order:
 
 1. Noise is drawn in memory; nobody has seen it.
@@ -14,19 +15,15 @@ next run draws for the first time. If it is killed later, the next run finds the
 answer in the ledger and gives that one again.
 
 So an incomplete last line belongs to an answer that never left: it is reported
-and removed. Any other line that does not match its checksum is damage and is
-refused, since a cost might be missing. A file that is not a ledger is refused
-and left as it is.
+and removed. Any other line that does not match its checksum, or does not follow
+the line before it, is damage and is refused, since a cost might be missing. A
+file that is not a ledger is refused and left as it is.
 """
 
-import base64
 from collections.abc import Iterator
 import contextlib
-import dataclasses
-import json
 import os
 from pathlib import Path
-import re
 from typing import Any, BinaryIO
 
 from absl import logging
@@ -34,150 +31,78 @@ from absl import logging
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
-from ecos_jax import messages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import records
+from ecos_jax.privacy.records import Entry
+from ecos_jax.privacy.records import Guarantee
+from ecos_jax.privacy.records import LedgerError
 
-VERSION = 1
-# An incomplete line: a checksum, then the beginning of JSON.
-_CUT_OFF = re.compile(
-  rb"[0-9a-f]{1,64}|[0-9a-f]{64} (\{.*)?", re.DOTALL | re.ASCII
-)
-
-
-class LedgerError(errors.EcosError):
-  """The file is not a ledger, or is damaged, or has a newer version."""
+__all__ = [
+  "BudgetError",
+  "Entry",
+  "Guarantee",
+  "Ledger",
+  "LedgerError",
+  "create",
+  "locked",
+  "read",
+  "upgrade",
+]
 
 
 class BudgetError(errors.EcosError):
   """The budget does not allow an answer; nothing was spent."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-  """One answer.
+class Ledger:
+  """What a ledger holds; one that `locked` yields can grow.
 
   Attributes:
-    time: When it was drawn, ISO 8601 in UTC.
-    data: Name of the private data.
-    query_digest: Digest of the question.
-    terms: Terms of the answer, and what else tells answers apart.
-    epsilon: What this answer alone costs, for the terms' delta and relation.
-    cost: Its cost, which composes.
-    response: The bytes of the answer.
+    guarantee: What all answers together may cost.
+    entries: The answers, in their order.
+    incomplete: Whether the file had an incomplete last line.
   """
 
-  time: str
-  data: str
-  query_digest: str
-  terms: dict[str, float | int | str]
-  epsilon: float
-  cost: accounting.Cost
-  response: bytes
+  def __init__(self, data: bytes, path: Path, file: BinaryIO | None = None):
+    """Reads the bytes of a ledger.
 
-
-def _release_fields(release: accounting.Release) -> dict[str, float | int]:
-  """Returns the fields of a release, by their names in the file."""
-  fields = dataclasses.asdict(release)
-  return fields | {"moved": fields.pop("bins")}
-
-
-def _release(fields: dict[str, Any]) -> accounting.Release:
-  return accounting.Release(bins=fields.pop("moved"), **fields)
-
-
-def _to_line(entry: Entry) -> bytes:
-  fields = {
-    **dataclasses.asdict(entry),
-    "version": VERSION,
-    "cost": [_release_fields(release) for release in entry.cost.releases],
-    "response": base64.b64encode(entry.response).decode(),
-  }
-  text = json.dumps(fields, sort_keys=True).encode()
-  return files.digest(text).encode() + b" " + text + b"\n"
-
-
-def _from_line(line: bytes) -> Entry | None:
-  """Returns the entry, or None if the line does not match its checksum."""
-  checksum, _, text = line.partition(b" ")
-  if files.digest(text).encode() != checksum:
-    return None
-  fields = json.loads(text)
-  version = fields.pop("version")
-  if version != VERSION:
-    raise LedgerError(
-      f"the ledger has version {version}, this program reads {VERSION}: use "
-      "the newer ecos_jax that wrote it"
-    )
-  fields["cost"] = accounting.Cost(tuple(map(_release, fields["cost"])))
-  fields["response"] = base64.b64decode(fields["response"])
-  return Entry(**fields)
-
-
-class Ledger:
-  """An open, locked ledger; made by `locked`."""
-
-  def __init__(self, file: BinaryIO, path: Path):
-    """Reads a locked file, and removes an incomplete last line.
+    Args:
+      data: The whole file.
+      path: Its name, for errors.
+      file: The file, locked, if it may grow. An incomplete last line is removed
+        from it.
 
     Raises:
       LedgerError: A line is damaged, or the file is not a ledger.
     """
+    lines = records.parse(data, path)
+    if lines is None:
+      raise LedgerError(
+        f"`ledger`: {path} is empty: make it a ledger with `create_ledger` and "
+        "`max_epsilon`"
+      )
+    self.guarantee = lines.guarantee
+    self.entries = lines.entries
+    self.incomplete = lines.size < len(data)
+    self._last = lines.last
     self._file = file
-    self.entries: list[Entry] = []
-    file.seek(0)
-    *lines, tail = file.read().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-      entry = _from_line(line)
-      if entry is None:
-        raise LedgerError(
-          f"`ledger`: line {number} of {path} is damaged, so what was spent is "
-          "not known: restore the file from a copy"
-        )
-      self.entries.append(entry)
-    whole = _from_line(tail)
-    if whole is not None:
-      # Only its end of line is missing: the answer may have left.
-      self.entries.append(whole)
-      self._write(b"\n")
-    elif tail:
-      if not _CUT_OFF.fullmatch(tail):
-        raise LedgerError(
-          f"`ledger`: {path} is not a ledger: name another file"
-        )
+    if file and lines.unended:
+      # The answer may have left.
+      _write(file, b"\n")
+    elif file and self.incomplete:
       logging.warning(
         "%s: removed an incomplete last line; its answer never left", path
       )
-      file.truncate(file.tell() - len(tail))
+      file.truncate(lines.size)
       os.fsync(file.fileno())
 
-  def _write(self, data: bytes) -> None:
-    self._file.write(data)
-    self._file.flush()
-    os.fsync(self._file.fileno())
-
-  def guarantee(
-    self, terms: messages.Terms | messages.LabelTerms
-  ) -> tuple[float, str]:
-    """Returns the strictest delta and relation of `terms` and all entries."""
-    deltas = [terms.delta, *(entry.terms["delta"] for entry in self.entries)]
-    relations = {terms.relation, *(e.terms["relation"] for e in self.entries)}
-    replace_one = config.Relation.REPLACE_ONE.value
-    relation = replace_one if replace_one in relations else terms.relation
-    return min(map(float, deltas)), relation
-
-  def epsilon(
-    self,
-    terms: messages.Terms | messages.LabelTerms,
-    cost: accounting.Cost | None = None,
-  ) -> float:
+  def epsilon(self, cost: accounting.Cost | None = None) -> float:
     """Returns the epsilon of all entries, about any data, and of `cost`.
 
-    It holds for the delta and relation of `guarantee`, so a later answer with a
-    larger delta or another relation does not lower it.
+    It holds for the delta and the relation of the guarantee.
 
     Args:
-      terms: Of a planned answer.
-      cost: Of that answer; None for what was spent before.
+      cost: Of a planned answer; None for what was spent before.
 
     Raises:
       EcosError: No bound is proven for the relation.
@@ -185,27 +110,20 @@ class Ledger:
     costs = [entry.cost for entry in self.entries]
     if cost is not None:
       costs.append(cost)
-    return accounting.Cost.total(costs, *self.guarantee(terms))
+    return self.guarantee.total(costs)
 
-  def check_budget(
-    self,
-    terms: messages.Terms | messages.LabelTerms,
-    cost: accounting.Cost,
-    max_epsilon: float | None,
-  ) -> None:
-    """Checks that an answer keeps the budget; None is no budget.
+  def check_budget(self, cost: accounting.Cost) -> None:
+    """Checks that an answer keeps the guarantee.
 
     Raises:
       BudgetError: It does not.
       EcosError: No bound is proven for the relation.
     """
-    total = self.epsilon(terms, cost)
-    # Written so that a budget of NaN refuses.
-    if max_epsilon is not None and not total <= max_epsilon:
+    total, most = self.epsilon(cost), self.guarantee.max_epsilon
+    if total > most:
       raise BudgetError(
-        f"refused: {self.epsilon(terms):g} of `max_epsilon`={max_epsilon:g} is "
-        f"spent, and with this answer it would be {total:g}; give a smaller "
-        "`epsilon`"
+        f"refused: {self.epsilon():g} of `max_epsilon`={most:g} is spent, and "
+        f"with this answer it would be {total:g}; give a smaller `epsilon`"
       )
 
   def find(self, query_digest: str, data: str, terms: dict) -> Entry | None:
@@ -218,27 +136,143 @@ class Ledger:
 
   def append(self, entry: Entry) -> None:
     """Adds an entry; when this returns, it survives a loss of power."""
-    self._write(_to_line(entry))
+    assert self._file is not None
+    line, self._last = records.entry_line(entry, self._last)
+    _write(self._file, line)
     self.entries.append(entry)
 
 
+def _write(file: BinaryIO, data: bytes) -> None:
+  file.write(data)
+  file.flush()
+  os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[Ledger]:
-  """Yields the ledger at `path`, locked; the file is made if need be.
+def _locked(path: Path, mode: int) -> Iterator[BinaryIO]:
+  """Yields an open file, at its start, while no other process has it.
 
-  A second process waits until the first is done. However a process ends, its
-  lock ends with it.
-
-  Raises:
-    LedgerError: A line is damaged, or the file is not a ledger.
+  Args:
+    path: The file.
+    mode: As in `os.open`.
   """
   if path.exists() and not path.is_file():
     raise LedgerError(f"`ledger`: {path} is not a file")
-  descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-  with os.fdopen(descriptor, "a+b") as file:
+  try:
+    descriptor = os.open(path, mode, 0o600)
+  except FileNotFoundError as error:
+    raise LedgerError(
+      f"`ledger`: {path} is not there, and a new ledger would be a new budget: "
+      "correct the path, or make one with `create_ledger` and `max_epsilon`"
+    ) from error
+  with os.fdopen(descriptor, "a+b" if mode & os.O_RDWR else "rb") as file:
     # Also if another process made the file: it may not have got so far.
     files.sync(path.parent)
     if not files.lock(file, wait=False):
       logging.warning("%s: waiting for another process that has it", path)
       files.lock(file)
-    yield Ledger(file, path)
+    file.seek(0)
+    yield file
+
+
+def create(
+  path: Path | str,
+  *,
+  max_epsilon: float,
+  delta: float = 1e-5,
+  relation: str = config.Relation.ADD_REMOVE.value,
+  unit: str = config.Unit.SAMPLE.value,
+  votes_per_unit: int = 1,
+) -> Guarantee:
+  """Makes a ledger and returns its guarantee, which nothing changes later.
+
+  A ledger that has this very guarantee already is left as it is.
+
+  Args:
+    path: The file, one for each body of private data.
+    max_epsilon: The most that all answers may ever cost together; `math.inf`
+      for no limit.
+    delta: The delta of (epsilon, delta).
+    relation: `add_remove` or `replace_one`: what epsilon hides.
+    unit: As in `Guarantee`.
+    votes_per_unit: As in `Guarantee`.
+
+  Raises:
+    EcosError: An argument is out of range, or the file has another guarantee or
+      is not a ledger.
+  """
+  path = Path(path)
+  guarantee = Guarantee(
+    max_epsilon=max_epsilon,
+    delta=delta,
+    relation=relation,
+    unit=unit,
+    votes_per_unit=votes_per_unit,
+  )
+  with _locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+    lines = records.parse(file.read(), path)
+    if lines is None:
+      file.truncate(0)
+      _write(file, records.guarantee_line(guarantee)[0])
+    elif lines.guarantee != guarantee:
+      raise LedgerError(
+        f"`ledger`: {path} is there, and its budget is {lines.guarantee}: use "
+        "it as it is, or make another ledger for other data"
+      )
+  return guarantee
+
+
+def read(path: Path | str) -> Ledger:
+  """Returns what a ledger holds, and writes nothing.
+
+  Raises:
+    LedgerError: There is no such file, a line is damaged, or the file is not a
+      ledger.
+  """
+  path = Path(path)
+  with _locked(path, os.O_RDONLY) as file:
+    return Ledger(file.read(), path)
+
+
+@contextlib.contextmanager
+def locked(path: Path | str) -> Iterator[Ledger]:
+  """Yields the ledger at `path`, locked, without an incomplete last line.
+
+  A second process waits until the first is done. However a process ends, its
+  lock ends with it.
+
+  Raises:
+    LedgerError: As `read`.
+  """
+  path = Path(path)
+  with _locked(path, os.O_RDWR | os.O_APPEND) as file:
+    yield Ledger(file.read(), path, file)
+
+
+def upgrade(path: Path, out: Path, **guarantee: Any) -> Ledger:
+  """Copies the answers of a ledger of version 1 to a new ledger.
+
+  Args:
+    path: The old ledger, which stays as it is.
+    out: The new one; it must not exist.
+    **guarantee: Fields of `Guarantee`. Without delta or relation, the strictest
+      of the answers.
+
+  Returns:
+    The new ledger.
+
+  Raises:
+    EcosError: `path` is not a ledger of version 1, `out` exists, or a field is
+      out of range.
+  """
+  if out.exists():
+    raise LedgerError(f"`out`: {out} exists: name a new file")
+  with _locked(path, os.O_RDONLY) as file:
+    entries, strictest = records.parse_version_1(file.read(), path)
+  line, last = records.guarantee_line(Guarantee(**strictest | guarantee))
+  lines = [line]
+  for entry in entries:
+    line, last = records.entry_line(entry, last)
+    lines.append(line)
+  files.write(out, *lines, mode=0o600)
+  return read(out)

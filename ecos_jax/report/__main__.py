@@ -11,7 +11,6 @@ from ecos_jax import workdir
 from ecos_jax.report import collect
 from ecos_jax.report import page
 from ecos_jax.report import projection
-from ecos_jax.report import table
 
 _WORKDIR = flags.DEFINE_list(
   "workdir", None, "Working directories of finished runs, separated by commas."
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> None:
     raise errors.EcosError(
       f"{error} with python -m ecos_jax.train, and run this again"
     ) from error
-  print(table.table({str(run.path): run.summary for run in runs}))
+  print(collect.table(runs))
   try:
     files.write(out, html.encode())
   except OSError as error:

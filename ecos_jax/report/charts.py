@@ -20,14 +20,9 @@ _MAX_RADIUS = 15
 
 
 class Series(NamedTuple):
-  """A curve.
+  """A curve, and its class in the style sheet.
 
-  Attributes:
-    name: Its name.
-    style: Its class in the style sheet.
-    steps: Training steps, ascending.
-    values: The value at each step.
-    final: The value of the finished network on other data, if known: a ring.
+  `final` is the value of the finished network on other data, drawn as a ring.
   """
 
   name: str
@@ -67,7 +62,7 @@ def coverage(clusters: collect.Clusters, threshold: float | None) -> str:
     clusters: Of a run.
     threshold: The lowest score that passes, in sigma; None without a filter.
   """
-  scores, sigma = clusters.scores, clusters.statement.sigma
+  scores, sigma = clusters.scores, clusters.sigma
   order = _ranked(scores, _BARS)
   chart = svg.new(720, 340, "Noised coverage of each cluster, sorted")
   limit = max(threshold or 0, 2.4) * sigma

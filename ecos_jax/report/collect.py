@@ -12,6 +12,7 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax import text_tables
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import scores
@@ -21,9 +22,6 @@ from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.training import metrics
 
-# Rows of an index that are looked at together.
-_CHUNK_ROWS = 1 << 22
-
 
 class Clusters(NamedTuple):
   """The clusters, the client's answer about each, and how many were taken.
@@ -32,7 +30,7 @@ class Clusters(NamedTuple):
     centroids: float32 [R, d].
     assignment: int32 [N], mapped from disk.
     sizes: int64 [R], number of pool samples in each cluster.
-    scores: int64 [R], the noised coverage.
+    scores: int64 or float64 [R], the noised coverage, in votes.
     votes: float64 [R], the sampler's estimate of the true votes.
     taken: int64 [R], number of proxy samples in each cluster.
     statement: The client's privacy statement.
@@ -45,6 +43,11 @@ class Clusters(NamedTuple):
   votes: np.ndarray
   taken: np.ndarray
   statement: messages.Statement
+
+  @property
+  def sigma(self) -> float:
+    """Scale of the noise in the scores."""
+    return self.statement.scale / max(self.statement.weight, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Run:
     sources: Number of pool samples of each source.
     chosen: int64 [B], pool indices of the proxy; None without a proxy.
     composition: Number of proxy samples of each source; empty without a proxy.
-    clusters: None unless the client was asked for scores.
+    clusters: None unless the client was asked for votes on centroids.
     curves: Logged metrics of the stages `model` and `teacher`.
   """
 
@@ -153,11 +156,13 @@ def _read(
   path: Path, summary: summary_lib.Summary, stages: dict[str, dict[str, Any]]
 ) -> Run:
   config = reading.read(_json(path / "config.json"))
-  chosen = None
+  sources = stages["pool"]["result"]["sizes"]
+  chosen = clusters = None
+  composition: dict[str, int] = {}
   if "proxy" in stages:
     chosen = selection.read_indices(path / "proxy", _digest(stages, "proxy"))
-  sources = stages["pool"]["result"]["sizes"]
-  clusters = None
+    counts = np.bincount(source_of(sources, chosen), minlength=len(sources))
+    composition = dict(zip(sources, counts.tolist(), strict=True))
   if "response" in stages and chosen is not None:
     clusters = _clusters(path, stages, config.sampling.resolved(), chosen)
   return Run(
@@ -167,7 +172,7 @@ def _read(
     stages=stages,
     sources=sources,
     chosen=chosen,
-    composition={} if chosen is None else _composition(sources, chosen),
+    composition=composition,
     clusters=clusters,
     curves={
       name: rows
@@ -175,14 +180,6 @@ def _read(
       if name in stages and (rows := _curve(path / name / metrics.FILE))
     },
   )
-
-
-def _composition(sources: dict[str, int], chosen: np.ndarray) -> dict[str, int]:
-  counts = np.zeros(len(sources), np.int64)
-  for start in range(0, len(chosen), _CHUNK_ROWS):
-    position = source_of(sources, chosen[start : start + _CHUNK_ROWS])
-    counts += np.bincount(position, minlength=len(sources))
-  return dict(zip(sources, counts.tolist(), strict=True))
 
 
 def source_of(sources: dict[str, int], indices: np.ndarray) -> np.ndarray:
@@ -200,26 +197,29 @@ def _clusters(
   stages: dict[str, dict[str, Any]],
   options: config_lib.Sampling,
   chosen: np.ndarray,
-) -> Clusters:
+) -> Clusters | None:
   book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
   file = path / "response" / asking.RESPONSE
   data = workdir.read_bytes(file, _digest(stages, "response"))
   response = messages.Response.from_bytes(data)
+  if response.scores is None:
+    return None
   if not len(response.scores) == len(book.centroids) == len(book.sizes):
     raise errors.EcosError(
       f"{path}: the response has {len(response.scores)} scores for "
       f"{len(book.centroids)} centroids: delete its folders codebook, query, "
       "response and proxy, and run python -m ecos_jax.train again"
     )
-  return Clusters(
+  weight = response.statement.weight
+  clusters = Clusters(
     *(book.centroids, book.assignment, book.sizes),
-    scores=response.scores,
-    votes=scores.votes(
-      response.scores, book.sizes, response.statement.sigma, options
-    ),
+    scores=response.scores / weight if weight > 1 else response.scores,
+    votes=np.zeros(len(book.sizes)),
     taken=np.bincount(book.assignment[chosen], minlength=len(book.sizes)),
     statement=response.statement,
   )
+  votes = scores.votes(clusters.scores, book.sizes, clusters.sigma, options)
+  return clusters._replace(votes=votes)
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
@@ -242,3 +242,29 @@ def labels(runs: Sequence[Run]) -> list[str]:
   if len(paths) == 1:
     return [paths[0].name]
   return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+
+
+def table(runs: Sequence[Run]) -> str:
+  """Returns a table for the terminal, with a line for each run."""
+  rows = [
+    (
+      *("run", "method", "accuracy", "proxy", "client's share", "epsilon"),
+      *("bytes down", "bytes up"),
+    )
+  ]
+  for run in runs:
+    summary = run.summary
+    epsilon = summary.epsilon
+    rows.append(
+      (
+        str(run.path),
+        summary.method,
+        summary_lib.percent(summary.accuracy),
+        f"{summary.proxy_size or 0:,}",
+        summary_lib.percent(summary.proxy_client_share),
+        "not private" if epsilon is None else f"{epsilon:.4g}",
+        f"{summary.bytes_down:,}",
+        f"{summary.bytes_up:,}",
+      )
+    )
+  return text_tables.aligned(rows)

@@ -24,12 +24,14 @@ from ecos_jax.report import projection
 # So many sources are named; the others are shown together.
 _SOURCES = 24
 _MESSAGES = {
-  "first_query": "down",
-  "first_response": "up",
-  "query": "down",
-  "response": "up",
-  "request": "down",
-  "labels": "up",
+  **{"first_query": "down", "first_response": "up"},
+  **{"query": "down", "response": "up"},
+  **{"request": "down", "labels": "up"},
+}
+_CURVES = {
+  "loss": "Loss",
+  "accuracy": "Accuracy",
+  "agreement": "Agreement with the teacher",
 }
 
 
@@ -51,13 +53,7 @@ class Share(NamedTuple):
 
 
 class Chart(NamedTuple):
-  """A chart of training.
-
-  Attributes:
-    title: Its heading.
-    svg: The chart.
-    rings: Whether it has rings, for the values of finished networks.
-  """
+  """A chart of training; `rings` if it has the values of finished networks."""
 
   title: str
   svg: str
@@ -66,15 +62,15 @@ class Chart(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """What the page shows of a run.
+  """What the page shows of a run; None for what it did not have.
 
   Attributes:
     run: The run.
     label: Its short name.
     anchor: Prefix of the ids in its chapter.
-    plane: The projection of its bank; None if it had none.
+    plane: The projection of its bank.
     maps: Charts of the pool and of the proxy; none without a bank.
-    coverage: The chart; None if the client was not asked for scores.
+    coverage: The chart of the client's answer.
     passing: Share of the clusters without votes that the filter lets pass.
     pictures: Images; None for a pool of features.
     sources: The sources, with their shares of this run's proxy.
@@ -130,16 +126,16 @@ def render(
   Raises:
     EcosError: An artefact is damaged, or UMAP is not installed.
   """
-  names = collect.labels(runs)
-  views = [
-    _view(run, name, f"run{i}", kind)
-    for i, (run, name) in enumerate(zip(runs, names, strict=True))
-  ]
-  proxies = [
+  named = [
     (run, name, _style(i))
-    for i, (run, name) in enumerate(zip(runs, names, strict=True))
-    if run.chosen is not None
+    for i, (run, name) in enumerate(
+      zip(runs, collect.labels(runs), strict=True)
+    )
   ]
+  views = [
+    _view(run, name, f"run{i}", kind) for i, (run, name, _) in enumerate(named)
+  ]
+  proxies = [entry for entry in named if entry[0].chosen is not None]
   one_pool = all(run.sources == runs[0].sources for run in runs)
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("ecos_jax.report"),
@@ -148,26 +144,14 @@ def render(
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {
-    "percent": _percent,
-    "number": _number,
-    "size": _size,
-    "short": _short,
-    "seconds": _seconds,
-    "odds": _odds,
-    "style": _style,
-  }
+  for form in (_percent, _number, _size, _short, _seconds, _odds, _style):
+    environment.filters[form.__name__.removeprefix("_")] = form
   return environment.get_template("page.html").render(
     views=views,
     rival=_rival(views),
     shares=_shares(proxies) if proxies and one_pool else None,
     one_pool=one_pool,
-    curves=_curves(
-      [
-        _series(run, "model", name, _style(i))
-        for i, (run, name) in enumerate(zip(runs, names, strict=True))
-      ]
-    ),
+    curves=_curves([(run, "model", name, style) for run, name, style in named]),
     differences=_differences(runs),
     version=ecos_jax.__version__,
   )
@@ -183,25 +167,15 @@ def _view(
     coverage = charts.coverage(run.clusters, threshold)
     if threshold is not None:
       # Scores are integers, and a score that passes is positive.
-      sigma = run.clusters.statement.sigma
+      sigma = run.clusters.sigma
       lowest = max(math.ceil(threshold * sigma), 1)
       passing = float(scipy.stats.norm.sf((lowest - 0.5) / sigma))
   return View(
-    run,
-    label,
-    anchor,
-    plane,
+    *(run, label, anchor, plane),
     [] if plane is None else charts.maps(run, plane),
-    coverage,
-    passing,
-    pictures.look(run),
+    *(coverage, passing, pictures.look(run)),
     _shares([(run, "the proxy", None)]),
-    _curves(
-      [
-        _series(run, "model", "model", "c0"),
-        _series(run, "teacher", "teacher", "c1"),
-      ]
-    ),
+    _curves([(run, "model", "model", "c0"), (run, "teacher", "teacher", "c1")]),
   )
 
 
@@ -210,21 +184,17 @@ def _rival(views: Sequence[View]) -> View | None:
 
   It must have the same data, training and budget.
   """
-  first = views[0].run
-  if first.summary.accuracy is None:
+
+  def setting(view: View) -> tuple:
+    config = view.run.config
+    return config.data, config.train, config.sampling.budget
+
+  known = [v for v in views if v.run.summary.accuracy is not None]
+  if not known or known[0] is not views[0]:
     return None
-  known = [
-    v
-    for v in views[1:]
-    if v.run.summary.accuracy is not None
-    and v.run.config.sampling.budget == first.config.sampling.budget
-    and all(
-      getattr(v.run.config, part) == getattr(first.config, part)
-      for part in ("data", "train")
-    )
-  ]
-  random = [v for v in known if v.run.summary.method == "random"]
-  return next(iter(random + known), None)
+  same = [v for v in known[1:] if setting(v) == setting(views[0])]
+  random = [v for v in same if v.run.summary.method == "random"]
+  return next(iter(random + same), None)
 
 
 def _shares(
@@ -276,34 +246,25 @@ def _style(n: int) -> str:
   return f"c{colour} again" if rounds else f"c{colour}"
 
 
-def _series(
-  run: collect.Run, stage: str, name: str, style: str
-) -> dict[str, charts.Series]:
-  """Returns the curves of a network by metric; empty if it was not trained."""
-  rows = run.curves.get(stage, [])
-  found = {}
-  for metric in ("loss", "accuracy", "agreement"):
-    own = [row for row in rows if metric in row]
-    if own:
-      found[metric] = charts.Series(
-        name,
-        style,
-        [row["step"] for row in own],
-        [row[metric] for row in own],
-        run.result(stage)["accuracy"] if metric == "accuracy" else None,
-      )
-  return found
+def _curves(
+  networks: Sequence[tuple[collect.Run, str, str, str]],
+) -> list[Chart]:
+  """Returns a chart for each metric that was logged.
 
-
-def _curves(networks: Sequence[dict[str, charts.Series]]) -> list[Chart]:
-  titles = {
-    "loss": "Loss",
-    "accuracy": "Accuracy",
-    "agreement": "Agreement with the teacher",
-  }
+  Args:
+    networks: The run, stage, name and class of each network.
+  """
   found = []
-  for metric, title in titles.items():
-    series = [curves[metric] for curves in networks if metric in curves]
+  for metric, title in _CURVES.items():
+    series = []
+    for run, stage, name, style in networks:
+      rows = [row for row in run.curves.get(stage, []) if metric in row]
+      if rows:
+        final = run.result(stage)["accuracy"] if metric == "accuracy" else None
+        steps, values = zip(
+          *((r["step"], r[metric]) for r in rows), strict=True
+        )
+        series.append(charts.Series(name, style, steps, values, final))
     if series:
       svg = charts.curves(series, title, percent=metric != "loss")
       rings = any(line.final is not None for line in series)
@@ -314,9 +275,7 @@ def _curves(networks: Sequence[dict[str, charts.Series]]) -> list[Chart]:
 def _differences(runs: Sequence[collect.Run]) -> dict[str, list[str]]:
   """Returns the fields in which the runs differ, with each run's value."""
   configs = [config_lib.flatten(run.config) for run in runs]
-  values = {
-    name: [_json(config[name]) for config in configs] for name in configs[0]
-  }
+  values = {name: [_json(c[name]) for c in configs] for name in configs[0]}
   return {name: own for name, own in values.items() if len(set(own)) > 1}
 
 

@@ -84,18 +84,25 @@ def look(run: collect.Run) -> Pictures | None:
   order = order[(run.clusters.sizes > 0)[order]]
   most = order[:_CLUSTERS]
   least = order[len(most) :][-_CLUSTERS:][::-1]
-  members = _members(run.clusters, np.concatenate([most, least]), random)
+  assignment = run.clusters.assignment
+  rows = projection.sample(random, len(assignment), _SCANNED)
+  labels = assignment[rows]
+
+  def cluster(r: int) -> Cluster:
+    """Returns a few random samples of a cluster."""
+    own = rows[labels == r]
+    own = own[projection.sample(random, len(own), _OF_A_CLUSTER)]
+    names = [pool.source_names[i] for i in pool.source_of(own)]
+    images = map(_uri, pool.images(own, _SIDE))
+    return Cluster(r, list(map(Picture, images, names)))
+
   try:
     pool = _pool(run)
-    clusters = {r: _of_pool(pool, indices) for r, indices in members.items()}
+    shown_most = [cluster(r) for r in most.tolist()]
+    shown_least = [cluster(r) for r in least.tolist()]
   except (errors.EcosError, OSError) as error:
     return Pictures([], [], shown, str(error))
-  return Pictures(
-    [Cluster(r, clusters[r]) for r in most.tolist()],
-    [Cluster(r, clusters[r]) for r in least.tolist()],
-    shown,
-    None,
-  )
+  return Pictures(shown_most, shown_least, shown, None)
 
 
 def _pool(run: collect.Run) -> pools.Pool:
@@ -114,27 +121,6 @@ def _pool(run: collect.Run) -> pools.Pool:
   if pool.digest != run.result("pool")["digest"]:
     raise errors.EcosError("its sources changed since the run")
   return pool
-
-
-def _members(
-  clusters: collect.Clusters, wanted: np.ndarray, random: np.random.Generator
-) -> dict[int, np.ndarray]:
-  """Returns a few random pool indices of each wanted cluster."""
-  rows = projection.sample(random, len(clusters.assignment), _SCANNED)
-  labels = clusters.assignment[rows]
-  members = {}
-  for r in wanted.tolist():
-    own = rows[labels == r]
-    members[r] = own[projection.sample(random, len(own), _OF_A_CLUSTER)]
-  return members
-
-
-def _of_pool(pool: pools.Pool, indices: np.ndarray) -> list[Picture]:
-  names = [pool.source_names[i] for i in pool.source_of(indices)]
-  return [
-    Picture(_uri(image), name)
-    for image, name in zip(pool.images(indices, _SIDE), names, strict=True)
-  ]
 
 
 def _picture(item: dict) -> Picture:

@@ -8,7 +8,6 @@ any size.
 """
 
 from collections.abc import Callable
-import contextlib
 import enum
 from typing import NamedTuple
 import warnings
@@ -39,9 +38,9 @@ class Projection(NamedTuple):
 
   Attributes:
     pool: float [m, 2], samples of the pool.
-    pool_sources: [m] indices of their sources.
+    pool_sources: [m], their sources, as positions in the pool.
     proxy: float [b, 2], samples of the proxy; b = 0 without one.
-    proxy_sources: [b] indices of their sources.
+    proxy_sources: [b], their sources.
     centroids: float [R, 2]; R = 0 without a codebook.
     share: Share of the variance on the plane, 0 to 1; None for UMAP.
   """
@@ -85,10 +84,9 @@ def plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   return mean, directions, share
 
 
-_Onto = Callable[[np.ndarray], np.ndarray]
-
-
-def _umap(features: np.ndarray) -> tuple[np.ndarray, _Onto]:
+def _umap(
+  features: np.ndarray,
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
   """Returns features [m, d] on a map [m, 2], and what places others on it."""
   rows, dimension = features.shape
   if rows <= _NEIGHBOURS or dimension < 2:
@@ -96,7 +94,8 @@ def _umap(features: np.ndarray) -> tuple[np.ndarray, _Onto]:
       f"`projection`=umap is for more than {_NEIGHBOURS} samples of more than "
       f"one number, got {rows} of {dimension}: take `projection`=pca"
     )
-  with _quiet():
+  # It warns of groups that are not connected.
+  with warnings.catch_warnings(action="ignore"):
     try:
       import umap  # pyrefly: ignore[missing-import]
     except ImportError:
@@ -108,28 +107,10 @@ def _umap(features: np.ndarray) -> tuple[np.ndarray, _Onto]:
     places = fitted.fit_transform(features)
 
   def onto(rows: np.ndarray) -> np.ndarray:
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):
       return fitted.transform(rows) if len(rows) else np.empty((0, 2))
 
   return places, onto
-
-
-@contextlib.contextmanager
-def _quiet():
-  """Silences UMAP's warning about groups that are not connected."""
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    yield
-
-
-def _pca(features: np.ndarray) -> tuple[np.ndarray, _Onto, float]:
-  """Returns the same as `_umap`, and the share of the variance."""
-  mean, directions, share = plane(features)
-
-  def onto(rows: np.ndarray) -> np.ndarray:
-    return (rows - mean) @ directions.T
-
-  return onto(features), onto, share
 
 
 def project(run: collect.Run, kind: Kind = Kind.PCA) -> Projection | None:
@@ -146,11 +127,15 @@ def project(run: collect.Run, kind: Kind = Kind.PCA) -> Projection | None:
   random = np.random.default_rng(_SEED)
   pool = sample(random, bank.shape[0], ROWS)
   features = bank.take(pool)
-  share = None
   if kind is Kind.UMAP:
-    places, onto = _umap(features)
+    share, (places, onto) = None, _umap(features)
   else:
-    places, onto, share = _pca(features)
+    mean, directions, share = plane(features)
+
+    def onto(rows: np.ndarray) -> np.ndarray:
+      return (rows - mean) @ directions.T
+
+    places = onto(features)
   proxy = np.empty(0, np.int64)
   if run.chosen is not None:
     proxy = run.chosen[sample(random, len(run.chosen), PROXY_ROWS)]

@@ -66,37 +66,27 @@ def draw(
   Args:
     study: The study.
     trials: All trials of the study.
-    plot: What to draw.
+    plot: What to draw: a point for each combination of the fields that vary.
     rows: Rows of the trials that are done.
   """
-  points = _points(study, trials, plot, rows)
-  return _Drawing(study, plot, points).to_bytes() if points else None
-
-
-def _points(
-  study: plan.Study,
-  trials: Sequence[plan.Trial],
-  plot: plan.Plot,
-  rows: Sequence[tables.Row],
-) -> list[_Point]:
-  """Returns a point for each combination of the fields that vary."""
   varied = {name for grid in study.grids for name in grid}
   keys = sorted(varied - set(plot.mean_over) - {plan.REPEATED})
-  found = tables.statistics(trials, rows, keys, plot.y, plot.mean_over)
-  where = None
-  if plot.x in metrics.METRICS:
-    where = tables.statistics(trials, rows, keys, plot.x, plot.mean_over)
+  of = {
+    name: tables.statistics(trials, rows, keys, name, plot.mean_over)
+    for name in (plot.x, plot.y)
+    if name in metrics.METRICS
+  }
   points = []
-  for key, y in found.items():
+  for key, y in of[plot.y].items():
     values = dict(zip(keys, key, strict=True))
     x = values.get(plot.x)
-    if where is not None:
-      x = where[key].mean if key in where else None
+    if plot.x in of:
+      x = of[plot.x][key].mean if key in of[plot.x] else None
     if plot.log_x and x == 0:
       x = None
     panel = values.get(plot.panels or "")
     points.append(_Point(panel, values.get(plot.lines), x, y))
-  return points
+  return _Drawing(study, plot, points).to_bytes() if points else None
 
 
 class _Drawing:
@@ -114,9 +104,8 @@ class _Drawing:
     self._lines = [line for line in [*self._order, None] if line in present]
     self._places = study.order(plot.x)
     self._named = any(isinstance(point.x, str) for point in points)
-    self._wide = _PANEL
-    if self._named:
-      self._wide = max(_PANEL, _NAME * len(self._places))
+    names = len(self._places) if self._named else 0
+    self._wide = max(_PANEL, _NAME * names)
 
   def to_bytes(self) -> bytes:
     panels = tables.in_order(
@@ -132,7 +121,7 @@ class _Drawing:
     self._svg.set("xmlns", "http://www.w3.org/2000/svg")
     svg.add(self._svg, "style", "", _STYLE)
     svg.add(self._svg, "rect", "", width="100%", height="100%")
-    svg.add(self._svg, "text", "", label, x=4, y=16)
+    self._text("", label, 4, 16)
     for i, (panel,) in enumerate(panels):
       self._panel(i, panel, titled=len(panels) > 1)
     self._legend(legend)
@@ -140,6 +129,9 @@ class _Drawing:
 
   def _label(self, line: Any) -> str:
     return self._study.label(self._plot.lines, line)
+
+  def _text(self, style: str, text: str, x: float, y: float) -> None:
+    svg.add(self._svg, "text", style, text, x=x, y=y)
 
   def _panel(self, i: int, panel: Any, *, titled: bool) -> None:
     points = [point for point in self._points if point.panel == panel]
@@ -158,15 +150,14 @@ class _Drawing:
     middle = left + self._wide / 2
     if titled:
       title = self._study.label(self._plot.panels or "", panel)
-      svg.add(self._svg, "text", "title", title, x=middle, y=16)
+      self._text("title", title, middle, 16)
     axes.grid(labels=i == 0)
     axes.level("axis", low - margin)
     for x, text in ticks:
-      y = _HEIGHT - _BOTTOM + 18
-      svg.add(self._svg, "text", "middle", text, x=axes.x(x), y=y)
+      self._text("middle", text, axes.x(x), _HEIGHT - _BOTTOM + 18)
     if not self._named:
       label = metrics.label(self._plot.x)
-      svg.add(self._svg, "text", "middle", label, x=middle, y=_HEIGHT - 8)
+      self._text("middle", label, middle, _HEIGHT - 8)
     for line in self._lines:
       self._line(axes, line, [point for point in points if point.line == line])
 
@@ -195,9 +186,7 @@ class _Drawing:
 
   def _group(self, line: Any) -> tuple[ElementTree.Element, str]:
     """Returns an element in the colour of a line, and its marker."""
-    order = self._order
-    place = order.index(line) if line in order else len(order)
-    style = place % len(_COLOURS)
+    style = [*self._order, line].index(line) % len(_COLOURS)
     return svg.add(self._svg, "g", f"c{style}"), _MARKERS[style]
 
   def _line(self, axes: svg.Axes, line: Any, points: Sequence[_Point]) -> None:
@@ -236,5 +225,5 @@ class _Drawing:
       if any(p.line == line and p.x is not None for p in self._points):
         where = f"translate({left + 14:.1f} {y:.1f})"
         svg.add(group, "path", "marker", transform=where, d=marker)
-      svg.add(self._svg, "text", "", self._label(line), x=left + 34, y=y + 4)
+      self._text("", self._label(line), left + 34, y + 4)
       y += 20

@@ -66,7 +66,6 @@ def study(
   result = plan.of(
     f"{path.parents[1] / base}.py:{argument}",
     name=path.stem,
-    follow={"privacy.insecure_noise_seed": "seed"},
     **fields,
   )
   if steps is not None:

@@ -1,7 +1,8 @@
 """What only a simulation can know of a trial, since it reads the client's data.
 
 NOT PRIVATE, none of it: the distance between the proxy and the client's data,
-the size of the client's data, the work of the client. A study keeps these
+the size of the client's data, the work of the client; nor does a run itself
+train the linear classifier. A study keeps these
 beside a trial's summary; none of them goes back into a run, or into the cloud's
 workdir.
 """
@@ -26,6 +27,8 @@ from ecos_jax.pipeline import stages
 _SAMPLES = 2000
 # A training step costs the forward pass, and twice that for the gradients.
 _PASSES = 3
+# Of ridge regression on features of unit norm, standardised.
+_RIDGE = 3000.0
 
 
 def measure(
@@ -42,25 +45,25 @@ def measure(
     path: Its workdir.
     summary: What its run returned.
     wanted: Names of metrics; unknown ones are ignored. `distance`: see
-      `squared_mmd`. `upload`, `download`: bytes of the client's images and of
-      the pool's as pixels, one byte a channel. `upload_files`,
-      `download_files`: the same as PNG, or as the files that they are.
-      `client_multiply_adds`: see `_client_work`.
+      `squared_mmd`. `linear`: see `_linear_accuracy`. `upload`, `download`:
+      bytes of the client's images and of the pool's as pixels, one byte a
+      channel. `upload_files`, `download_files`: the same as PNG, or as the
+      files that they are. `client_multiply_adds`: see `_client_work`.
     problem: The data of the trial.
   """
   client, size = problem.client, config.train.image_size
   if client is None:
     return {}
 
-  def distance() -> float | None:
+  def of_proxy(metric: Callable[..., float | None]) -> float | None:
     chosen = path / "proxy" / "indices.npy"
     if not chosen.exists():
       return None
-    indices = workdir.load_array(chosen)
-    return _distance(config, problem.pool, client, indices)
+    return metric(config, problem, workdir.load_array(chosen))
 
   known: dict[str, Callable[[], float | None]] = {
-    "distance": distance,
+    "distance": lambda: of_proxy(_distance),
+    "linear": lambda: of_proxy(_linear_accuracy),
     "upload": lambda: len(client) * size**2 * 3,
     "download": lambda: len(problem.pool) * size**2 * 3,
     "upload_files": lambda: _file_bytes(client),
@@ -94,29 +97,80 @@ def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
   return kernel(within_a) + kernel(within_b) - 2 * kernel(between)
 
 
-def _distance(
+def _features(
   config: config_lib.Config,
-  pool: pools.Pool,
-  client: pools.Source,
+  source: pools.Source | pools.Pool,
   indices: np.ndarray,
+  encoder: registry.Encoder | None = None,
+) -> np.ndarray:
+  """Returns the features of some samples, float32 [n, d].
+
+  Args:
+    config: Of the trial.
+    source: The samples, or features already.
+    indices: int [n].
+    encoder: Of images; None for that of the trial.
+  """
+  batch_size = config.encoder.batch_size
+  if isinstance(source, pools.Pool) and source.feature_sources:
+    features = np.empty(
+      (len(indices), source.feature_sources[0].dimension), np.float32
+    )
+    for part, rows, local in source.by_source(indices):
+      features[rows] = encode.of_rows(part, local, None, batch_size)
+    return features
+  encoder = encoder or stages.encoder(config)
+  return encode.of_rows(source, indices, encoder, batch_size)
+
+
+def _distance(
+  config: config_lib.Config, problem: problem_lib.Problem, indices: np.ndarray
 ) -> float:
   """Returns the distance between proxy and client, from samples of both."""
   rng = np.random.default_rng(0)
-  own = np.arange(len(client))
-  own, indices = (rng.permutation(rows)[:_SAMPLES] for rows in (own, indices))
-  encoder = stages.encoder(config)
-  batch_size = config.encoder.batch_size
-  if pool.feature_sources:
-    chosen = np.concatenate(
-      [
-        encode.of_rows(source, local, None, batch_size)
-        for source, _, local in pool.by_source(indices)
-      ]
+  assert problem.client is not None
+  own, indices = (
+    rng.permutation(rows)[:_SAMPLES]
+    for rows in (np.arange(len(problem.client)), indices)
+  )
+  return squared_mmd(
+    _features(config, problem.client, own),
+    _features(config, problem.pool, indices),
+  )
+
+
+def _linear_accuracy(
+  config: config_lib.Config, problem: problem_lib.Problem, indices: np.ndarray
+) -> float | None:
+  """Returns the test accuracy of a linear classifier fitted to the proxy.
+
+  It is ridge regression on features, divided by their norm and standardised:
+  those of `train.model` if its weights are published, else those of the
+  encoder. All of the proxy has its true label.
+  """
+  # Imported here: optional, and slow.
+  from sklearn import linear_model
+  from sklearn import pipeline
+  from sklearn import preprocessing
+
+  test, train = problem.test, config.train
+  if test is None:
+    return None
+  encoder = None
+  if train.model in registry.PRETRAINED:
+    encoder = registry.get(
+      train.model, image_size=train.image_size, weights=train.weights
     )
-  else:
-    images = pool.images(indices, encoder.image_size)
-    chosen = registry.encode(encoder, images, batch_size)
-  return squared_mmd(encode.of_rows(client, own, encoder, batch_size), chosen)
+  model = pipeline.make_pipeline(
+    preprocessing.Normalizer(),
+    preprocessing.StandardScaler(),
+    linear_model.RidgeClassifier(_RIDGE),
+  )
+  chosen = _features(config, problem.pool, indices, encoder)
+  model.fit(chosen, problem.pool.labels(indices))
+  every = np.arange(len(test))
+  features = _features(config, test, every, encoder)
+  return model.score(features, test.labels(every))
 
 
 def _file_bytes(images: pools.Source | pools.Pool) -> int:
@@ -128,9 +182,9 @@ def _client_work(
 ) -> float | None:
   """Returns the multiply-adds of the client: its votes, or its own training.
 
-  A vote compares a sample with R centroids of d numbers, R d multiply-adds; the
-  encoder is not counted, since it does not depend on R. Local training costs
-  three forward passes per image and step.
+  A vote compares a sample with R centroids or directions of d numbers, R d
+  multiply-adds; the encoder is not counted, since it does not depend on R.
+  Local training costs three forward passes per image and step.
   """
   train = config.train
   if config.sampling.method is config_lib.Method.LOCAL:
@@ -142,4 +196,5 @@ def _client_work(
   if not files:
     return None
   queries = [messages.Query.from_bytes(file.read_bytes()) for file in files]
-  return float(n * sum(query.centroids.size for query in queries))
+  arrays = [a for q in queries for a in (q.centroids, q.directions)]
+  return float(n * sum(array.size for array in arrays if array is not None))

@@ -35,6 +35,7 @@ def _percent(label: str, path: str) -> Metric:
 
 METRICS = {
   "accuracy": _percent("accuracy", "summary.accuracy"),
+  "linear": _percent("linear accuracy", "simulation.linear"),
   "share": _percent("share", "summary.proxy_client_share"),
   "epsilon": Metric("epsilon", "summary.noise_epsilon", ".3g"),
   "teacher": _percent("teacher", "summary.teacher.accuracy"),

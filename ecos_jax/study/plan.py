@@ -1,8 +1,8 @@
-"""What a study consists of: its trials, and how tables and plots show them.
+"""A study: its trials, and the tables and plots that show them.
 
-A study is a configuration and the fields of it that vary. A trial is one run: a
-name, the values of the varied fields, and its own configuration, with which
-`ecos_jax.train` alone gives the same result.
+A study is a configuration and the fields of it that vary. A trial is one run:
+`ecos_jax.train` gives the same result with the trial's configuration. The noise
+of a trial comes from its seed, so that a study can be repeated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from ecos_jax.config import reading
 from ecos_jax.study import metrics
 
 REPEATED = "seed"
+_NOISE_SEED = "privacy.insecure_noise_seed"
 _NAME_LIMIT = 200  # File systems allow 255 bytes.
 
 Axes = Mapping[str, Sequence[Any]]
@@ -36,8 +37,8 @@ class Table:
     rows: Fields whose values make the rows.
     metrics: Names in `metrics.METRICS`.
     columns: A field whose values make the columns, each with all metrics.
-    mean_over: Fields over whose values the mean is taken, for each seed apart;
-      a seed that lacks one of them is left out.
+    mean_over: Fields over which each seed's mean is taken; a seed that lacks
+      one of their values is left out.
   """
 
   title: str
@@ -75,7 +76,7 @@ class Quoted:
   """What the paper reports on the same question.
 
   Attributes:
-    text: What it is, where in the paper, and how its setting differs.
+    text: What the figures are, and how the paper's setting differs.
     rows: A table; the first row is its head.
   """
 
@@ -116,7 +117,6 @@ class Study(config_lib.Config):
     about: Markdown below it: what was chosen, and why.
     grids: Each grid gives a trial for every combination of its fields' values;
       the study has the trials of all grids.
-    follow: Fields that take the value of another field in every trial.
     tables: The first is shown with the results, the others are CSV files.
     plots: What is drawn.
     labels: What to show instead of a value, by field.
@@ -128,7 +128,6 @@ class Study(config_lib.Config):
   title: str = ""
   about: str = ""
   grids: tuple[Axes, ...] = ()
-  follow: Mapping[str, str] = dataclasses.field(default_factory=dict)
   tables: tuple[Table, ...] = ()
   plots: tuple[Plot, ...] = ()
   labels: Mapping[str, Mapping[Any, str]] = dataclasses.field(
@@ -142,21 +141,21 @@ class Study(config_lib.Config):
     Raises:
       ConfigError: All errors at once.
     """
-    found: list[str] = []
     try:
       trials = self.trials()
     except errors.ConfigError as error:
       raise errors.ConfigError(f"--config: {error}") from None
+    found = []
+    if any(trial.config.client.remote for trial in trials):
+      found.append("`client.remote`: a study simulates its clients")
     for trial in trials:
-      if trial.config.client.remote:
-        found.append("`client.remote`: a study simulates its clients")
       try:
         checks.validate(trial.config)
       except errors.ConfigError as error:
         found.append(f"{trial.name}: {error}")
     before = config_lib.flatten(read(self.base))
-    always = set.intersection(*map(set, self.grids)) | set(self.follow)
-    for name, value in config_lib.flatten(self.base_config()).items():
+    always = set.intersection(*map(set, self.grids)) | {_NOISE_SEED}
+    for name, value in config_lib.flatten(self._base_config()).items():
       if name in always and value != before[name]:
         found.append(f"`{name}`={value}: the study sets it in all trials")
     for shown in (*self.tables, *self.plots):
@@ -168,28 +167,24 @@ class Study(config_lib.Config):
     """Returns what is wrong with the fields and metrics of a table or plot."""
     varied = {name for grid in self.grids for name in grid}
     if isinstance(shown, Table):
-      what = f"table '{shown.title}'"
-      keys = {*shown.rows, *filter(None, [shown.columns])}
-      wanted = set(shown.metrics)
+      what, wanted = f"table '{shown.title}'", {*shown.metrics}
+      keys = {*shown.rows, shown.columns}
     else:
-      what = f"plot '{shown.name}'"
-      keys = {shown.lines, *filter(None, [shown.panels])}
-      wanted = {shown.y}
+      what, wanted = f"plot '{shown.name}'", {shown.y}
+      keys = {shown.lines, shown.panels}
       (wanted if shown.x in metrics.METRICS else keys).add(shown.x)
+    shows = {name for name in (*keys, *shown.mean_over) if name}
     valid = ", ".join(metrics.METRICS)
     found = [
       f"{what}: there is no metric {name}; valid: {valid}"
       for name in sorted(wanted - metrics.METRICS.keys())
     ]
-    found += [
-      f"{what}: no grid varies {name}"
-      for name in sorted((keys | set(shown.mean_over)) - varied)
-    ]
+    found += [f"{what}: no grid varies {n}" for n in sorted(shows - varied)]
     # A plot whose x is a metric has a point for each value of one more field.
     if isinstance(shown, Table) or shown.x not in metrics.METRICS:
       found += [
         f"{what}: {name} varies and is neither shown nor averaged"
-        for name in sorted(varied - keys - set(shown.mean_over) - {REPEATED})
+        for name in sorted(varied - shows - {REPEATED})
       ]
     return found
 
@@ -201,19 +196,19 @@ class Study(config_lib.Config):
         or two trials are the same.
     """
     found, trials = [], []
-    short = _short_names(name for grid in self.grids for name in grid)
+    fields = dict.fromkeys(name for grid in self.grids for name in grid)
+    ends = [name.rpartition(".")[2] for name in fields]
+    # The last part of a field's name, or all of it where two end alike.
+    short = {
+      name: end if ends.count(end) == 1 else name
+      for name, end in zip(fields, ends, strict=True)
+    }
     for grid in self.grids:
       for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        config = self.base_config()
-        wrong = reading.assign(config, chosen)
-        fields = config_lib.flatten(config)
-        if unknown := [f for f in self.follow.values() if f not in fields]:
-          wrong += [f"follow: there is no field {name}" for name in unknown]
-        else:
-          follow = {k: fields[v] for k, v in self.follow.items()}
-          wrong += reading.assign(config, follow)
-        found += wrong
+        config = self._base_config()
+        found += reading.assign(config, chosen)
+        config.privacy.insecure_noise_seed = config.seed
         name = ",".join(f"{short[k]}={v}" for k, v in chosen.items())
         name = name.replace("/", "-")[:_NAME_LIMIT]
         trials.append(Trial(name, chosen, config))
@@ -223,9 +218,8 @@ class Study(config_lib.Config):
     found += [f"two trials are {n}" for n in set(names) if names.count(n) > 1]
     if found:
       raise errors.ConfigError("; ".join(dict.fromkeys(found)))
-    pools = dict.fromkeys(trial.pool for trial in trials)
-    rank = {pool: i for i, pool in enumerate(pools)}
-    return sorted(trials, key=lambda trial: rank[trial.pool])
+    pools = list(dict.fromkeys(trial.pool for trial in trials))
+    return sorted(trials, key=lambda trial: pools.index(trial.pool))
 
   def order(self, name: str) -> list[Any]:
     """Returns the values of a field in the order of the grids."""
@@ -236,18 +230,16 @@ class Study(config_lib.Config):
     """Returns what is shown for a value of a field."""
     if value is None:
       return ""
-    own = self.labels.get(name, {}).get(value)
-    if own is not None:
-      return own
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return self.labels.get(name, {}).get(value, text)
 
   def wanted(self) -> set[str]:
     """Returns the names of all metrics that are shown, and fields of plots."""
     names = {name for table in self.tables for name in table.metrics}
     return names | {name for plot in self.plots for name in (plot.x, plot.y)}
 
-  def base_config(self) -> config_lib.Config:
-    """Returns the configuration that the trials differ from."""
+  def _base_config(self) -> config_lib.Config:
+    """Returns a copy of the configuration that the trials differ from."""
     names = [field.name for field in dataclasses.fields(config_lib.Config)]
     return config_lib.Config(
       **{name: copy.deepcopy(getattr(self, name)) for name in names}
@@ -271,40 +263,14 @@ def read(base: str) -> Any:
   return runpy.run_path(path)["get_config"](argument)
 
 
-def command(study: Study, trial: Trial, workdir: Path) -> str:
-  """Returns the command that runs a trial alone.
-
-  Args:
-    study: The study.
-    trial: One of its trials.
-    workdir: For the run.
-  """
+def command(study: Study, trial: Trial) -> str:
+  """Returns the command that runs a trial alone, in the folder runs/trial."""
   base = config_lib.flatten(read(study.base))
   flags = [
     f"--config.{name}={shlex.quote(str(value))}"
     for name, value in config_lib.flatten(trial.config).items()
     if value != base[name]
   ]
-  folder = Path.cwd()
-  path = Path(study.base.partition(":")[0])
-  if path.is_relative_to(folder):
-    path = path.relative_to(folder)
-  _, colon, argument = study.base.partition(":")
-  return " ".join(
-    [
-      "python -m ecos_jax.train",
-      f"--config={path}{colon}{argument}",
-      f"--workdir={workdir}",
-      *flags,
-    ]
-  )
-
-
-def _short_names(names: Any) -> dict[str, str]:
-  """Returns the last part of each name, or all of it where two end alike."""
-  full = dict.fromkeys(names)
-  last = [name.rpartition(".")[2] for name in full]
-  return {
-    name: end if last.count(end) == 1 else name
-    for name, end in zip(full, last, strict=True)
-  }
+  file = study.base.removeprefix(f"{Path.cwd()}/")
+  start = f"python -m ecos_jax.train --config={file} --workdir=runs/trial"
+  return " ".join([start, *flags])

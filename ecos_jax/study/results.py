@@ -13,6 +13,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files as files_lib
 from ecos_jax import text_tables
@@ -25,7 +26,7 @@ from ecos_jax.study import tables
 def write(
   study: plan.Study, workdir: Path, command: str
 ) -> tuple[str, list[Path]]:
-  """Writes all files of a study, as far as it is done.
+  """Writes all files of a study, from the trials that are done.
 
   Args:
     study: The study.
@@ -38,30 +39,29 @@ def write(
   trials = study.trials()
   rows = [r for trial in trials if (r := run.row(workdir, trial)) is not None]
   files_lib.write_json(workdir / "rows.json", rows)
-  flat = [_leaves(row) for row in rows]
+  flat = [config_lib.flatten(row) for row in rows]
   names = list(dict.fromkeys(name for row in flat for name in row))
   _write_csv(
     workdir / "rows.csv",
     [names, *([row.get(name) for name in names] for row in flat)],
   )
+  shown = [
+    (t.title, _slug(t.title), tables.lines(study, trials, t, rows))
+    for t in study.tables
+  ]
   parts = [f"## {study.title}", study.about.strip()]
-  for table in study.tables[:1]:
-    parts.append(f"**{table.title}**")
-    lines = tables.lines(study, trials, table, rows)
-    parts.append(text_tables.markdown(lines))
-  files, links = [], []
+  for title, _, lines in shown[:1]:
+    parts += [f"**{title}**", text_tables.markdown(lines)]
+  files, links, more = [], [], shown[1:]
   for plot in study.plots:
     if chart := charts.draw(study, trials, plot, rows):
       path = workdir / f"{plot.name}.svg"
       files_lib.write(path, chart)
       files.append(path)
       parts.append(f"![{plot.name}]({path.name})")
-  more: list[tuple[str, str, Sequence[Sequence[str]]]] = [
-    (t.title, _slug(t.title), tables.lines(study, trials, t, rows))
-    for t in study.tables[1:]
-  ]
   if study.paper is not None:
-    more.append(("The paper's figures", "paper", study.paper.rows))
+    lines = [list(row) for row in study.paper.rows]
+    more.append(("The paper's figures", "paper", lines))
   for title, slug, lines in more:
     path = workdir / f"{slug}.csv"
     _write_csv(path, lines)
@@ -82,15 +82,6 @@ def write(
 def _slug(title: str) -> str:
   words = title.lower().replace(" in %", "")
   return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(value, dict):
-    return {prefix.rstrip("."): value}
-  leaves = {}
-  for name, member in value.items():
-    leaves |= _leaves(member, f"{prefix}{name}.")
-  return leaves
 
 
 def _write_csv(path: Path, lines: Iterable[Sequence[Any]]) -> None:

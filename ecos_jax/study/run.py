@@ -1,12 +1,11 @@
 """Runs a study: the trials that are left, in child processes, with progress.
 
 Only the parent writes the row of a trial (`row.json`) or its failure
-(`failure.json`), atomically and after all other files of the trial. So at
-whatever moment a process is killed, a trial is done, or goes on at the next
-call.
+(`failure.json`), atomically and after all other files of the trial. So whenever
+a process is killed, a trial is done, or goes on at the next call.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 import contextlib
 import datetime
 import json
@@ -32,7 +31,6 @@ ROW = "row.json"
 FAILURE = "failure.json"
 _PACKAGES = ("ecos_jax", "jax", "flax", "optax", "numpy")
 _CHILD_BYTES = 2 << 30
-_THREADS = ("OMP", "OPENBLAS", "MKL", "NUMEXPR")
 
 
 def folder(workdir: Path, trial: plan.Trial) -> Path:
@@ -61,10 +59,9 @@ def row(workdir: Path, trial: plan.Trial) -> dict[str, Any] | None:
   found = _read(path)
   if found is None:
     return None
-  now = config_lib.flatten(trial.config)
   different = [
     f"`{name}` was {found['config'][name]}, now is {value}"
-    for name, value in now.items()
+    for name, value in config_lib.flatten(trial.config).items()
     if found["config"].get(name, value) != value
   ]
   if different:
@@ -82,27 +79,23 @@ def failure(workdir: Path, trial: plan.Trial) -> dict[str, Any] | None:
 
 def listing(study: plan.Study, workdir: Path) -> str:
   """Returns a line for each trial: done, failed and why, or left."""
-  lines, done, failed = [], 0, 0
-  trials = study.trials()
-  for trial in trials:
+  lines, states = [], []
+  for trial in study.trials():
     if (found := row(workdir, trial)) is not None:
-      done += 1
+      states.append("done")
       state = f"done, {found['seconds']:.0f} s"
     elif (found := failure(workdir, trial)) is not None:
-      failed += 1
+      states.append("failed")
       state = f"FAILED: {found['error']}"
     else:
-      state = "left"
+      states.append(state := "left")
     lines.append(f"{trial.name}  {state}")
-  left = len(trials) - done - failed
-  lines.append(
-    f"{len(trials)} trials: {done} done, {failed} failed, {left} left"
-  )
-  return "\n".join(lines)
+  counts = [f"{states.count(s)} {s}" for s in ("done", "failed", "left")]
+  return "\n".join([*lines, f"{len(states)} trials: {', '.join(counts)}"])
 
 
 def _processes() -> int:
-  """Returns how many processes run at once: one a core, as memory allows.
+  """Returns how many processes run at once: one per core, as memory allows.
 
   An accelerator serves one process.
   """
@@ -135,7 +128,7 @@ def _child(workdir: Path, number: int, count: int) -> children.Child:
   }
   core = None
   if count > 1:
-    environment |= {f"{name}_NUM_THREADS": "1" for name in _THREADS}
+    environment |= machine.threads(1)
     if sys.platform == "linux":
       cores = sorted(os.sched_getaffinity(0))
       core = cores[number % len(cores)]
@@ -158,58 +151,16 @@ class _Todo:
   def take(self, number: int) -> plan.Trial | None:
     """Returns the next trial of a child; None when all are taken."""
     with self._lock:
-      others = {v for k, v in self._held.items() if k != number}
-
-      def order(trial: plan.Trial) -> int:
-        if trial.pool == self._held.get(number):
-          return 0
-        return 2 if trial.pool in others else 1
-
       if not self._trials:
         return None
-      trial = min(self._trials, key=order)  # The first of the best.
+      mine = self._held.pop(number, None)
+      others = set(self._held.values())
+      trial = min(
+        self._trials, key=lambda t: (t.pool != mine, t.pool in others)
+      )
       self._trials.remove(trial)
       self._held[number] = trial.pool
       return trial
-
-
-def _serve(
-  workdir: Path,
-  number: int,
-  count: int,
-  todo: _Todo,
-  wanted: Collection[str],
-  done: queue.Queue,
-) -> None:
-  """Runs trials in a child, or a new one if it is lost, until none is left.
-
-  The thread lives as long as its child: Linux ends a child with the thread
-  that started it.
-  """
-  child = None
-  try:
-    while (trial := todo.take(number)) is not None:
-      order = {
-        "name": trial.name,
-        "config": config_lib.flatten(trial.config),
-        "wanted": sorted(wanted),
-      }
-      outcome: dict[str, Any]
-      try:
-        child = child or _child(workdir, number, count)
-        outcome = child.call(order)
-      except children.ChildError as error:
-        if child is not None:
-          child.close()
-        child = None
-        outcome = {"error": str(error), "seconds": None}
-      if "error" in outcome:
-        outcome["error"] = cli.with_flags(outcome["error"])
-      done.put((trial, outcome))
-  finally:
-    if child is not None:
-      child.close()
-    done.put(None)
 
 
 def run(
@@ -224,7 +175,7 @@ def run(
     study: The study.
     trials: Those to look at.
     workdir: The folder of the study, locked by the caller.
-    count: How many processes; by default one a core, as memory allows.
+    count: How many processes; by default one per core, as memory allows.
 
   Raises:
     EcosError: A trial was done with another configuration.
@@ -237,93 +188,71 @@ def run(
     "versions": machine.versions(_PACKAGES),
     "machine": f"{machine.processor()}, cores: {machine.cores()}",
   }
-  done: queue.Queue = queue.Queue()
-  todo = _Todo(left)
-  count = min(count or _processes(), len(left))
+  todo, done = _Todo(left), queue.Queue()
+  running = count = min(count or _processes(), len(left))
+  order = {"wanted": sorted(study.wanted())}
+
+  def serve(number: int) -> None:
+    """Runs trials in a child, or in a new one if it is lost.
+
+    The thread lives as long as its child: Linux ends a child with the thread
+    that started it.
+    """
+    with contextlib.ExitStack() as stack:
+      stack.callback(done.put, None)
+      child = None
+      while (trial := todo.take(number)) is not None:
+        config = config_lib.flatten(trial.config)
+        try:
+          if child is None:
+            child = _child(workdir, number, count)
+            stack.callback(child.close)
+          outcome = child.call(order | {"name": trial.name, "config": config})
+        except children.ChildError as error:
+          child = None
+          outcome = {"error": str(error), "seconds": None}
+        done.put((trial, outcome))
+
   for number in range(count):
-    arguments = (workdir, number, count, todo, study.wanted(), done)
-    threading.Thread(target=_serve, args=arguments, daemon=True).start()
-  estimate = _Estimate(left, count)
-  total, running, ended = len(trials), count, len(trials) - len(left)
+    threading.Thread(target=serve, args=(number,), daemon=True).start()
+  ended = len(trials) - len(left)
   with tqdm.tqdm(
-    total=total,
-    initial=ended,
-    desc="trials",
-    disable=None,
-    bar_format="{desc} |{bar}| {n}/{total} [{elapsed}{postfix}]",
+    total=len(trials), initial=ended, desc="trials", disable=None
   ) as bar:
     while running:
       if (reply := done.get()) is None:
         running -= 1
         continue
       trial, outcome = reply
-      _keep(study, trial, workdir, outcome, where)
-      estimate.add(trial, outcome["seconds"])
+      text = _keep(study, trial, folder(workdir, trial), outcome, where)
       ended += 1
       bar.update()
-      bar.set_postfix_str(f"{estimate.text()} left")
-      left_text = f"about {estimate.text()} left"
-      tqdm.tqdm.write(f"[{ended}/{total}] {_line(trial, outcome)}; {left_text}")
+      tqdm.tqdm.write(f"[{ended}/{len(trials)}] {trial.name} {text}")
 
 
 def _keep(
   study: plan.Study,
   trial: plan.Trial,
-  workdir: Path,
+  path: Path,
   outcome: dict[str, Any],
   where: dict[str, Any],
-) -> None:
-  """Writes the row of a trial, or its failure."""
-  path = folder(workdir, trial)
+) -> str:
+  """Writes the row of a trial, or its failure; returns how it ended."""
   path.mkdir(parents=True, exist_ok=True)
   if "error" in outcome:
-    alone = plan.command(study, trial, Path("runs") / "trial")
-    files.write_json(path / FAILURE, outcome | {"command": alone})
-    return
+    error = cli.with_flags(outcome["error"])
+    alone = {"error": error, "command": plan.command(study, trial)}
+    files.write_json(path / FAILURE, outcome | alone)
+    return f"FAILED: {error}"
   (path / FAILURE).unlink(missing_ok=True)
-  files.write_json(
-    path / ROW,
-    {
-      "name": trial.name,
-      "values": trial.values,
-      "config": config_lib.flatten(trial.config),
-      **outcome,
-      **where,
-    },
-  )
-
-
-def _line(trial: plan.Trial, outcome: dict[str, Any]) -> str:
-  if "error" in outcome:
-    return f"{trial.name} FAILED: {outcome['error']}"
+  row = {
+    "name": trial.name,
+    "values": trial.values,
+    "config": config_lib.flatten(trial.config),
+    **outcome,
+    **where,
+  }
+  files.write_json(path / ROW, row)
   accuracy = outcome["summary"]["accuracy"]
-  told = "" if accuracy is None else f" {100 * accuracy:.1f} %"
-  return f"{trial.name}{told} {outcome['seconds']:.0f} s"
-
-
-class _Estimate:
-  """How long the rest will take, from the times of trials of each method."""
-
-  def __init__(self, trials: Sequence[plan.Trial], processes: int):
-    self._left = list(trials)
-    self._processes = processes
-    self._seconds: dict[str, list[float]] = {}
-
-  def add(self, trial: plan.Trial, seconds: float | None) -> None:
-    """Counts a trial as done; None if its time is not known."""
-    self._left.remove(trial)
-    if seconds is not None:
-      self._seconds.setdefault(self._kind(trial), []).append(seconds)
-
-  def text(self) -> str:
-    """Returns the time that is left, as in '12 min'."""
-    means = {kind: sum(s) / len(s) for kind, s in self._seconds.items()}
-    if not means:
-      return "?"
-    overall = sum(means.values()) / len(means)
-    seconds = sum(means.get(self._kind(t), overall) for t in self._left)
-    seconds /= self._processes
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
-
-  def _kind(self, trial: plan.Trial) -> str:
-    return trial.config.sampling.method.value
+  told = "" if accuracy is None else f"{100 * accuracy:.1f} % "
+  return f"{told}{outcome['seconds']:.0f} s"

@@ -73,9 +73,8 @@ def statistics(
     if means:
       # Exact: equal values have no deviation.
       deviation = statistics_lib.stdev(means) if len(means) > 1 else None
-      result[key] = Statistic(
-        statistics_lib.fmean(means), deviation, len(means), len(seeds)
-      )
+      mean = statistics_lib.fmean(means)
+      result[key] = Statistic(mean, deviation, len(means), len(seeds))
   return result
 
 

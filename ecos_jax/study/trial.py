@@ -1,7 +1,7 @@
 """Runs trials in a child process; stages that several trials need run once.
 
-A stage is known by what it is made from: its part of the configuration and the
-digests of its inputs. The first trial that makes it leaves it in the store,
+Two stages are the same if their parts of the configuration and the digests of
+their inputs are. The first trial that makes a stage leaves it in the store,
 under a digest of these; the others take its files from there as hard links, and
 check its manifest as if it were their own. The client's response is not shared,
 since it is random by design, nor are stages that no two trials have in common.
@@ -40,7 +40,9 @@ def start(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
   The process keeps what is slow to get: JAX, compiled programs, the data.
 
   Args:
-    job: `workdir` of the study, and the `core` to stay on, or null.
+    job: `workdir` of the study, and the `core` to stay on, or null. The order
+      of a trial has its `name`, its `config` (all fields, flat) and the names
+      of the metrics that are `wanted`.
   """
   if job["core"] is not None:
     # Before JAX starts: it makes a thread for each core that it may use.
@@ -53,13 +55,7 @@ def start(job: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def _run(
   order: dict[str, Any], workdir: Path, load: Callable[..., problem.Problem]
 ) -> dict[str, Any]:
-  """Returns the row of a trial, or its `error`.
-
-  Args:
-    order: `name`, `config` (all fields, flat) and `wanted` metrics of a trial.
-    workdir: The folder of the study.
-    load: Reads the data.
-  """
+  """Returns the row of a trial, or its `error`."""
   begin = time.monotonic()
   print(f"\n{order['name']}", flush=True)
   path = workdir / "trials" / order["name"]
@@ -93,15 +89,7 @@ class SharingWorkdir(workdir_lib.Workdir):
   """The working directory of a trial, which shares stages with others."""
 
   def __init__(self, path: Path, store: Path):
-    """Opens or makes the folder.
-
-    Args:
-      path: The folder of the trial.
-      store: The folder of shared stages, on the same file system.
-
-    Raises:
-      WorkdirError: As in `Workdir`.
-    """
+    """Opens or makes `path`; shared stages are in the folder `store`."""
     super().__init__(path)
     self._store = store
     store.mkdir(parents=True, exist_ok=True)
@@ -131,13 +119,18 @@ class SharingWorkdir(workdir_lib.Workdir):
 
 
 def _link(source: Path, target: Path) -> None:
-  """Makes `target` hold the files of a finished stage, all or nothing."""
+  """Makes `target` hold the files of a finished stage, all or nothing.
+
+  When this returns, it survives a loss of power.
+  """
   temporary = target.with_name(f".{target.name}.tmp")
   for left in (temporary, target):
     if left.exists():
       shutil.rmtree(left)
   shutil.copytree(source, temporary, symlinks=True, copy_function=_link_file)
+  files.sync_tree(temporary)
   temporary.rename(target)
+  files.sync(target.parent)
 
 
 def _link_file(source: str, target: str) -> None:

@@ -12,7 +12,6 @@ from ecos_jax import children
 from ecos_jax.benchmark import cases
 from ecos_jax.benchmark import peers
 from ecos_jax.benchmark import run as run_lib
-from ecos_jax.benchmark import timing
 
 _ROOT = Path(__file__).parents[2]
 _ENVIRONMENT = os.environ | {"PYTHONPATH": str(_ROOT)}
@@ -86,7 +85,7 @@ def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(
   output, scratch = tmp_path / "result.json", tmp_path / "scratch"
   scratch.mkdir()
   job = start(
-    "--shapes=coverage:500x16x20",
+    "--shapes=assign:3000x16x20",
     "--implementations=ecos_jax",
     "--rounds=1000000",
     f"--scratch={scratch}",
@@ -114,7 +113,6 @@ def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(
     (("--implementations=sciktlearn",), "sciktlearn"),
     (("--output=nowhere/result.json",), "--output"),
     (("--scratch=nowhere",), "--scratch"),
-    (("--data_dir=nowhere",), "mnist.npz"),
     (("--encoder=nope",), "hog"),
   ],
 )
@@ -131,7 +129,7 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
   said = []
   run = run_lib.Run(
     [cases.parse("assign", "300x4x3")],
-    cases.Options(1, 1 << 20, "hog", None, 1),
+    cases.Options(1, 1 << 20, "hog"),
     only=["scikit-learn", "faiss-cpu"],
     scratch=tmp_path,
     output=tmp_path / "result.json",
@@ -147,11 +145,10 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
 def test_an_implementation_that_fails_says_why(tmp_path):
   job = {
     "case": cases.parse("assign", "30x4x3"),
-    "names": ["scikit-learn"],
-    "options": cases.Options(1, 1, "hog", None, 1),
+    "options": cases.Options(1, 1, "hog"),
     "folder": str(tmp_path),
   }
-  [(name, i, error)] = timing.rounds([job], _ENVIRONMENT, 1)
+  [(name, i, error)] = run_lib.rounds(job, ["scikit-learn"], _ENVIRONMENT, 1)
   assert (name, i) == ("scikit-learn", 0)
   assert isinstance(error, children.ChildError)
   assert "features.npy" in str(error)

@@ -3,6 +3,7 @@ import pytest
 
 from ecos_jax import messages
 from ecos_jax.encoders import registry
+from ecos_jax.privacy import ledger
 from tests.client.label_requests import changed
 from tests.client.label_requests import request_for
 
@@ -25,6 +26,8 @@ def _arguments(folder):
   return (
     f"--request={folder}/request",
     f"--ledger={folder}/ledger",
+    "--create_ledger",
+    "--max_epsilon=9",
     f"--out={folder}/out",
   )
 
@@ -45,9 +48,7 @@ def test_the_command_labels_and_answers_again_for_free(
   assert 0 < response.epsilon <= 9
   given = (response.labels >= 0).sum()
   assert f"labels   {given} of 20 answered, " in first.stdout
-  again = start_job(
-    *arguments, "--max_epsilon=9", module="ecos_jax.client.label"
-  )
+  again = start_job(*arguments, module="ecos_jax.client.label")
   assert again.wait() == 0, again.err
   assert "costs nothing" in again.out
   assert (folder / "out").read_bytes() == out
@@ -84,5 +85,5 @@ def test_mistakes_end_in_one_line_that_names_the_flag(
   assert line.startswith("error: ")
   assert message in line
   assert not (folder / "out").exists()
-  ledger_path = folder / "ledger"
-  assert not ledger_path.exists() or ledger_path.read_bytes() == b""
+  path = folder / "ledger"
+  assert not path.exists() or not ledger.read(path).entries

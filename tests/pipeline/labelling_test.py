@@ -36,8 +36,7 @@ def _config(**sampling) -> config_lib.Config:
 
 
 def _recomputed(path: Path) -> float:
-  with ledger.locked(path) as book:
-    return _epsilon_of([entry.cost for entry in book.entries])
+  return _epsilon_of([entry.cost for entry in ledger.read(path).entries])
 
 
 def _epsilon_of(costs: list[accounting.Cost], delta: float = 1e-5) -> float:
@@ -338,6 +337,8 @@ def test_two_machines(tmp_path, capsys):
     "respond",
     f"--query={cloud}/query/query.safetensors",
     "--epsilon=1",
+    "--create_ledger",
+    "--max_epsilon=4.5",
     f"--out={cloud}/response.safetensors",
   )
   assert pipeline.run(config, cloud) is None
@@ -347,17 +348,17 @@ def test_two_machines(tmp_path, capsys):
     f"--request={cloud}/request/label_request.safetensors",
     f"--out={cloud}/label_response.safetensors",
   )
-  # More than the budget is refused: there is no answer, and the cloud waits.
+  # Another budget is refused: there is no answer, and the cloud waits.
   with pytest.raises(subprocess.CalledProcessError) as caught:
-    _client(client, *label, "--epsilon=4", "--max_epsilon=1.01")
-  assert b"nothing was spent now" in caught.value.stderr
+    _client(client, *label, "--epsilon=4", "--max_epsilon=6")
+  assert b"was made for epsilon 4.5" in caught.value.stderr
   assert pipeline.run(config, cloud) is None
   # An answer to something else is refused.
   response = cloud / "label_response.safetensors"
   response.write_bytes((cloud / "response.safetensors").read_bytes())
   with pytest.raises(messages.ProtocolError):
     pipeline.run(config, cloud)
-  _client(client, *label, "--epsilon=4", "--max_epsilon=4.5")
+  _client(client, *label, "--epsilon=4")
   summary = pipeline.run(config, cloud)
   assert summary is not None
   assert summary["accuracy"] is None
@@ -376,3 +377,39 @@ def test_two_machines(tmp_path, capsys):
       if file.suffix == ".json":
         # Seconds, such as 0.197, are not counts of samples.
         assert not re.search(rf"(?<![\d.]){len(images)}\b", data.decode()), file
+
+
+@pytest.mark.parametrize("question", ["both", "signs"])
+def test_one_answer_chooses_and_labels(tmp_path, question):
+  config = _config(budget=64)
+  config.codebook.question = config_lib.Question(question)
+  config.labelling.by = config_lib.LabelledBy.VOTES
+  config.labelling.certain, config.labelling.soft = 0.4, True
+  config.privacy.sigma = 1.0
+  summary = pipeline.run(config, tmp_path)
+  assert summary is not None
+  assert not (tmp_path / "request").exists()
+  assert summary["epsilon"] == summary["scores_epsilon"]
+  assert summary["labels_epsilon"] is None
+  assert summary["epsilon_answers"] == 1
+  query, response = (
+    kind.from_bytes((tmp_path / f"{name}/{name}.safetensors").read_bytes())
+    for kind, name in (
+      (messages.Query, "query"),
+      (messages.Response, "response"),
+    )
+  )
+  assert query.classes == 10
+  assert response.sums.shape == (10, 65)
+  assert summary["bytes_up"] == len(response.to_bytes())
+  labels = np.load(tmp_path / "labels/labels.npy")
+  posterior = np.load(tmp_path / "labels/posterior.npy")
+  sure = posterior.max(axis=1) >= 0.4
+  np.testing.assert_array_equal(
+    labels, np.where(sure, posterior.argmax(axis=1), -1)
+  )
+  assert summary["labels_answered"] == sure.sum()
+  dataset = proxy.open_proxy(tmp_path / "labels/dataset")
+  np.testing.assert_array_equal(
+    [example["label"] for example in dataset], labels[sure]
+  )

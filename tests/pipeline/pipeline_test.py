@@ -82,7 +82,8 @@ def test_a_pretrained_encoder_and_a_pretrained_model(tmp_path):
   config.encoder.image_size = config.train.image_size = 32
   summary = pipeline.run(config, tmp_path / "run")
   assert summary["bytes_down"] > 2 * config.codebook.size * 1280
-  assert (tmp_path / "run/model/model.jaxexport").exists()
+  for name in ("model.jaxexport", "model.safetensors"):
+    assert (tmp_path / "run/model" / name).exists()
   again = pipeline.run(config, tmp_path / "run")
   assert again == summary
   # The very weights are part of what a stage was made from.
@@ -310,6 +311,8 @@ def _respond(cloud, client):
       f"--data=images:{client}/images.npy",
       "--epsilon=1",
       f"--ledger={client}/ledger",
+      "--create_ledger",
+      "--max_epsilon=2",
       f"--out={client}/response.safetensors",
       "--yes",
     ],
@@ -400,7 +403,7 @@ def test_two_rounds_go_on_where_they_were_cut_off(two_rounds):
   *names, ledger = answered
   assert all((path / name).read_bytes() == answered[name] for name in names)
   now = (path / ledger).read_bytes()
-  assert now.startswith(answered[ledger]) and now.count(b"\n") == 2
+  assert now.startswith(answered[ledger]) and now.count(b"\n") == 3
   assert pipeline.run(config, path) == summary
 
 

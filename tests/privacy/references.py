@@ -14,6 +14,20 @@ def noise(sigma, gamma, bins=1):
   return p0 / total, ((1 - gamma) * p0 + gamma * p1) / total
 
 
+def votes(sigma, gamma):
+  """Returns p0 and m of two counts, one that rises and one that falls by one.
+
+  The loss depends on their difference alone.
+  """
+  up, _ = noise(sigma, 0.0)
+  both = np.convolve(up, up)
+  both = both[both > 1e-300]
+  p0 = np.append(both, [0.0, 0.0])
+  p1 = np.append([0.0, 0.0], both)
+  inside = (p0 > 0) & (p1 > 0)
+  return p0[inside], ((1 - gamma) * p0 + gamma * p1)[inside]
+
+
 def delta(sigma, gamma, epsilon, relation):
   """Returns the hockey-stick divergence, summed over all outputs."""
   p0, m = noise(sigma, gamma)

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -139,3 +140,32 @@ def test_another_version_s_files_are_refused(ecos, tmp_path):
     (copy / "summary.json").write_text(json.dumps(changed))
     with pytest.raises(errors.EcosError, match="run python -m"):
       collect.read(copy)
+
+
+def _summary(**changes):
+  fields = {
+    "method": "ecos",
+    "accuracy": 0.9656,
+    "proxy_size": 1000,
+    "proxy_client_share": 0.551,
+    "epsilon": 0.27601,
+    "bytes_down": 29216,
+    "bytes_up": 1184,
+  }
+  return types.SimpleNamespace(**(fields | changes))
+
+
+def test_a_line_a_run_with_what_was_measured():
+  runs = [
+    types.SimpleNamespace(path=Path("a"), summary=_summary()),
+    types.SimpleNamespace(
+      path=Path("b"),
+      summary=_summary(method="mak", epsilon=None, accuracy=None),
+    ),
+  ]
+  lines = collect.table(runs).splitlines()
+  assert len(lines) == 3
+  assert lines[1].split()[:4] == ["a", "ecos", "96.6", "%"]
+  assert "29,216" in lines[1]
+  assert "unknown" in lines[2]
+  assert "not private" in lines[2]

@@ -7,9 +7,12 @@ import pytest
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import messages
+from ecos_jax.cloud import codebook
 from ecos_jax.cloud import question
 from ecos_jax.data import problem as problem_lib
+from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
+from ecos_jax.pipeline import stages
 from ecos_jax.study import measure
 
 
@@ -68,6 +71,30 @@ def test_the_client_own_domain_is_nearer_than_the_pool(problem, tmp_path):
   assert abs(found[0]["distance"]) < 0.01 < found[1]["distance"]
 
 
+def test_the_linear_classifier_is_ridge_regression(problem, tmp_path):
+  config, loaded = problem
+  (tmp_path / "proxy").mkdir()
+  chosen = np.arange(0, len(loaded.pool), 7)
+  np.save(tmp_path / "proxy" / "indices.npy", chosen)
+  found = measure.measure(config, tmp_path, {}, {"linear"}, loaded)
+
+  def features(source, rows):
+    encoded = encode.of_rows(source, rows, stages.encoder(config), 256)
+    return encoded / np.linalg.norm(encoded, axis=1, keepdims=True)
+
+  # Least squares on the classes' indicators, with a penalty on the weights.
+  x, every = features(loaded.pool, chosen), np.arange(len(loaded.test))
+  mean, scale = x.mean(axis=0), x.std(axis=0)
+  scale[scale == 0] = 1
+  x, test = (x - mean) / scale, (features(loaded.test, every) - mean) / scale
+  y = 2.0 * (loaded.pool.labels(chosen)[:, None] == np.arange(10)) - 1
+  gram = x.T @ x + 3000 * np.eye(x.shape[1])
+  scores = test @ np.linalg.solve(gram, x.T @ (y - y.mean(axis=0)))
+  right = (scores + y.mean(axis=0)).argmax(axis=1) == loaded.test.labels(every)
+  assert found["linear"] == pytest.approx(right.mean(), abs=0.01)
+  assert found["linear"] > 0.3
+
+
 def test_bytes_are_counted_and_nothing_that_nobody_asks_for(problem, tmp_path):
   config, loaded = problem
   wanted = {"upload", "download", "upload_files", "accuracy"}
@@ -87,9 +114,10 @@ def test_the_work_of_the_client(problem, tmp_path):
     "client_multiply_adds": None
   }
   message = question.make(
-    np.zeros((6, 72), np.float32),
+    codebook.Codebook(np.zeros((6, 72), np.float32), np.zeros(6), np.zeros(9)),
     registry.get("hog"),
     messages.Terms(10.0, 0.8, 1e-5, "add_remove"),
+    config_lib.Codebook(),
   )
   (tmp_path / "query").mkdir()
   (tmp_path / "query/query.safetensors").write_bytes(message.to_bytes())

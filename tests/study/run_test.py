@@ -35,7 +35,6 @@ def get_config(argument=""):
         "seed": (1,),
       }},
     ),
-    follow={{"privacy.insecure_noise_seed": "seed"}},
     tables=(
       plan.Table(
         "Share",
@@ -189,20 +188,3 @@ def test_a_child_stays_with_its_data_and_away_from_those_of_others():
   taken = [todo.take(number) for number in (0, 1, 0, 1, 1, 0)]
   assert [trial.config.seed for trial in taken] == [1, 2, 1, 2, 3, 3]
   assert todo.take(0) is None
-
-
-def test_the_estimate_is_the_time_of_trials_of_the_same_method():
-  trials = _trials(
-    **{"sampling.method": ("ecos", "random"), "sampling.budget": (8, 9, 10)}
-  )
-  estimate = run._Estimate(trials, processes=2)
-  assert estimate.text() == "?"
-  ecos = [t for t in trials if "ecos" in t.name]
-  random = [t for t in trials if "random" in t.name]
-  estimate.add(ecos[0], 30)
-  # Of the others the mean is all that is known.
-  assert estimate.text() == "75 s"
-  estimate.add(random[0], 10)
-  estimate.add(ecos[1], None)
-  # 30 + 10 + 10 on two workers.
-  assert estimate.text() == "25 s"

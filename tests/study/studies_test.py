@@ -9,10 +9,13 @@ import pytest
 
 from ecos_jax import children
 from ecos_jax import errors
+from ecos_jax.data import digits
+from ecos_jax.data import icons
 from ecos_jax.study import plan
 from ecos_jax.study import results
 from ecos_jax.study import run
 from ecos_jax.study import trial
+from tests.data import made_icons
 
 _ROOT = Path(__file__).parents[2]
 _STUDIES = sorted(p.stem for p in (_ROOT / "configs/studies").glob("*.py"))
@@ -27,9 +30,8 @@ def test_a_study_is_valid_in_full_and_named_for_its_file(name):
   study = _get_config(name, "")
   study.validate()
   assert study.name == name
-  assert {t.config.data.client for t in study.trials()} == {
-    *("mnist", "usps", "optdigits", "mnist_m", "synthdigits")
-  }
+  clients = icons.THEMES if name == "icons" else digits.DOMAINS
+  assert {t.config.data.client for t in study.trials()} == set(clients)
   with pytest.raises(errors.ConfigError, match="valid: smoke"):
     _get_config(name, "fast")
 
@@ -67,6 +69,8 @@ def child(tmp_path_factory):
 def test_smoke(name, tmp_path, child, monkeypatch):
   monkeypatch.setattr(children, "Child", child)
   study = _get_config(name, "smoke")
+  if name == "icons":
+    study.data.dir = made_icons.write(tmp_path)
   run.run(study, study.trials(), tmp_path, 1)
   text, files = results.write(study, tmp_path, "command")
   rows = json.loads((tmp_path / "rows.json").read_bytes())
