@@ -6,6 +6,7 @@
 DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
+from ecos_jax import config
 from ecos_jax.study import digits
 from ecos_jax.study import plan
 
@@ -41,6 +42,7 @@ def get_config(argument: str = "") -> plan.Study:
       ),
     ),
   )
+  study.codebook.question = config.Question.COUNTS
   return study
 
 
