@@ -28,6 +28,7 @@ from ecos_jax.models import weights
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import stages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 from ecos_jax.report import collect
 from ecos_jax.report import page
@@ -575,3 +576,20 @@ def test_a_redone_response_has_the_noise_that_is_asked_for_now(
       job.run(stage)
   name = Path("response", "response.safetensors")
   assert (copy / name).read_bytes() != (path / name).read_bytes()
+
+
+def test_persons_are_the_unit_of_a_simulated_client(tmp_path):
+  config = _config()
+  config.privacy.unit, config.data.persons = config_lib.Unit.PERSON, 10
+  config.privacy.insecure_noise_seed = None
+  config.train.steps = 0
+  summary = pipeline.run(config, tmp_path)
+  assert summary["unit"] == "person"
+  assert ledger.read(tmp_path / "client/ledger").guarantee.unit == "person"
+  data = (tmp_path / "response/response.safetensors").read_bytes()
+  response = messages.Response.from_bytes(data)
+  assert response.statement.unit == "person"
+  # A tenth of the client's samples, and noise.
+  persons = len(digits.load(config.data, config.seed).client) / 10
+  spread = config.privacy.sigma * len(response.scores) ** 0.5
+  assert response.scores.sum() < persons + 8 * spread
