@@ -19,8 +19,8 @@ What five answers cost together:
     >>> once = Cost((Release(sigma=3.26, gamma=0.8),))
     >>> round(once.epsilon(1e-5, "add_remove"), 1)
     1.0
-    >>> round(Cost.total(5 * [once], 1e-5, "add_remove"), 1)
-    2.4
+    >>> round(sum(5 * [once], Cost()).epsilon(1e-5, "add_remove"), 1)
+    2.3
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,9 @@ class Release:
   times: int = 1
 
 
-def log_noise(sigma: float, bins: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def log_noise(
+  sigma: float, bins: int = 1, order: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns integers and the log-probability of the noise at each, both [n].
 
   For one bin this is the discrete Gaussian. For two it is the difference u - v
@@ -89,8 +91,11 @@ def log_noise(sigma: float, bins: int = 1) -> tuple[np.ndarray, np.ndarray]:
   Args:
     sigma: Scale of the noise.
     bins: 1 or 2, as in `Release`.
+    order: The integers also reach as far as Renyi divergences of this order
+      need: the powers p^order q^(1 - order) lie around order times the shift.
   """
-  reach = math.ceil(_SPAN * sigma * math.sqrt(bins)) + 2 * bins
+  reach = math.ceil(_SPAN * sigma * math.sqrt(bins))
+  reach += math.ceil(order + 1) * bins
   x = np.arange(-reach, reach + 1)
   log_mass = -(x**2) / (2 * bins * sigma**2)
   if bins == 2:
@@ -101,9 +106,16 @@ def log_noise(sigma: float, bins: int = 1) -> tuple[np.ndarray, np.ndarray]:
   return x, log_mass - np.log(np.exp(log_mass).sum())
 
 
-def _log_pair(release: Release) -> tuple[np.ndarray, np.ndarray]:
-  """Returns log-probabilities without the sample (p0) and with it (m)."""
-  _, log_mass = log_noise(release.sigma, release.bins)
+def log_pair(
+  release: Release, order: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns log-probabilities without the sample (p0) and with it (m).
+
+  Args:
+    release: One release.
+    order: As in `log_noise`.
+  """
+  _, log_mass = log_noise(release.sigma, release.bins, order)
   absent, present = log_mass[release.bins :], log_mass[: -release.bins]
   if release.gamma < 1:
     present = np.logaddexp(
@@ -113,12 +125,12 @@ def _log_pair(release: Release) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _largest_loss(release: Release) -> float:
-  absent, present = _log_pair(release)
+  absent, present = log_pair(release)
   return float(np.abs(present - absent).max())
 
 
 def _root_mean_square_loss(release: Release) -> float:
-  absent, present = _log_pair(release)
+  absent, present = log_pair(release)
   squares = (present - absent) ** 2
   return math.sqrt(min(np.exp(present) @ squares, np.exp(absent) @ squares))
 
@@ -175,7 +187,7 @@ def _split(
 @functools.lru_cache(maxsize=16)
 def _plds(release: Release, interval: float, split: bool) -> tuple[_Pld, _Pld]:
   """Returns the PLDs of removing and of adding a sample."""
-  absent, present = _log_pair(release)
+  absent, present = log_pair(release)
   if split:
     remove = _split(absent, present, interval)
     add = _split(present, absent, interval)
@@ -192,25 +204,39 @@ def _plds(release: Release, interval: float, split: bool) -> tuple[_Pld, _Pld]:
   return remove.self_compose(release.times), add.self_compose(release.times)
 
 
-@functools.lru_cache(maxsize=16)
-def _worst(
-  releases: tuple[Release, ...], relation: config.Relation
-) -> tuple[_Pld, ...]:
-  """Returns the PLDs of all releases together, one for each direction."""
-  replace = relation is config.Relation.REPLACE_ONE
-  if replace and any(release.bins > 1 for release in releases):
+def check_relation(
+  releases: Sequence[Release], relation: config.Relation
+) -> None:
+  """Checks that a bound is proven.
+
+  Raises:
+    EcosError: None is.
+  """
+  if relation is config.Relation.REPLACE_ONE and any(
+    release.bins > 1 for release in releases
+  ):
     raise errors.EcosError(
       "no bound is proven for replace_one with k-nearest-neighbour votes: "
       "account for them with `relation` add_remove, and keep answers of the "
       "two relations in separate ledgers, about separate data"
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _worst(
+  releases: tuple[Release, ...], relation: config.Relation
+) -> tuple[_Pld, ...]:
+  """Returns the PLDs of all releases together, one for each direction."""
+  check_relation(releases, relation)
   interval, split = _interval(releases)
   removes, adds = zip(
     *(_plds(release, interval, split) for release in releases), strict=True
   )
   remove = functools.reduce(_Pld.compose, removes)
   add = functools.reduce(_Pld.compose, adds)
-  return (remove.compose(add),) if replace else (remove, add)
+  if relation is config.Relation.REPLACE_ONE:
+    return (remove.compose(add),)
+  return remove, add
 
 
 @functools.lru_cache(maxsize=1024)
@@ -235,7 +261,7 @@ class Cost:
   """What one or many releases cost together; `a + b` composes.
 
   The queries may depend on earlier answers; the terms of the releases must not
-  (docs/privacy.md). If they may, use `total`.
+  (docs/privacy.md). If they may, use `filter.Filter`.
 
   Attributes:
     releases: What was released.
@@ -276,33 +302,4 @@ class Cost:
       tuple(sorted(merged, key=dataclasses.astuple)),
       delta,
       config.Relation(relation),
-    )
-
-  @classmethod
-  def total(cls, costs: Sequence["Cost"], delta: float, relation: str) -> float:
-    """Returns the epsilon of answers whose terms may depend on earlier answers.
-
-    If this never exceeds a number that was fixed beforehand, all answers
-    together have that epsilon. Answers of equal cost are composed. If costs
-    differ, the epsilons are added, each at a share of delta that its place in
-    the order decides. docs/privacy.md has the proof ("Terms that depend on
-    earlier answers").
-
-    Args:
-      costs: Of all answers, in the order in which they were given.
-      delta: Of (epsilon, delta).
-      relation: `add_remove` or `replace_one`.
-
-    Raises:
-      EcosError: A term is out of range, or no bound is proven.
-    """
-    single = [cost.epsilon(delta, relation) for cost in costs]
-    if len(costs) < 2:
-      return sum(single)
-    # Half of delta for each of the two cases.
-    if len(set(costs)) == 1:
-      return sum(costs, cls())._epsilon(delta / 2, relation)
-    return math.fsum(
-      cost._epsilon(delta / (2 * place * (place + 1)), relation)
-      for place, cost in enumerate(costs, start=1)
     )

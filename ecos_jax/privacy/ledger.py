@@ -20,7 +20,7 @@ the line before it, is damage and is refused, since a cost might be missing. A
 file that is not a ledger is refused and left as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -82,6 +82,7 @@ class Ledger:
         "`max_epsilon`"
       )
     self.guarantee = lines.guarantee
+    self._filter = lines.filter
     self.entries = lines.entries
     self.incomplete = lines.size < len(data)
     self._last = lines.last
@@ -96,10 +97,17 @@ class Ledger:
       file.truncate(lines.size)
       os.fsync(file.fileno())
 
+  def total(self, costs: Sequence[accounting.Cost]) -> float:
+    """Returns the epsilon of answers, for the guarantee's delta and relation.
+
+    Raises:
+      EcosError: No bound is proven for the relation.
+    """
+    guarantee = self.guarantee
+    return self._filter.epsilon(costs, guarantee.delta, guarantee.relation)
+
   def epsilon(self, cost: accounting.Cost | None = None) -> float:
     """Returns the epsilon of all entries, about any data, and of `cost`.
-
-    It holds for the delta and the relation of the guarantee.
 
     Args:
       cost: Of a planned answer; None for what was spent before.
@@ -110,7 +118,7 @@ class Ledger:
     costs = [entry.cost for entry in self.entries]
     if cost is not None:
       costs.append(cost)
-    return self.guarantee.total(costs)
+    return self.total(costs)
 
   def check_budget(self, cost: accounting.Cost) -> None:
     """Checks that an answer keeps the guarantee.

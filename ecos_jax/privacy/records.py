@@ -12,7 +12,7 @@ whoever may write the file can write another history, with right checksums.
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -28,6 +28,7 @@ from ecos_jax.messages import fields
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.messages import wire
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import filter as filter_lib
 
 VERSION = 2
 # An incomplete line: a checksum, then the beginning of JSON.
@@ -62,14 +63,6 @@ class Guarantee(fields.Checked):
   relation: terms_lib.Relation = config.Relation.ADD_REMOVE.value
   unit: terms_lib.Unit = config.Unit.SAMPLE.value
   votes_per_unit: Annotated[int, fields.integer(1, _MOST)] = 1
-
-  def total(self, costs: Sequence[accounting.Cost]) -> float:
-    """Returns the epsilon of answers together, for the delta and the relation.
-
-    Raises:
-      EcosError: No bound is proven for the relation.
-    """
-    return accounting.Cost.total(costs, self.delta, self.relation)
 
   def __str__(self) -> str:
     """Returns the guarantee in words."""
@@ -137,6 +130,7 @@ class Lines(NamedTuple):
 
   Attributes:
     guarantee: Of its first line.
+    filter: Also of that line: what adds up the answers.
     entries: Of the others.
     last: The checksum of the last one.
     size: Bytes of all of them; what follows is an incomplete line.
@@ -144,6 +138,7 @@ class Lines(NamedTuple):
   """
 
   guarantee: Guarantee
+  filter: filter_lib.Filter
   entries: list[Entry]
   last: str
   size: int
@@ -158,8 +153,14 @@ def _line(values: dict[str, Any]) -> tuple[bytes, str]:
 
 
 def guarantee_line(guarantee: Guarantee) -> tuple[bytes, str]:
-  """Returns the first line of a ledger, and its checksum."""
+  """Returns the first line of a ledger, and its checksum.
+
+  The line also fixes the filter, so that another version of this program counts
+  as this one does.
+  """
   values: dict[str, Any] = dataclasses.asdict(guarantee)
+  chosen = filter_lib.Filter.of(guarantee.max_epsilon, guarantee.delta)
+  values["filter"] = dataclasses.asdict(chosen)
   if math.isinf(guarantee.max_epsilon):  # which JSON lacks
     values["max_epsilon"] = None
   return _line({"version": VERSION, **values})
@@ -227,7 +228,9 @@ def _reading(number: int, line: bytes, path: Path) -> Iterator[dict[str, Any]]:
     ) from error
 
 
-def _guarantee(values: dict[str, Any]) -> Guarantee:
+def _guarantee(
+  values: dict[str, Any],
+) -> tuple[Guarantee, filter_lib.Filter]:
   version = values.pop("version")
   if version == 1:
     raise LedgerError(
@@ -241,7 +244,8 @@ def _guarantee(values: dict[str, Any]) -> Guarantee:
     )
   if values["max_epsilon"] is None:
     values["max_epsilon"] = math.inf
-  return Guarantee(**values)
+  chosen = filter_lib.Filter(**values.pop("filter"))
+  return Guarantee(**values), chosen
 
 
 def _entry(values: dict[str, Any]) -> Entry:
@@ -266,7 +270,7 @@ def parse(data: bytes, path: Path) -> Lines | None:
   if not lines:
     return None
   with _reading(1, lines[0], path) as values:
-    guarantee = _guarantee(values)
+    guarantee, chosen = _guarantee(values)
   entries = []
   last = _checksum(lines[0])
   for number, line in enumerate(lines[1:], start=2):
@@ -278,7 +282,7 @@ def parse(data: bytes, path: Path) -> Lines | None:
         )
       entries.append(_entry(values))
     last = _checksum(line)
-  return Lines(guarantee, entries, last, size, unended)
+  return Lines(guarantee, chosen, entries, last, size, unended)
 
 
 def parse_version_1(

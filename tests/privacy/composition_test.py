@@ -1,4 +1,3 @@
-import math
 import tracemalloc
 
 import dp_accounting
@@ -137,80 +136,6 @@ def test_composition_costs_less_than_the_sum_and_ignores_order():
   alone = [cost.epsilon(DELTA, REPLACE_ONE) for cost in (one, two)]
   assert max(alone) < both < sum(alone)
   assert composition.Cost().epsilon(DELTA, ADD_REMOVE) == 0.0
-
-
-def test_a_total_claims_no_more_than_terms_chosen_adaptively_allow():
-  ten, five = (
-    composition.Cost((composition.Release(sigma, 0.8),))
-    for sigma in (10.0, 5.0)
-  )
-  total = composition.Cost.total
-  assert total([], DELTA, ADD_REMOVE) == 0.0
-  assert total([ten], DELTA, ADD_REMOVE) == ten.epsilon(DELTA, ADD_REMOVE)
-  # Composed at half of delta, or added at shares that sum to the other half.
-  composed = (ten + ten + ten).epsilon(DELTA / 2, ADD_REMOVE)
-  assert total(3 * [ten], DELTA, ADD_REMOVE) == composed
-  costs = [ten, five, ten]
-  parts = zip(costs, (4, 12, 24), strict=True)
-  added = sum(cost.epsilon(DELTA / n, ADD_REMOVE) for cost, n in parts)
-  assert total(costs, DELTA, ADD_REMOVE) == pytest.approx(added, abs=1e-12)
-  assert added > (ten + five + ten).epsilon(DELTA, ADD_REMOVE)
-  # Where the shares get too small nothing is claimed.
-  assert total(costs, 4e-9, ADD_REMOVE) == math.inf
-
-
-def _chosen_delta(first, options, epsilon):
-  """The delta of two answers, the second's terms chosen by the first's outcome.
-
-  By brute force: for every outcome the option that is the worse one.
-  """
-
-  def pair(release):
-    _, log_mass = composition.log_noise(release.sigma)
-    p0 = np.exp(np.append(log_mass, -np.inf))
-    p1 = np.roll(p0, 1)
-    return p0, (1 - release.gamma) * p0 + release.gamma * p1
-
-  deltas = []
-  for order in (1, -1):
-    q, p = pair(first)[::order]
-    worst = np.zeros(len(p))
-    for option in options:
-      b, a = pair(option)[::order]
-      excess = np.outer(p, a) - math.exp(epsilon) * np.outer(q, b)
-      worst = np.maximum(worst, np.maximum(excess, 0).sum(1))
-    deltas.append(worst.sum())
-  return max(deltas)
-
-
-@pytest.mark.parametrize(
-  ("first", "other", "rare"),
-  [(2.0, 2.0, (0.4, 0.0249)), (5.0, 4.0, (0.4, 0.0218))],
-)
-def test_terms_chosen_by_an_outcome_break_composition_but_not_the_total(
-  first, other, rare
-):
-  # Much noise on all samples, or little on few: of one price, and a server
-  # does better by choosing in the light of the first answer.
-  delta, release = 1e-3, composition.Release
-  first, options = release(first, 1.0), (release(other, 1.0), release(*rare))
-  costs = [
-    [composition.Cost((first,)), composition.Cost((option,))]
-    for option in options
-  ]
-  composed = max(
-    sum(c, composition.Cost()).epsilon(delta, ADD_REMOVE) for c in costs
-  )
-  assert _chosen_delta(first, options, composed) > 1.4 * delta
-  # With a budget between the totals only the cheaper option is open.
-  totals = [composition.Cost.total(c, delta, ADD_REMOVE) for c in costs]
-  for budget in totals:
-    allowed = [
-      option
-      for option, total in zip(options, totals, strict=True)
-      if total <= budget
-    ]
-    assert _chosen_delta(first, allowed, budget) <= delta
 
 
 @pytest.mark.parametrize(("sigma", "gamma"), [(0.6, 0.5), (3.0, 0.15)])
