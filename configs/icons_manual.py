@@ -1,8 +1,8 @@
 """Selective manual labelling on the Icons benchmark: twelve themes of drawings.
 
 The cloud has icons of twelve themes and no labels; the client has icons of one
-theme. EfficientNet-Lite0 encodes them at 64 pixels, and the same network is
-fine-tuned on the proxy.
+theme. EfficientNet-Lite0 encodes content and style at 64 pixels, and the
+same network is fine-tuned on the proxy.
 
   python -m ecos_jax.train --config=configs/icons_manual.py:papirus \
     --workdir=runs/papirus --config.data.dir=DIR
@@ -24,7 +24,8 @@ def get_config(argument: str = "") -> config_lib.Config:
   config = config_lib.Config()
   config.data.benchmark = config_lib.Benchmark.ICONS
   config.data.client = "oxygen" if argument in ("", "smoke") else argument
-  config.encoder.name = config.train.model = "efficientnet_lite0"
+  config.encoder.name = "efficientnet_lite0_style"
+  config.train.model = "efficientnet_lite0"
   config.encoder.image_size = config.train.image_size = 64
   config.privacy.sigma = 3.0
   config.sampling.budget = 500

@@ -165,6 +165,6 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_last(
   largest.write_bytes(data)
   flags = job_flags("manual", path)
   assert not _ends(start_job, flags, path, expected)
-  for name in ("metrics.jsonl", "model.jaxexport"):
+  for name in ("metrics.jsonl", "model.jaxexport", "model.safetensors"):
     ours, theirs = path / "model" / name, expected / "model" / name
     assert ours.read_bytes() == theirs.read_bytes()

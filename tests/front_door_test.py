@@ -219,3 +219,37 @@ except AttributeError as error:
     [sys.executable, "-c", program], capture_output=True, text=True, check=True
   )
   assert re.search("'ecos_jax' has no attribute 'nothing'", done.stdout)
+
+
+@pytest.mark.parametrize("asked", ["signs", "both"])
+def test_signed_votes_choose_samples_like_the_clients(parts, answered, asked):
+  pool, private, *_ = parts
+  codebook = ecos_jax.fit_codebook(pool, 6, KEY, directions=4)
+  question = ecos_jax.ask(codebook, question=asked, votes=2)
+  answer = answered(question, private)
+  choice = ecos_jax.choose(pool, codebook, question, answer, 300, KEY)
+  assert len(set(choice.indices.tolist())) == 300
+  assert np.mean(choice.indices // 1000 == 1) > 0.9
+  np.testing.assert_array_equal(
+    choice.clusters, codebook.assignment[choice.indices]
+  )
+  # By class: the rows of the classes add up to all votes.
+  question = ecos_jax.ask(codebook, question=asked, votes=2, classes=3)
+  with pytest.raises(ecos_jax.EcosError, match="`labels`"):
+    answered(question, private)
+  answer = answered(question, private, np.arange(len(private)) % 3)
+  choice = ecos_jax.choose(pool, codebook, question, answer, 300, KEY)
+  assert np.mean(choice.indices // 1000 == 1) > 0.9
+
+
+def test_signs_need_directions_and_their_own_codebook(parts, answered):
+  pool, private, without, *_ = parts
+  with pytest.raises(ecos_jax.EcosError, match="`directions`"):
+    ecos_jax.ask(without, question="signs")
+  codebook = ecos_jax.fit_codebook(pool, 6, KEY, directions=4)
+  with pytest.raises(ecos_jax.EcosError, match="votes"):
+    ecos_jax.ask(codebook, question="signs", votes=5)
+  question = ecos_jax.ask(codebook, question="signs", votes=2)
+  answer = answered(question, private)
+  with pytest.raises(ecos_jax.EcosError, match="not about `codebook`"):
+    ecos_jax.choose(pool, without, question, answer, 300, KEY)

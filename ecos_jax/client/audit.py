@@ -6,10 +6,11 @@ It attacks at the gamma that is asked for, and at a small gamma, which shows
 whether subsampling happens.
 
 Accounting proves something about a mechanism on paper; an audit runs the
-mechanism in the code. It makes two datasets that differ in one sample, the
-canary, which lies far from the rest and has its own centroid. It draws the
-response many times for each dataset, and tries to tell which dataset an answer
-came from. An (epsilon, delta)-private mechanism allows no event with
+mechanism in the code. It makes two datasets that differ in one sample or, with
+--unit=person, in one person with 50 samples. This canary lies far from the rest
+and has its own centroid. The audit draws the response many times for each
+dataset, and tries to tell which dataset an answer came from. An
+(epsilon, delta)-private mechanism allows no event with
 
     P(event | one dataset) > e^epsilon P(event | the other) + delta,
 
@@ -25,7 +26,7 @@ calls hides nothing, however good it looks within one call.
 An audit cannot show that a mechanism is private. It sees no event that is rarer
 than about one in the number of trials, so the bound stays below the truth.
 
-It attacks the code that answers queries: `coverage.nearest` and
+It attacks the code that answers queries: `coverage.cast` and
 `coverage.release`.
 """
 
@@ -42,13 +43,19 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import coverage
+from ecos_jax.config import limits
 from ecos_jax.privacy import composition
 from ecos_jax.privacy import mechanisms
+from ecos_jax.privacy import units
 
 _REPETITIONS = 10_000
 _THRESHOLDS = 200
-# The canary's distance from everything else.
+# The canary's distance from everything else, and how many samples it has if it
+# is a person.
 _FAR = 1e3
+_SAMPLES = 50
+# Samples that both datasets have.
+_REST = 3
 # The canary's bin is 1, then 0: a defect may be in one bin alone.
 _SHIFTS = (0, 2)
 # Correct noise repeats itself with a probability below this.
@@ -86,47 +93,91 @@ class Result(NamedTuple):
 
 
 def neighbours(
-  relation: str, shift: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns a dishonest codebook, and features without and with the canary.
+  relation: str, shift: int = 0, votes: int = 0, samples: int = 1
+) -> tuple[messages.Query, np.ndarray, np.ndarray]:
+  """Returns a dishonest question, and features without and with the canary.
 
-  Centroid 0 is nearest to all other samples, centroid 1 to the canary. Where
+  Centroid 0 is nearest to all other samples, centroid 1 to the canary's. Where
   the canary replaces a sample, centroid 2 is nearest to that one.
+
+  With votes on directions, the other samples lie in the mean and have none. All
+  directions go through the canary, which votes 1 and -1 in turn.
 
   Args:
     relation: `add_remove` or `replace_one`.
     shift: Added to the numbers of the centroids, modulo 3.
+    votes: The votes of a sample on directions; 0: ask for counts.
+    samples: How many the canary has, and what it replaces.
 
   Returns:
-    Centroids [3, d], and two neighbouring datasets [n, d], all float32.
+    The question, and two neighbouring datasets [n, d] float32.
   """
   places = np.array([[0, 0], [_FAR, 0], [0, _FAR]], np.float32)
   rest, canary, other = np.split(places, 3)
-  rest = np.repeat(rest, 3, axis=0)
+  rest = np.repeat(rest, _REST, axis=0)
+  canary, other = (np.repeat(rows, samples, axis=0) for rows in (canary, other))
   replaced = config.Relation(relation) is config.Relation.REPLACE_ONE
   without = np.concatenate([rest, other]) if replaced else rest
-  centroids = np.roll(places, shift, axis=0)
-  return centroids, without, np.concatenate([rest, canary])
+  terms = messages.Terms(1.0, 1.0, limits.MIN_DELTA, relation)
+  encoder = {
+    "encoder_name": "none",
+    "encoder_settings": {},
+    "encoder_digest": 64 * "0",
+  }
+  if votes:
+    query = messages.Query(
+      centroids=None,
+      directions=_signs(votes)[:, None] * places[1],
+      mean=places[0],
+      votes=votes,
+      terms=terms,
+      **encoder,
+    )
+  else:
+    query = messages.Query(
+      centroids=np.roll(places, shift, axis=0), terms=terms, **encoder
+    )
+  return query, without, np.concatenate([rest, canary])
+
+
+def _signs(votes: int) -> np.ndarray:
+  """Returns 1, -1, 1, ..., float32 [votes]."""
+  return np.float32(1) - 2 * np.arange(votes, dtype=np.float32) % 4
 
 
 def _draw(
-  centroids: np.ndarray,
+  query: messages.Query,
   data: np.ndarray,
   mechanism: mechanisms.Mechanism,
   trials: int,
 ) -> np.ndarray:
-  """Returns answers, [trials, R]."""
-  votes = coverage.nearest(data, centroids)
-  answers = [
-    coverage.release(
-      votes,
-      len(centroids),
-      mechanism,
-      repetitions=min(_REPETITIONS, trials - start),
-    )
-    for start in range(0, trials, _REPETITIONS)
-  ]
-  return np.concatenate(answers)
+  """Returns answers, [trials, 3].
+
+  Of votes on directions these are the sum of all, the sum with the signs of the
+  canary's votes, which orders answers by likelihood, and the counter of voters.
+  """
+  cast = coverage.cast(query, data)
+  persons = None
+  if mechanism.terms.unit == config.Unit.PERSON.value:
+    # Of the others each is a person; what comes or goes is one more.
+    persons = units.Persons(np.minimum(np.arange(len(data)), _REST))
+  answers = np.concatenate(
+    [
+      coverage.release(
+        cast,
+        query,
+        mechanism,
+        repetitions=min(_REPETITIONS, trials - start),
+        persons=persons,
+      )
+      for start in range(0, trials, _REPETITIONS)
+    ]
+  )
+  if not query.votes:
+    return answers
+  voters, votes = answers[:, -1], answers[:, :-1]
+  likely = voters + votes @ _signs(query.votes).astype(answers.dtype)
+  return np.stack([votes.sum(axis=1), likely, voters], axis=1)
 
 
 def _in_float32(numbers: np.ndarray) -> np.ndarray:
@@ -196,14 +247,11 @@ def lower_bound(
 
 def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
   """Returns whether separate calls draw the same noise."""
-  centroids, _, data = neighbours(relation)
-  _, log_mass = composition.log_noise(mechanism.terms.sigma)
+  query, _, data = neighbours(relation, votes=mechanism.bins - 1)
+  _, log_mass = composition.log_noise(mechanism.scale)
   # The probability that this many calls agree in a bin is at most the risk.
   calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
-  votes = coverage.nearest(data, centroids)
-  first, *others = (
-    coverage.release(votes, len(centroids), mechanism)[0] for _ in range(calls)
-  )
+  first, *others = (_draw(query, data, mechanism, 1)[0] for _ in range(calls))
   return bool(np.all(np.stack(others) == first, axis=0).any())
 
 
@@ -242,10 +290,13 @@ def audit(
       hits, false_alarms = false_alarms, hits
     return lower_bound(hits, false_alarms, size, delta, confidence)
 
-  for layout, shift in enumerate(_SHIFTS):
-    centroids, *datasets = neighbours(relation, shift)
+  by_person = mechanism.terms.unit == config.Unit.PERSON.value
+  samples = _SAMPLES if by_person else 1
+  votes = mechanism.bins - 1
+  for layout, shift in enumerate((0,) if votes else _SHIFTS):
+    query, *datasets = neighbours(relation, shift, votes, samples)
     answers = [
-      np.roll(_draw(centroids, data, mechanism, trials), -shift, axis=1)
+      np.roll(_draw(query, data, mechanism, trials), -shift, axis=1)
       for data in datasets
     ]
     chosen_on.append([_statistics(a[:pilot]) for a in answers])
@@ -266,6 +317,19 @@ def _define_flags() -> None:
     config.Relation,
     "Neighbours of the claim.",
   )
+  flags.DEFINE_enum_class(
+    "unit",
+    config.Unit.SAMPLE,
+    config.Unit,
+    "What the canary is: one sample, or one person with 50 samples.",
+  )
+  flags.DEFINE_integer(
+    "votes",
+    0,
+    "Votes of a sample on directions; 0: counts.",
+    lower_bound=0,
+    upper_bound=limits.MAX_DIRECTIONS,
+  )
   flags.DEFINE_integer(
     "trials", 100_000, "Answers about each dataset and order.", lower_bound=100
   )
@@ -283,7 +347,11 @@ def main(argv: list[str]) -> None:
   del argv
   f = flags.FLAGS
   for gamma in dict.fromkeys((f.gamma, _SMALL_GAMMA)):
-    _report(messages.Terms(f.sigma, gamma, f.delta, f.relation.value))
+    _report(
+      messages.Terms(
+        f.sigma, gamma, f.delta, f.relation.value, unit=f.unit.value
+      )
+    )
 
 
 def _report(terms: messages.Terms) -> None:
@@ -293,13 +361,13 @@ def _report(terms: messages.Terms) -> None:
     EcosError: The claim is refuted.
   """
   f = flags.FLAGS
-  mechanism = mechanisms.Mechanism(terms)
+  mechanism = mechanisms.Mechanism(terms, bins=f.votes + 1)
   claim = mechanism.statement.epsilon
   result = audit(mechanism, f.delta, terms.relation, f.trials, f.confidence)
   event = result.event
   print(
-    f"claimed   epsilon {claim:.6g} (delta {terms.delta:g}, {terms.relation}; "
-    f"sigma {terms.sigma:g}, gamma {terms.gamma:g})\n"
+    f"claimed   epsilon {claim:.6g} per {terms.unit} (delta {terms.delta:g}, "
+    f"{terms.relation}; sigma {terms.sigma:g}, gamma {terms.gamma:g})\n"
     f"shown     epsilon is at least {result.bound:.4g} (confidence "
     f"{f.confidence:g}, {f.trials} answers about each dataset)\n"
     f"by        {event.statistic} {'>=' if event.above else '<'} "

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from absl import flags
+import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
@@ -18,17 +19,33 @@ from ecos_jax import messages
 from ecos_jax.client import encoding
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import persons
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 from ecos_jax.privacy import ledger
 
 
-def tag_of(text: str, data_dir: str | None) -> str:
+def tag_of(
+  text: str,
+  data_dir: str | None,
+  classes: list[str] | None = None,
+  persons: str | None = None,
+) -> str:
   """Returns one name for the data that a source string names.
 
   It is the same however the string spells the path, and in any folder.
+
+  Args:
+    text: The source string.
+    data_dir: As --data_dir.
+    classes: Other classes give other labels: an answer about these is another.
+    persons: As --persons: with other persons these are other data.
   """
+  if persons is not None:
+    return f"{tag_of(text, data_dir, classes)} of the persons {persons}"
+  if classes is not None:
+    return f"{tag_of(text, data_dir)} with classes {','.join(classes)}"
   match spec_lib.parse(text):
     case spec_lib.Tfds():
       folder = Path(data_dir).expanduser().resolve() if data_dir else "default"
@@ -52,8 +69,8 @@ def define_shared_flags(data: str) -> None:
   flags.DEFINE_bool(
     "create_ledger",
     False,
-    "Make the ledger, with --max_epsilon, --delta and --relation; one that has "
-    "these already is taken as it is.",
+    "Make the ledger, with --max_epsilon, --delta, --relation and --unit; one "
+    "that has these already is taken as it is.",
   )
   flags.DEFINE_string(
     "weights",
@@ -66,6 +83,13 @@ def define_shared_flags(data: str) -> None:
     None,
     "Your own encoder, MODULE:FUNCTION, if the cloud encodes with it: the code "
     "is run, so only a module that you trust.",
+  )
+  flags.DEFINE_string(
+    "persons",
+    None,
+    "Where the unit is the person, whose the samples are: FILE.npy, an id for "
+    "each, or a column of the metadata. Without, the folders in folder:DIR are "
+    "the persons, or the array persons of images:FILE.npz.",
   )
   flags.DEFINE_bool("yes", False, "Answer without asking.")
   flags.DEFINE_integer(
@@ -103,11 +127,19 @@ def define_ledger() -> None:
     f"What epsilon hides, {fixed}: that a sample was added or removed "
     "(add_remove, without), or replaced.",
   )
+  flags.DEFINE_enum_class(
+    "unit",
+    None,
+    config.Unit,
+    f"Whose presence epsilon hides, {fixed}: that of one sample (without), or "
+    "of one person with all samples of theirs. Of a person one random sample "
+    "votes.",
+  )
 
 
 def fixed() -> dict[str, Any]:
   """Returns those fields of a ledger's guarantee that flags give."""
-  names = ("max_epsilon", "delta", "relation")
+  names = ("max_epsilon", "delta", "relation", "unit")
   given = {name: flags.FLAGS[name].value for name in names}
   return {name: value for name, value in given.items() if value is not None}
 
@@ -124,7 +156,7 @@ def guarantee(path: Path) -> ledger.Guarantee:
   if dataclasses.replace(found, **fixed()) != found:
     raise errors.EcosError(
       f"`ledger`: {path} was made for {found}, for good: leave out "
-      "`max_epsilon`, `delta` and `relation`"
+      "`max_epsilon`, `delta`, `relation` and `unit`"
     )
   return found
 
@@ -180,7 +212,24 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
   """
   f = flags.FLAGS
   with errors.about("data", f.data):
-    return pools.open_source(f.data, f.data_dir, classes)
+    # A refusal of an empty folder would show that it is empty.
+    return pools.open_source(f.data, f.data_dir, classes, may_be_empty=True)
+
+
+def persons_of(
+  data: pools.Source, guarantee: ledger.Guarantee
+) -> np.ndarray | None:
+  """Returns whose the samples are, [n], if the unit is the person; else None.
+
+  Raises:
+    EcosError: Nothing says it, or the unit is the sample and --persons says it.
+  """
+  text = flags.FLAGS.persons
+  if guarantee.unit == config.Unit.PERSON.value:
+    return persons.read(data, text)
+  if text is not None:
+    raise errors.EcosError(f"--persons: the ledger is for {guarantee}")
+  return None
 
 
 def encoder_of(message: messages.Question) -> registry.Encoder:

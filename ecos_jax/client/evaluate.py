@@ -1,6 +1,6 @@
 """Tells a client how good a model is: `python -m ecos_jax.client.evaluate`.
 
-    python -m ecos_jax.client.evaluate --model=model.jaxexport \
+    python -m ecos_jax.client.evaluate --model=model.safetensors \
       --data=folder:/private/images
 
 The model is the file that the cloud left in `model/` of its workdir. The data
@@ -8,100 +8,73 @@ are the client's own, with labels. Nothing is written, and the number of samples
 is not printed. The accuracy is about private data and no epsilon covers it, so
 the client decides whom to tell.
 
-The file is somebody else's program. It may only compute logits from images: a
-program that calls anything outside StableHLO is refused before it runs.
+The file is a message like a query: the name of a network, and its weights. It
+holds no program. The network is the one of that name in this installation, and
+everything is checked before anything is compiled.
 """
 
+import functools
 from pathlib import Path
-import re
+from typing import Any
 
 from absl import flags
 from absl import logging
+from flax import nnx
 import jax
-from jax import export
+import jax.numpy as jnp
 import numpy as np
 
 from ecos_jax import cli
 from ecos_jax import errors
-from ecos_jax import files
+from ecos_jax import messages
 from ecos_jax.client import command
 from ecos_jax.data import pools
+from ecos_jax.messages import wire
+from ecos_jax.models import delivery
 
-_MAX_BYTES = 1 << 31
-_CHECKSUM_BYTES = 64  # at the end of the file, sha256 in hex
-_MAX_SIZE = 4096  # height and width of the images
-# JAX itself puts this into a program whose batch size is free.
-_OWN_CALLS = frozenset({"shape_assertion"})
-_CALL = re.compile(r"custom_call(?:\s*@(\w+))?")
+# Pixels to classify at once: bounds the memory, whatever size a model wants.
+_PIXELS = 2**20
 
 
-def _check_signature(model: export.Exported) -> None:
-  """Raises ValueError unless the program maps images to logits, purely."""
-  (images,), (logits,) = model.in_avals, model.out_avals
-  if (
-    images.dtype != np.uint8
-    or images.ndim != 4
-    or images.shape[1] != images.shape[2]
-    or images.shape[3] != 3
-    or not 0 < images.shape[1] <= _MAX_SIZE
-    or logits.dtype != np.float32
-    or logits.ndim != 2
-  ):
-    raise ValueError(
-      f"it maps {images} to {logits}, not uint8[b,s,s,3] to float32[b,classes]"
-    )
-  if model.nr_devices != 1 or model.ordered_effects or model.unordered_effects:
-    raise ValueError("it needs more than one device, or has side effects")
-  calls = set(_CALL.findall(model.mlir_module())) - _OWN_CALLS
-  if calls:
-    raise ValueError(f"it calls outside StableHLO: {', '.join(sorted(calls))}")
-
-
-def load(path: Path) -> export.Exported:
-  """Returns the model in a file: uint8 [b, s, s, 3] to float32 [b, classes].
+def load(path: Path) -> messages.Model:
+  """Returns the model in a file.
 
   Raises:
     EcosError: There is no such file, or it is not such a model.
   """
-  if not path.is_file():
-    raise errors.EcosError(f"`model`: {path} is not a file")
-  with path.open("rb") as file:
-    data = file.read(_MAX_BYTES + 1)
-  # The parsers of a damaged file raise any of a dozen classes of exception.
-  try:
-    if len(data) > _MAX_BYTES:
-      raise ValueError(f"it exceeds {_MAX_BYTES} bytes")
-    program, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if files.digest(program).encode() != checksum:
-      raise ValueError("its checksum is wrong")
-    model = export.deserialize(bytearray(program))
-    _check_signature(model)
-  except Exception as error:
-    raise errors.EcosError(
-      f"`model`: {path} is not a model of ecos_jax, or is damaged: {error}; "
-      "take model/model.jaxexport of the cloud's workdir"
-    ) from error
-  platform = export.default_export_platform()
-  if platform not in model.platforms:
-    raise errors.EcosError(
-      f"`model`: {path} runs on {', '.join(model.platforms)}, not on {platform}"
-    )
-  return model
+  with errors.about("model", path):
+    try:
+      return messages.Model.from_bytes(wire.read_file(path))
+    except messages.ProtocolError as error:
+      raise errors.EcosError(
+        f"{error}; take model/{delivery.FILE} of the cloud's workdir"
+      ) from error
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _logits(
+  graph: nnx.GraphDef, state: nnx.State, images: jax.Array
+) -> jax.Array:
+  network: Any = nnx.merge(graph, state)
+  return network(images.astype(jnp.float32) / 127.5 - 1.0)
 
 
 def accuracy(
-  model: export.Exported, data: pools.Source, batch_size: int
+  model: messages.Model, data: pools.Source, batch_size: int = 256
 ) -> float:
   """Returns the model's accuracy on the labelled samples, in [0, 1].
 
   Args:
     model: From `load`.
     data: Images and labels; samples with label -1 are left out.
-    batch_size: Images to read and classify at once.
+    batch_size: Images to read and classify at once; fewer if they are large.
 
   Raises:
-    EcosError: No sample has a label, or a label is not among the classes.
+    EcosError: No sample has a label, a label is not among the classes, or the
+      network is not the one of that name here.
   """
+  with errors.about("model", model.network):
+    graph, state = nnx.split(delivery.unpack(model))
   labels = data.labels(np.arange(len(data)))
   known = np.flatnonzero(labels >= 0)
   if not len(known):
@@ -112,20 +85,21 @@ def accuracy(
     )
   if len(known) < len(labels):
     logging.warning("samples without a label are left out")
-  size, classes = model.in_avals[0].shape[1], model.out_avals[0].shape[1]
+  size, classes = model.image_size, model.classes
   if labels.max() >= classes:
     raise errors.EcosError(
       f"`data`: a label is {labels.max()}, but the model knows the {classes} "
       f"classes 0 to {classes - 1}"
     )
-  logits = jax.jit(model.call)
+  batch_size = max(1, min(batch_size, _PIXELS // size**2))
   right = 0
   for start in range(0, len(known), batch_size):
     indices = known[start : start + batch_size]
     images = data.images(indices, size)
     # Padded, so that it compiles once.
     padding = [(0, batch_size - len(indices))] + [(0, 0)] * 3
-    found = np.asarray(logits(np.pad(images, padding)).argmax(-1))
+    logits = _logits(graph, state, np.pad(images, padding))
+    found = np.asarray(logits.argmax(-1))
     right += int((found[: len(indices)] == labels[indices]).sum())
   return right / len(known)
 
@@ -135,8 +109,12 @@ def main(argv: list[str]) -> None:
   del argv
   f = flags.FLAGS
   model = load(Path(f.model))
-  classes = command.classes(model.out_avals[0].shape[1])
-  data = command.open_data(classes)
+  s = model.image_size
+  print(
+    f"model    {model.digest[:16]}: {model.network} for {model.classes} "
+    f"classes, {s} x {s} pixels, {len(model.weights):,} weights"
+  )
+  data = command.open_data(command.classes(model.classes))
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")
   print(
     "         It is about your private data, and no epsilon covers it: you "
@@ -146,7 +124,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.DEFINE_string(
-    "model", None, "The file model.jaxexport of the cloud.", required=True
+    "model", None, "The file model.safetensors of the cloud.", required=True
   )
   flags.DEFINE_string(
     "data",

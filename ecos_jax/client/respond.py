@@ -7,9 +7,11 @@
 The first time, `--create_ledger` fixes what all answers about these data may
 ever cost together; later answers leave it out.
 It runs beside the private data and needs nothing of the cloud but the query.
-Every sample votes for its nearest centroid; the votes of a random subsample are
-counted, and the counts leave with noise on them. The query only proposes terms:
-the client decides, and is told what it will cost before it is asked.
+Every sample votes: for its nearest centroid, or 1 or -1 on some directions. The
+votes of a random subsample are added up, and the sums leave with noise on them.
+Where the ledger's unit is the person, of each person one random sample votes.
+The query only proposes terms: the client decides, and is told what it will cost
+before it is asked.
 
 The number of samples is private too, so it is never printed, not even as
 progress.
@@ -18,8 +20,10 @@ progress.
 from pathlib import Path
 
 from absl import flags
+import numpy as np
 
 from ecos_jax import cli
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import answering
 from ecos_jax.client import command
@@ -34,8 +38,10 @@ def _define_flags() -> None:
   flags.DEFINE_string("query", None, "The query file.", required=True)
   command.define_shared_flags(
     "folder:DIR, images:FILE.npy or .npz (uint8), tfds:NAME:SPLIT, or "
-    "features:PATH (.npy, float [n, d], made with the encoder of the query)."
+    "features:PATH (.npy, float [n, d], made with the encoder of the query). "
+    "If the query asks by class, images with labels as the cloud numbers them."
   )
+  command.define_classes()
   flags.DEFINE_float(
     "epsilon",
     None,
@@ -45,14 +51,15 @@ def _define_flags() -> None:
   flags.DEFINE_float(
     "sigma",
     None,
-    "Instead of --epsilon: the noise, in votes.",
+    "Instead of --epsilon: the noise, in votes where a sample has one, else in "
+    "units of the length of a sample's votes.",
     lower_bound=limits.MIN_SIGMA,
     upper_bound=limits.MAX_SIGMA,
   )
   flags.DEFINE_float(
     "gamma",
     answering.GAMMA,
-    "Share of the samples that vote, drawn at random.",
+    "Share of the samples (or persons) that vote, drawn at random.",
     lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
@@ -64,21 +71,40 @@ def main(argv: list[str]) -> None:
   f = flags.FLAGS
   out, ledger = command.checked_paths("query")
   query = messages.Query.from_bytes(wire.read_file(Path(f.query)))
-  encoder = None
-  if not isinstance(spec.parse(f.data), spec.Features):
+  source, encoder = spec.parse(f.data), None
+  if not isinstance(source, spec.Features):
     encoder = command.encoder_of(query)
+  elif query.classes:
+    raise errors.EcosError(
+      "--data: the query asks by class, and features have no labels: give "
+      "images"
+    )
+  classes = command.classes(query.classes) if query.classes else None
+  tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
   guarantee = command.guarantee(ledger)
+
+  def opened() -> encoding.Private:
+    data = command.open_data(classes)
+    labels = data.labels(np.arange(len(data))) if query.classes else None
+    persons = command.persons_of(data, guarantee)
+    return encoding.opened(
+      query, data, encoder, f.batch_size, labels=labels, persons=persons
+    )
+
   answered = answering.answer_query(
     query,
-    lambda: encoding.blocks(query, command.open_data(), encoder, f.batch_size),
+    opened,
     mechanisms.Mechanism.of(
-      f.epsilon, f.sigma, f.gamma, guarantee.delta, guarantee.relation
+      f.epsilon,
+      f.sigma,
+      f.gamma,
+      guarantee.delta,
+      guarantee.relation,
+      bins=query.bins,
+      weight=query.weight,
+      unit=guarantee.unit,
     ),
-    answering.Account(
-      ledger,
-      command.tag_of(f.data, f.data_dir),
-      command.consent,
-    ),
+    answering.Account(ledger, tag, command.consent),
   )
   command.write(out, answered.answer.to_bytes(), answered.stored)
 

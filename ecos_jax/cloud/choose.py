@@ -12,6 +12,7 @@ All of it post-processes the answer, and costs no privacy.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import heapq
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.cloud import directions as directions_lib
 from ecos_jax.cloud import question as question_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
@@ -66,6 +68,7 @@ def choose(
   within: config.Within | str = config.Sampling.within,
   likely: float = config.Sampling.likely,
   central: float = config.Sampling.central,
+  best: float = config.Sampling.best,
 ) -> Choice:
   """Returns the samples of the pool that are most like the client's.
 
@@ -91,6 +94,8 @@ def choose(
     within: Inside a cluster: `kcenter`, `nearest` to the centroid or `random`.
     likely: Share of a cluster to choose from, where the client is densest.
     central: Share of these samples to choose from, nearest to the centroid.
+    best: For an answer about directions: share of a cluster to choose from at
+      random, where the client is densest.
 
   Raises:
     EcosError: An argument is refused, or does not fit the others.
@@ -103,7 +108,7 @@ def choose(
       f"{list(features.shape)}"
     )
   query = messages.Query.from_bytes(question)
-  if not np.array_equal(query.centroids, codebook.centroids):
+  if not question_lib.is_about(query, codebook):
     raise errors.EcosError(
       "`question` is not about `codebook`: give the one made from it"
     )
@@ -126,25 +131,23 @@ def choose(
       "within": within,
       "likely": likely,
       "central": central,
+      "best": best,
     },
   )
   wrong += checks.range_errors(options)
   if wrong:
     raise errors.ConfigError("; ".join(wrong))
-  return samples(
-    features, codebook, combined.scores, combined.sigma, options, key
-  )
+  return samples(features, codebook, combined, options, key)
 
 
 def samples(
   features: chunks.Features,
   book: codebook_lib.Codebook,
-  scores: np.ndarray,
-  sigma: float,
+  answer: question_lib.Combined,
   options: config.Sampling,
   key: jax.Array,
 ) -> Choice:
-  """Returns the samples that noisy scores choose; a prefix is a smaller choice.
+  """Returns the samples that an answer chooses; a prefix is a smaller choice.
 
   Of the first b samples, b q_r / B are from cluster r, rounded down or up,
   where q_r is its quota; they are the first in the order of
@@ -154,13 +157,13 @@ def samples(
   two at most where no cluster is full, and by more where one is. Its samples of
   a cluster are the same where the quotas are, unless the cluster gives all it
   has (these are in random order) or more than 512 samples or more than the
-  shares `likely` and `central` of it, where candidates depend on the quota.
+  shares `likely` and `central` (or `best`) of it, where candidates depend on
+  the quota.
 
   Args:
     features: [N, d].
     book: The codebook, of R clusters.
-    scores: int64 [R], noisy.
-    sigma: Scale of the noise in a score.
+    answer: To the question about it.
     options: The rule, and the budget; `method` must be `ecos` or `ecos_paper`.
     key: Random key.
 
@@ -168,13 +171,32 @@ def samples(
     EcosError: The budget is not positive, or no cluster has votes.
   """
   options = options.resolved()
-  votes = scores_lib.votes(scores, book.sizes, sigma, options)
+  at: directions_lib.Density | None = None
+  if answer.sums is not None and book.directions is not None:
+    # The noise of the classes adds up with their votes.
+    total, scale = (
+      answer.sums.sum(axis=0),
+      answer.scale * len(answer.sums) ** 0.5,
+    )
+    at = directions_lib.density(
+      features, book.directions, answer.votes, total, scale, key
+    )
+    options = dataclasses.replace(
+      options, likely=options.best, central=1.0, within=config.Within.RANDOM
+    )
+  if answer.scores is not None:
+    votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
+  else:
+    assert at is not None
+    votes = at.in_clusters(features, book.assignment, len(book.sizes))
   density = scores_lib.density(votes, book.sizes)
   weights = votes * density**options.density_power
   quota = quotas(weights, book.sizes, options.budget)
   if not quota.any():
     raise errors.EcosError("no cluster has votes: there is nothing to choose")
-  chosen = sampling.decompress(features, book, density, quota, options, key)
+  chosen = sampling.decompress(
+    features, book, density if at is None else at, quota, options, key
+  )
   clusters = interleave(quota)
   indices = np.empty(len(clusters), np.int64)
   indices[np.argsort(clusters, kind="stable")] = np.concatenate(chosen)

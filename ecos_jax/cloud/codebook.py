@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import os
 from pathlib import Path
 from typing import NamedTuple
+import zlib
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import directions as directions_lib
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
@@ -28,6 +30,8 @@ from ecos_jax.clustering import start as start_lib
 _CENTROIDS = "centroids.npy"
 _SIZES = "sizes.npy"
 _ASSIGNMENT = "assignment.npy"
+_AXES = "directions.npy"
+_MEAN = "mean.npy"
 # Rows of an assignment that are counted together.
 _CHUNK_ROWS = 1 << 22
 
@@ -39,16 +43,19 @@ class Codebook(NamedTuple):
     centroids: float32 [R, d], rounded to the type of the features.
     sizes: int64 [R], samples of the pool in each cluster.
     assignment: int32 [N], the cluster of each sample, -1 if it is in none.
+    directions: Directions to vote on; None if only clusters are asked about.
   """
 
   centroids: np.ndarray
   sizes: np.ndarray
   assignment: np.ndarray
+  directions: directions_lib.Directions | None = None
 
   @property
   def digest(self) -> str:
-    """The sha256 of the centroids and the assignment."""
-    return files.digest(self.centroids.data, self.assignment.data)
+    """The sha256 of the centroids, the assignment and the directions."""
+    arrays = (self.centroids, self.assignment, *(self.directions or ()))
+    return files.digest(*(array.data for array in arrays))
 
 
 class Part(NamedTuple):
@@ -91,6 +98,7 @@ def fit(
   sample_per_centroid: int = config_lib.Codebook.sample_per_centroid,
   iterations: int = config_lib.Codebook.iterations,
   tolerance: float = config_lib.Codebook.tolerance,
+  directions: int = 0,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Codebook:
   """Returns the codebook of features: k-means, and the cluster of every row.
@@ -106,10 +114,11 @@ def fit(
       0: on all of them.
     iterations: As in `kmeans.fit`.
     tolerance: As in `kmeans.fit`.
+    directions: p, to ask for signed votes on as many directions; 0: none.
     mesh: Devices to share the rows; None for one.
 
   Raises:
-    EcosError: `features` or `size` are refused.
+    EcosError: `features`, `size` or `directions` are refused.
   """
   features = chunks.checked(features)
   options = config_lib.Codebook(
@@ -119,9 +128,16 @@ def fit(
     tolerance=tolerance,
   )
   mesh = mesh or chunks.single_device_mesh()
+  axes = None
+  if directions:
+    axes = directions_lib.fit(features, directions, _axes_key(key), mesh=mesh)
   centroids = _fit(features, features, options, key, mesh).centroids
   assignment = np.concatenate(list(_assigned(features, centroids, mesh)))
-  return Codebook(centroids, counts(assignment, size), assignment)
+  return Codebook(centroids, counts(assignment, size), assignment, axes)
+
+
+def _axes_key(key: jax.Array) -> jax.Array:
+  return jax.random.fold_in(key, zlib.crc32(b"directions"))
 
 
 def build(
@@ -132,7 +148,7 @@ def build(
   mesh: jax.sharding.Mesh,
   within: Part | None = None,
 ) -> kmeans.KMeans:
-  """Writes the codebook of a bank as three .npy files.
+  """Writes the codebook of a bank as .npy files.
 
   Memory does not grow with N. All processes must call this alike; the files are
   there when it returns.
@@ -150,8 +166,14 @@ def build(
     What k-means says of the rows that it was fitted on.
 
   Raises:
-    EcosError: R does not lie in 1..N, or the features are not finite.
+    EcosError: R does not lie in 1..N, there are more directions than d, or the
+      features are not finite.
   """
+  axes = None
+  if config.question is not config_lib.Question.COUNTS:
+    axes = directions_lib.fit(
+      bank, config.directions, _axes_key(key), mesh=mesh
+    )
   sample: chunks.Features = bank
   if within is not None:
     sample_key, key = jax.random.split(key)
@@ -177,6 +199,9 @@ def build(
   if writes:
     np.save(path / _CENTROIDS, fitted.centroids)
     np.save(path / _SIZES, sizes)
+    if axes is not None:
+      np.save(path / _AXES, axes.axes)
+      np.save(path / _MEAN, axes.mean)
   distributed.barrier()
   return fitted
 
@@ -240,10 +265,16 @@ def read(path: Path, digest: str | None = None) -> Codebook:
   Raises:
     WorkdirError: A file is damaged.
   """
+  axes = None
+  if (path / _AXES).exists():
+    axes = directions_lib.Directions(
+      workdir.load_array(path / _AXES), workdir.load_array(path / _MEAN)
+    )
   book = Codebook(
     workdir.load_array(path / _CENTROIDS),
     workdir.load_array(path / _SIZES),
     workdir.load_array(path / _ASSIGNMENT, mmap_mode="r"),
+    axes,
   )
   if digest is not None:
     if book.digest != digest:

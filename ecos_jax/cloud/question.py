@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.config import reading
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 
@@ -17,21 +19,33 @@ class Combined(NamedTuple):
   """The answers of one or several clients to one query, added up.
 
   Attributes:
-    scores: int64 [R], the sum of the noised coverages.
+    scores: int64 or float64 [R], the sum of the noised coverages, in votes;
+      None if the query has no centroids.
     sigma: Scale of the noise in them: the root of the sum of the squares.
     statements: The privacy statement of each client, about its own samples:
       adding up the answers costs nobody anything.
+    sums: int64 [K or 1, p + 1], the sum of the noised sums of signed votes;
+      None if the query has no directions.
+    scale: Scale of the noise in these.
+    votes: m, the signed votes of a sample.
   """
 
-  scores: np.ndarray
+  scores: np.ndarray | None
   sigma: float
-  statements: tuple[messages.Statement, ...]
+  statements: tuple[messages.Statement, ...] = ()
+  sums: np.ndarray | None = None
+  scale: float = 0.0
+  votes: int = 0
 
 
 def ask(
   codebook: codebook_lib.Codebook,
   encoder: registry.Encoder | str | None = None,
   *,
+  question: config.Question | str = config.Codebook.question,
+  votes: int = config.Codebook.votes,
+  weight: int = config.Codebook.weight,
+  classes: int = 0,
   sigma: float = config.Privacy.sigma,
   gamma: float = config.Privacy.gamma,
   delta: float = config.Privacy.delta,
@@ -40,54 +54,104 @@ def ask(
   """Returns the question about a codebook, to be sent to the client.
 
   It asks for the number of the client's samples that are nearest to each
-  centroid. The terms are a proposal: the client decides.
+  centroid, or for the sums of their signed votes on the codebook's directions.
+  The terms are a proposal: the client decides.
 
   Args:
-    codebook: From `codebook.fit`.
+    codebook: From `codebook.fit`; with `directions` for `signs` and `both`.
     encoder: What made the features, or its name; None for features that were
       not made by an encoder of this package.
-    sigma: Scale of the noise in each count.
+    question: `counts`, `signs` or `both`.
+    votes: For signs: m, on how many directions a sample votes.
+    weight: For both: what a vote for a centroid counts beside those on
+      directions.
+    classes: For signs: K, to ask for the sums of each class of the client's
+      samples; 0: for all together.
+    sigma: Scale of the noise in each count, where a sample has one vote; see
+      `messages.Terms`.
     gamma: Probability that a sample takes part.
     delta: The delta of (epsilon, delta).
-    relation: `add_remove` or `replace_one`.
+    relation: `add_remove` or `replace_one`; signs need `add_remove`.
 
   Raises:
     EcosError: A term is out of range, the codebook is larger than a message may
-      be, or there is no such encoder.
+      be or has no directions, or there is no such encoder.
   """
   if encoder is None:
     encoder = registry.identity(codebook.centroids.shape[1])
   elif isinstance(encoder, str):
     encoder = registry.get(encoder)
   terms = messages.Terms(sigma, gamma, delta, relation)
-  return make(codebook.centroids, encoder, terms).to_bytes()
+  options = config.Codebook()
+  given = {"question": question, "votes": votes, "weight": weight}
+  if wrong := reading.assign(options, given):
+    raise errors.ConfigError("; ".join(wrong))
+  return make(codebook, encoder, terms, options, classes).to_bytes()
 
 
 def make(
-  centroids: np.ndarray, encoder: registry.Encoder, terms: messages.Terms
+  codebook: codebook_lib.Codebook,
+  encoder: registry.Encoder,
+  terms: messages.Terms,
+  options: config.Codebook,
+  classes: int = 0,
 ) -> messages.Query:
-  """Returns the query about centroids.
+  """Returns the query about a codebook.
 
   Args:
-    centroids: float32 [R, d]; sent as float16 if that loses nothing.
+    codebook: Its numbers are sent as float16 if that loses nothing.
     encoder: What made the features.
     terms: What to propose to the client.
+    options: `question`, `votes` and `weight`.
+    classes: As in `ask`.
 
   Raises:
-    ProtocolError: The centroids exceed the limits, are not finite, or have
-      another length than the features of the encoder.
+    EcosError: The codebook exceeds the limits, is not finite, has no directions
+      to ask about, or has another length than the features of the encoder.
   """
+  centroids, axes = codebook.centroids, codebook.directions
   if centroids.shape[1:] != (encoder.dimension,):
     raise messages.ProtocolError(
       f"`encoder` {encoder.name} makes features with d = {encoder.dimension}, "
       f"the centroids are {list(centroids.shape)}"
     )
+  asked = options.question
+  counts = asked is not config.Question.SIGNS
+  fields: dict[str, Any] = {}
+  if asked is not config.Question.COUNTS:
+    if axes is None:
+      raise errors.EcosError(
+        f"`codebook` has no directions for `question`={asked.value}: fit it "
+        "with `directions`"
+      )
+    fields = {
+      "directions": wire.narrowed(axes.axes),
+      "mean": axes.mean,
+      "votes": options.votes,
+      "weight": options.weight if counts else 0,
+      "classes": classes,
+    }
   return messages.Query(
-    centroids=wire.narrowed(centroids),
+    centroids=wire.narrowed(centroids) if counts else None,
     encoder_name=encoder.name,
     encoder_settings=encoder.message_settings,
     encoder_digest=encoder.digest,
     terms=terms,
+    **fields,
+  )
+
+
+def is_about(query: messages.Query, codebook: codebook_lib.Codebook) -> bool:
+  """Returns whether a query asks about the arrays of a codebook."""
+  axes, mean = codebook.directions or (None, None)
+  pairs = (
+    (query.centroids, codebook.centroids),
+    (query.directions, axes),
+    (query.mean, mean),
+  )
+  return all(
+    sent is None or (own is not None and np.array_equal(sent, own))
+    for sent, own in pairs
   )
 
 
@@ -103,10 +167,22 @@ def read(data: bytes, query: messages.Query) -> messages.Response:
       f"the response answers query {response.query_digest[:12]}, not "
       f"{query.digest[:12]}: ask the client to answer the query of this run"
     )
-  if len(response.scores) != len(query.centroids):
+  wanted = None if query.centroids is None else query.centroids.shape[:1]
+  got = None if response.scores is None else response.scores.shape
+  if got != wanted:
     raise messages.ProtocolError(
-      f"the response has {len(response.scores)} scores for "
-      f"{len(query.centroids)} centroids"
+      f"the response has {got} scores, the query asks for {wanted}"
+    )
+  wanted = None if query.directions is None else query.sums
+  got = None if response.sums is None else response.sums.shape
+  if got != wanted:
+    raise messages.ProtocolError(
+      f"the response has {got} sums, the query asks for {wanted}"
+    )
+  said = response.statement
+  if (said.bins, said.weight) != (query.bins, query.weight):
+    raise messages.ProtocolError(
+      "the response states its privacy for another number of votes"
     )
   return response
 
@@ -130,8 +206,21 @@ def combine(
   if any(response.query_digest != query.digest for response in responses):
     raise messages.ProtocolError("a response answers another query")
   statements = tuple(response.statement for response in responses)
+  scale = math.hypot(*(statement.scale for statement in statements))
+  scores = _added([response.scores for response in responses])
+  weight = max(query.weight, 1)
+  if scores is not None and weight > 1:
+    scores = scores / weight
   return Combined(
-    scores=np.sum([response.scores for response in responses], axis=0),
-    sigma=math.hypot(*(statement.sigma for statement in statements)),
+    scores=scores,
+    sigma=scale / weight,
     statements=statements,
+    sums=_added([response.sums for response in responses]),
+    scale=scale,
+    votes=query.votes,
   )
+
+
+def _added(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+  present = [part for part in parts if part is not None]
+  return np.sum(present, axis=0) if present else None

@@ -20,6 +20,7 @@ import tqdm
 
 from ecos_jax import config
 from ecos_jax.cloud import codebook
+from ecos_jax.cloud import directions
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start as start_lib
@@ -135,6 +136,27 @@ def _groups(
       yield clusters[first : first + sets].tolist(), sets, int(width)
 
 
+def _copies(features: np.ndarray, distances: np.ndarray) -> np.ndarray:
+  """Returns which rows are copies of an earlier row, bool [m].
+
+  Args:
+    features: float32 [m, d].
+    distances: float32 [m], to some point: the same for copies of one row, and
+      for few other rows, so that few rows have to be compared.
+  """
+  copies = np.zeros(len(features), np.bool_)
+  order = np.argsort(distances)
+  same = np.flatnonzero(np.diff(distances[order]) == 0)
+  if len(same):
+    tied = np.unique(order[np.concatenate([same, same + 1])])
+    # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
+    rows = np.ascontiguousarray(features[tied] + np.float32(0))
+    rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
+    copies[tied] = True
+    copies[tied[np.unique(rows, return_index=True)[1]]] = False
+  return copies
+
+
 def _among(
   features: np.ndarray,
   density: np.ndarray,
@@ -157,11 +179,7 @@ def _among(
     quota: Number of samples that will be chosen; at most m.
     options: `likely` and `central`.
   """
-  # Adding 0 turns -0 into 0, so that equal rows have equal bytes.
-  rows = np.ascontiguousarray(features + np.float32(0))
-  rows = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0]
-  copies = np.ones(len(rows), np.bool_)
-  copies[np.unique(rows, return_index=True)[1]] = False
+  copies = _copies(features, distances)
   limit = math.ceil(options.likely * np.count_nonzero(~copies))
   among = np.lexsort((ranks, -density, copies))[: max(quota, limit)]
   limit = math.ceil(options.central * limit)
@@ -192,8 +210,11 @@ def _density(
   """
   gaps = (centroids**2).sum(axis=1) - 2 * features @ centroids.T
   gaps -= gaps.min(axis=1, keepdims=True)
-  third = np.sort(gaps, axis=1)[:, min(2, len(centroids) - 1)]
-  scale = max(float(np.median(third)), np.finfo(np.float32).tiny)
+  third = min(2, len(centroids) - 1)
+  third = np.sort(np.partition(gaps, third, axis=1)[:, third])
+  # Their median; np.median is slow on so few.
+  middle = third[[(len(third) - 1) // 2, len(third) // 2]].mean()
+  scale = max(float(middle), np.finfo(np.float32).tiny)
   weights = np.exp(-gaps / scale)
   return weights @ density / weights.sum(axis=1)
 
@@ -202,7 +223,7 @@ def _ordered(
   features: chunks.Features,
   candidates: list[np.ndarray],
   book: codebook.Codebook,
-  density: np.ndarray,
+  density: np.ndarray | directions.Density,
   quotas: np.ndarray,
   options: config.Sampling,
 ) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
@@ -215,13 +236,20 @@ def _ordered(
     members = [np.sort(candidates[r]) for r in clusters]
     taken = chunks.take(features, np.concatenate(members))
     parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
-    around = _neighbours(book.centroids, clusters)
+    if isinstance(density, directions.Density):
+      at = [density.log_at(part) for part in parts]
+    else:
+      around = _neighbours(book.centroids, clusters)
+      at = [
+        _density(part, book.centroids[near], density[near])
+        for part, near in zip(parts, around, strict=True)
+      ]
     for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
       # The candidates are in random order: their places among sorted rows.
       ranks = np.argsort(candidates[r])
       among = _among(
         part,
-        _density(part, book.centroids[around[i]], density[around[i]]),
+        at[i],
         np.sum((part - book.centroids[r]) ** 2, axis=1),
         ranks,
         int(quotas[r]),
@@ -242,7 +270,7 @@ def _ordered(
 def decompress(
   features: chunks.Features,
   book: codebook.Codebook,
-  density: np.ndarray,
+  density: np.ndarray | directions.Density,
   quotas: np.ndarray,
   options: config.Sampling,
   key: jax.Array,
@@ -256,14 +284,14 @@ def decompress(
 
   They choose among the candidates (see the module): first the share `likely`
   where the client's samples are densest, by interpolation between the nearby
-  centroids; of these the share `central` that is nearest to the centroid, since
-  k-center takes outliers first.
+  centroids if the density is that of clusters; of these the share `central`
+  that is nearest to the centroid, since k-center takes outliers first.
 
   Args:
     features: [N, d].
     book: The codebook, of R clusters.
-    density: float64 [R], of the client's samples over the pool's, up to a
-      factor.
+    density: Of the client's samples over the pool's, up to a factor: float64
+      [R] for each cluster, or at every sample.
     quotas: int64 [R], how many to take; at most the size of the cluster.
     options: `within`, `likely`, `central`.
     key: Random key: of the candidates, and of `random`.

@@ -91,7 +91,7 @@ def checked(features: Any, name: str = "features") -> Features:
 def take(features: Features, rows: np.ndarray) -> np.ndarray:
   """Returns some rows, float32 [m, d]."""
   if isinstance(features, np.ndarray):
-    return features[rows].astype(np.float32)
+    return features[rows].astype(np.float32, copy=False)
   return features.take(rows)
 
 

@@ -60,6 +60,14 @@ ASKING = (Method.ECOS, Method.ECOS_PAPER)
 SIMULATION_ONLY = (Method.MAK, Method.IDEAL, Method.LOCAL)
 
 
+class Question(enum.Enum):
+  """What a query asks: votes on centroids, on directions, or on both."""
+
+  COUNTS = "counts"
+  SIGNS = "signs"
+  BOTH = "both"
+
+
 class Filter(enum.Enum):
   """Which clusters get no quota, whatever their estimate."""
 
@@ -164,6 +172,8 @@ class Data:
   """Digits: the most training images of a domain."""
   test_images: int = number(5000, "[1, inf)")
   """Digits: the most test images."""
+  persons: int = number(1, "[1, inf)")
+  """Digits: how many of the client's samples are of one person."""
 
 
 @dataclasses.dataclass
@@ -195,7 +205,7 @@ class Bank:
 
 @dataclasses.dataclass
 class Codebook:
-  """k-means on the feature bank."""
+  """k-means on the feature bank, and what the client is asked of it."""
 
   size: int = number(100, f"[1, {limits.MAX_CENTROIDS}]")
   """R, the number of centroids."""
@@ -210,6 +220,15 @@ class Codebook:
   """Lloyd's: the most iterations."""
   tolerance: float = number(1e-4, "[0, inf)")
   """Lloyd's: stop when the inertia falls by less than this share of it."""
+  question: Question = Question.COUNTS
+  """Each sample votes for its nearest centroid, or with a sign on the
+  directions where it is farthest from the pool's mean, or both."""
+  directions: int = number(64, f"[1, {limits.MAX_DIRECTIONS}]")
+  """Signs: p, the number of directions; at most the length of a feature."""
+  votes: int = number(32, f"[1, {limits.MAX_DIRECTIONS}]")
+  """Signs: m, on how many of the directions a sample votes."""
+  weight: int = number(6, f"[1, {limits.MAX_WEIGHT}]")
+  """Both: what a vote for a centroid counts beside those on directions."""
 
 
 @dataclasses.dataclass
@@ -221,13 +240,17 @@ class Privacy:
   """
 
   sigma: float = number(10.0, _SIGMA)
-  """Standard deviation of the noise on each vote count."""
+  """Standard deviation of the noise on each vote count; where a sample has
+  several votes, in units of their length."""
   gamma: float = number(0.8, _GAMMA)
-  """Probability that a sample votes."""
+  """Probability that a unit votes."""
   delta: float = number(1e-5, f"[{limits.MIN_DELTA}, {limits.MAX_DELTA}]")
   """Of (epsilon, delta)-differential privacy."""
   relation: Relation = Relation.ADD_REMOVE
   """Which data sets are neighbours."""
+  unit: Unit = Unit.SAMPLE
+  """What one neighbour has more or less: a sample, or a person with all samples
+  of theirs; then each person votes with one sample, drawn at random."""
   first_part: float = number(0.2, "(0, 1)")
   """Two questions: the share of 1 / sigma^2 that the first answer has."""
   insecure_noise_seed: int | None = number(None, "[0, inf)")
@@ -238,6 +261,9 @@ class Privacy:
 @dataclasses.dataclass
 class Sampling:
   """Choice of the proxy; the formulas are in docs/sampling.md.
+
+  An answer about directions tells the density at every sample: inside a cluster
+  `best` then takes the place of `within`, `likely` and `central`.
 
   The method `ecos_paper` sets the fields from `filter` on as the paper does
   (`PAPER`), whatever they are here.
@@ -262,6 +288,9 @@ class Sampling:
   samples are densest."""
   central: float = number(1.0, "(0, 1]")
   """Share of these samples to choose among: those nearest to the centroid."""
+  best: float = number(0.3, "(0, 1]")
+  """Signs, both: share of a cluster's samples to choose among at random: those
+  with the highest density."""
 
   def resolved(self) -> "Sampling":
     """Returns the options that the method runs with."""

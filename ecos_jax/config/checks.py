@@ -16,6 +16,7 @@ def validate(config: config_lib.Config) -> None:
   """
   found = range_errors(config)
   found += _round_errors(config)
+  found += _question_errors(config)
   found += _source_errors(config)
   found += _labelling_errors(config)
   method = config.sampling.method
@@ -98,6 +99,28 @@ def _round_errors(config: config_lib.Config) -> list[str]:
       "`codebook.sample_per_centroid`, 1 or more: the second round is "
       "fitted on a sample"
     )
+  return found
+
+
+def _question_errors(config: config_lib.Config) -> list[str]:
+  book, found = config.codebook, []
+  if book.question is config_lib.Question.COUNTS:
+    return []
+  asked = f"`codebook.question`={book.question.value}"
+  if book.votes > book.directions:
+    found.append(
+      f"`codebook.votes`={book.votes} must be at most `codebook.directions`="
+      f"{book.directions}"
+    )
+  if config.privacy.relation is not config_lib.Relation.ADD_REMOVE:
+    found.append(
+      f"{asked} needs `privacy.relation`=add_remove: for several votes no "
+      "other bound is proven"
+    )
+  if config.sampling.method is not config_lib.Method.ECOS:
+    found.append(f"{asked} needs `sampling.method`=ecos")
+  if book.first_round:
+    found.append(f"{asked}: `codebook.first_round` must be 0")
   return found
 
 

@@ -55,6 +55,7 @@ class FolderSource:
   could form a cycle.
 
   Attributes:
+    path: The folder.
     unreadable: Files that are left out because they cannot be read.
     classes: Number of classes.
   """
@@ -66,6 +67,7 @@ class FolderSource:
     *,
     part: tuple[int, int] = (0, 100),
     listing: Path | None = None,
+    may_be_empty: bool = False,
   ):
     """Lists the folder.
 
@@ -77,6 +79,7 @@ class FolderSource:
       part: The first and the last percent of the files to take, in the order of
         a hash of their names: no file changes the place of another.
       listing: The file that keeps the listing; None: it is not kept.
+      may_be_empty: Whether no image is no error.
 
     Raises:
       EcosError: The path is no folder, the folder holds no image, or `classes`
@@ -89,18 +92,20 @@ class FolderSource:
     self.name = path.resolve().name
     if part != (0, 100):
       self.name += f"[{part[0]}%:{part[1]}%]"
-    self._path = path
+    self.path = path
     files = [file for file in _listed(path, listing) if _within(file, part)]
     self.unreadable = [file for file in files if file.why is not None]
     self._files = [file for file in files if file.why is None]
-    if not self._files:
+    if not self._files and not may_be_empty:
       raise errors.EcosError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
     self._classes = classes
     self._labels = np.array(
       [self._label(file.name) for file in self._files], np.int64
     )
     self.classes = (
-      len(classes) if classes is not None else int(self._labels.max()) + 1
+      len(classes)
+      if classes is not None
+      else int(self._labels.max(initial=-1)) + 1
     )
 
   def _label(self, file: str) -> int:
@@ -123,6 +128,30 @@ class FolderSource:
       sha.update(json.dumps(file[:3]).encode())
     return sha.hexdigest()
 
+  @property
+  def names(self) -> list[str]:
+    """Returns the paths of the files below the folder."""
+    return [file.name for file in self._files]
+
+  @property
+  def persons(self) -> np.ndarray:
+    """Returns for each file the folder of `path` that it lies in, [n] strings.
+
+    Raises:
+      EcosError: A file lies in none.
+    """
+    folders, slashes, _ = (
+      np.array([file.name.partition("/") for file in self._files], np.str_)
+      .reshape(-1, 3)
+      .T
+    )
+    if not np.all(slashes == "/"):
+      raise errors.EcosError(
+        f"{self.path} must have a folder for each person, and all files in "
+        "these folders: one lies beside them"
+      )
+    return folders
+
   def __len__(self) -> int:
     """Returns the number of samples."""
     return len(self._files)
@@ -130,7 +159,7 @@ class FolderSource:
   def _bytes(self, index: int) -> tuple[bytes, str]:
     """Returns the content of a file, and its path for errors."""
     file = self._files[index]
-    path = self._path / file.name
+    path = self.path / file.name
     data, now = _read(path, file.name)
     if now[:3] != file[:3]:
       raise errors.EcosError(

@@ -18,6 +18,10 @@ from PIL import UnidentifiedImageError
 
 from ecos_jax import errors
 
+# Pillow knows forty formats, and hands one of them, PostScript, to Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # JPEG includes MPO
+# 358 MB decoded, as RGBA; Pillow warns of more, up to twice as many.
+MAX_PIXELS = 89_478_485
 _COMMON = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 # What numpy raises if a file is missing, damaged, or no array file.
 _NO_ARRAYS = (
@@ -44,6 +48,21 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     raise errors.EcosError(f"cannot read {path}: {error}") from error
 
 
+def opened(data: bytes) -> Image.Image:
+  """Returns the image in a file's bytes; its pixels are not decoded yet.
+
+  Raises:
+    OSError, SyntaxError, ValueError: It is no image, or has too many pixels.
+  """
+  try:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    raise ValueError(f"more than {MAX_PIXELS:,} pixels") from None
+  if image.width * image.height > MAX_PIXELS:
+    raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+  return image
+
+
 def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
   """Returns the image in a file's bytes, turned as its EXIF data say.
 
@@ -57,12 +76,12 @@ def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
     EcosError: It is no image, or a damaged one.
   """
   try:
-    image = Image.open(io.BytesIO(data))
+    image = opened(data)
     if size is not None:
       image.draft(image.mode, (2 * size, 2 * size))
     image.load()
     image = _upright(image)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+  except (OSError, SyntaxError, ValueError) as e:
     raise errors.EcosError(
       f"{where} cannot be read as an image ({_why(e)}): replace or remove it"
     ) from e
@@ -81,7 +100,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _why(error: Exception) -> str:
   # Pillow's own message names an object in memory.
   if isinstance(error, UnidentifiedImageError):
-    return "no format that Pillow knows"
+    return f"not one of the formats {', '.join(FORMATS)}"
   return str(error)
 
 
@@ -92,7 +111,7 @@ def why_unreadable(data: bytes) -> str | None:
   file with right checksums may still be no image.
   """
   try:
-    Image.open(io.BytesIO(data)).verify()
+    opened(data).verify()
     decode(data, "it", size=1)
   except errors.EcosError as error:
     assert isinstance(error.__cause__, Exception)

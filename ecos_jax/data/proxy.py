@@ -19,7 +19,6 @@ import tempfile
 from typing import Any
 
 import numpy as np
-from PIL import Image
 import tqdm
 
 from ecos_jax import errors
@@ -33,7 +32,7 @@ _CHUNK_EXAMPLES = 256  # TFDS writes the metadata after each chunk
 
 
 def _rgb_file(data: bytes, where: str) -> bytes:
-  if Image.open(io.BytesIO(data)).mode == "RGB":
+  if image_files.opened(data).mode == "RGB":
     return data
   return image_files.png(image_files.rgb(image_files.decode(data, where)))
 

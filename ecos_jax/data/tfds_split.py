@@ -1,7 +1,10 @@
 """A split of a TFDS dataset as a source of images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import functools
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,77 @@ from PIL import Image
 
 from ecos_jax import errors
 from ecos_jax.data import images as image_files
+
+_FEATURES = "tensorflow_datasets.core.features."
+_IMAGE = "image_feature.Image"
+# TFDS imports the module of any class that features.json names.
+_ALLOWED = frozenset(
+  _FEATURES + name
+  for name in (
+    "bounding_boxes.BBoxFeature",
+    "class_label_feature.ClassLabel",
+    "features_dict.FeaturesDict",
+    "scalar.Scalar",
+    "sequence_feature.Sequence",
+    "tensor_feature.Tensor",
+    "text_feature.Text",
+    _IMAGE,
+  )
+)
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_MAX_JSON_BYTES = 2**24
+
+
+def _class_names(value: Any) -> Iterator[str]:
+  """Yields the feature classes that a features.json names, at any depth."""
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      if key in _CLASS_KEYS and isinstance(inner, str):
+        yield inner
+      yield from _class_names(inner)
+  elif isinstance(value, list):
+    for inner in value:
+      yield from _class_names(inner)
+
+
+def _checked_images(name: str, data_dir: str | None) -> set[str]:
+  """Returns the names of the image features of a prepared dataset.
+
+  Args:
+    name: TFDS's name of the dataset.
+    data_dir: Where TFDS keeps its data; None: TFDS's default.
+
+  Raises:
+    EcosError: Its features.json names a class that is not allowed, or holds
+      images where they would be decoded by TFDS, which takes any format.
+  """
+  root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  folder = Path(root).expanduser() / name.partition(":")[0]
+  images = {"image"}
+  for path in folder.rglob("features.json"):
+    try:
+      if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"it exceeds {_MAX_JSON_BYTES} bytes")
+      content = json.loads(path.read_bytes())
+      classes = list(_class_names(content))
+      unknown = [c for c in classes if c not in _ALLOWED]
+      if unknown:
+        raise ValueError(
+          f"it names the class {unknown[0]!r}, which TFDS would import; only "
+          "TFDS's own features of images, labels, text and numbers are allowed"
+        )
+      top = content.get("featuresDict", {}).get("features", {})
+      found = {
+        key
+        for key, feature in top.items()
+        if feature.get("pythonClassName") == _FEATURES + _IMAGE
+      }
+      if classes.count(_FEATURES + _IMAGE) > len(found):
+        raise ValueError("images must be features of their own")
+      images |= found
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
+      raise errors.EcosError(f"cannot use {path}: {error}") from error
+  return images
 
 
 class TfdsSource:
@@ -34,6 +108,7 @@ class TfdsSource:
       EcosError: TFDS cannot provide the dataset, or it has no images or lacks a
         class.
     """
+    images = _checked_images(name, data_dir)
     # Imported here: it takes seconds, and most clients do not need it.
     import tensorflow_datasets as tfds
 
@@ -43,7 +118,8 @@ class TfdsSource:
     )
     # Images are decoded in this module, so that files can be copied too.
     try:
-      source = open_split(decoders={"image": tfds.decode.SkipDecoding()})
+      skip = tfds.decode.SkipDecoding()
+      source = open_split(decoders=dict.fromkeys(images, skip))
       try:
         source[0]
       except ImportError:

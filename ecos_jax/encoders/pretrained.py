@@ -42,6 +42,12 @@ _NETWORKS = {
   "efficientnet_lite0": _Network(
     functools.partial(efficientnet.EfficientNetLite0, 1), efficientnet, 224, 16
   ),
+  "efficientnet_lite0_style": _Network(
+    functools.partial(efficientnet.EfficientNetLite0, 1, style=True),
+    efficientnet,
+    224,
+    16,
+  ),
   "resnet18": _Network(functools.partial(resnet.resnet18, 1), resnet, 224, 16),
   "resnet50": _Network(functools.partial(resnet.resnet50, 1), resnet, 224, 16),
   "vit_s16": _Network(

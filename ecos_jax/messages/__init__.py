@@ -1,9 +1,10 @@
 """The messages between cloud and client: versioned, bounded, validated.
 
 Four messages cross the trust boundary: `Query` and `Response`, and for client
-labelling `LabelRequest` and `LabelResponse`. On the wire each is one
-safetensors file: a JSON header and one array. It holds nothing that could be
-executed, and any language can read it.
+labelling `LabelRequest` and `LabelResponse`. The trained `Model` travels in the
+same way. On the wire each is one safetensors file: a JSON header and one or a
+few arrays. It holds nothing that could be executed, and any language can read
+it.
 
 Neither side trusts the other. A message has exactly one valid encoding:
 `from_bytes` accepts only what `to_bytes` would write. So the sha256 of the
@@ -34,6 +35,7 @@ from ecos_jax.messages.labels import LABEL_MECHANISM
 from ecos_jax.messages.labels import LabelRequest
 from ecos_jax.messages.labels import LabelResponse
 from ecos_jax.messages.message import Question
+from ecos_jax.messages.model import Model
 from ecos_jax.messages.scores import Query
 from ecos_jax.messages.scores import Response
 from ecos_jax.messages.terms import MECHANISM
@@ -61,6 +63,7 @@ __all__ = [
   "LabelRequest",
   "LabelResponse",
   "LabelTerms",
+  "Model",
   "ProtocolError",
   "Query",
   "Question",

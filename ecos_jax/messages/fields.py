@@ -118,6 +118,11 @@ def member(members: type[enum.Enum]) -> Check:
   return check
 
 
+def optional(check: Check) -> Check:
+  """Returns a check that also lets None pass."""
+  return lambda value, field: None if value is None else check(value, field)
+
+
 def array(dtypes: tuple[type, ...], *most: int) -> Check:
   """Returns a check for finite arrays; they become read-only copies.
 

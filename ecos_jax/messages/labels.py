@@ -26,7 +26,7 @@ class LabelRequest(Question):
   """
 
   KIND = "label_request"
-  ARRAY = "features"
+  ARRAYS = ("features",)
 
   features: Annotated[
     np.ndarray,
@@ -53,7 +53,7 @@ class LabelResponse(Message):
   """
 
   KIND = "label_response"
-  ARRAY = "labels"
+  ARRAYS = ("labels",)
 
   labels: Annotated[np.ndarray, fields.array((np.int32,), limits.MAX_LABELS)]
   request_digest: Digest

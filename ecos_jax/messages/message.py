@@ -20,17 +20,18 @@ _MAX_SETTINGS = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Message(fields.Checked):
-  """A frozen dataclass with one array that has exactly one encoding.
+  """A frozen dataclass of arrays and fields that has exactly one encoding.
 
   The fields of its terms or statement stand beside its own in the header.
 
   Attributes:
     KIND: Name of the kind of message.
-    ARRAY: Name of the field that is an array.
+    ARRAYS: Names of the fields that are arrays, in the order of their bytes.
+      One that is None is not sent.
   """
 
   KIND: ClassVar[str]
-  ARRAY: ClassVar[str]
+  ARRAYS: ClassVar[tuple[str, ...]]
 
   def to_bytes(self) -> bytes:
     """Returns the message as a safetensors file."""
@@ -39,9 +40,11 @@ class Message(fields.Checked):
       value = getattr(self, field.name)
       if dataclasses.is_dataclass(field.type):
         header |= dataclasses.asdict(value)
-      elif field.name != self.ARRAY:
+      elif field.name not in self.ARRAYS:
         header[field.name] = value
-    return wire.pack(self.KIND, header, self.ARRAY, getattr(self, self.ARRAY))
+    arrays = {name: getattr(self, name) for name in self.ARRAYS}
+    sent = {name: a for name, a in arrays.items() if a is not None}
+    return wire.pack(self.KIND, header, sent)
 
   @classmethod
   def from_bytes(cls, data: bytes) -> Self:
@@ -50,8 +53,8 @@ class Message(fields.Checked):
     Raises:
       ProtocolError: `data` is anything but one valid message of this kind.
     """
-    header, array = wire.unpack(data, cls.KIND, cls.ARRAY)
-    own = {cls.ARRAY: array}
+    header, arrays = wire.unpack(data, cls.KIND, cls.ARRAYS)
+    own: dict[str, Any] = {name: arrays.get(name) for name in cls.ARRAYS}
     for field in dataclasses.fields(cls):
       if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
         own[field.name] = _take(header, field.type)
@@ -96,7 +99,7 @@ def _settings(value: object, field: str) -> dict[str, int | float | str]:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Question(Message):
-  """What the cloud sends: an array of features, and the encoder that made it.
+  """What the cloud sends: rows of features, and the encoder that made them.
 
   Attributes:
     encoder_name: Name of the public encoder.
@@ -111,4 +114,5 @@ class Question(Message):
   @property
   def dimension(self) -> int:
     """Returns d, the length of the encoder's features."""
-    return getattr(self, self.ARRAY).shape[1]
+    arrays = (getattr(self, name) for name in self.ARRAYS)
+    return next(rows.shape[1] for rows in arrays if rows is not None)

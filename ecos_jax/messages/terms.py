@@ -1,6 +1,7 @@
 """The privacy terms that messages propose and state."""
 
 import dataclasses
+import math
 from typing import Annotated
 
 from ecos_jax import config
@@ -25,16 +26,19 @@ class Terms(fields.Checked):
   """The privacy terms of scores.
 
   Attributes:
-    sigma: Scale of the discrete Gaussian noise, in votes.
-    gamma: Probability that a sample takes part, independently of the others.
+    sigma: Scale of the discrete Gaussian noise, in units of the L2 sensitivity:
+      in votes where a sample has one.
+    gamma: Probability that a unit takes part, independently of the others.
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`; a `config.Relation` is accepted.
+    unit: `sample`, or `person`: of each person one random sample takes part.
   """
 
   sigma: Sigma
   gamma: Gamma
   delta: Delta
   relation: Relation
+  unit: Unit = dataclasses.field(default=config.Unit.SAMPLE.value, kw_only=True)
 
   def __post_init__(self):
     """Also checks that delta alone does not allow everything.
@@ -57,12 +61,56 @@ class Statement(Terms):
   Attributes:
     epsilon: The epsilon of the noise, for delta and the relation.
     private: False if the noise came from a seed: then epsilon is worth nothing.
+    bins: Number of counts that one sample changes, by one each.
+    weight: By how much it changes one more count; 0: there is none.
     mechanism: What was drawn, `MECHANISM`.
   """
 
   epsilon: Epsilon
   private: Flag
+  bins: Annotated[int, fields.integer(1, limits.MAX_DIRECTIONS + 1)] = 1
+  weight: Annotated[int, fields.integer(0, limits.MAX_WEIGHT)] = 0
   mechanism: Annotated[str, fields.constant(MECHANISM)] = MECHANISM
+
+  def __post_init__(self):
+    """Also checks what is known of the accounting of several votes.
+
+    Raises:
+      ProtocolError: A field is refused.
+    """
+    super().__post_init__()
+    check_votes(self, self.bins, self.weight)
+
+  @property
+  def scale(self) -> float:
+    """Scale of the noise on each count."""
+    return self.sigma * math.sqrt(self.bins + self.weight**2)
+
+
+def check_votes(terms: Terms, bins: int, weight: int) -> None:
+  """Checks that the accounting covers these terms with several votes.
+
+  Args:
+    terms: What to answer at.
+    bins: As in `Statement`.
+    weight: As in `Statement`.
+
+  Raises:
+    ProtocolError: It does not.
+  """
+  shift = bins + weight**2
+  if shift == 1:
+    return
+  if terms.relation != config.Relation.ADD_REMOVE.value:
+    raise wire.ProtocolError(
+      "relation must be add_remove where a sample has several votes: no other "
+      "bound is proven; or ask for counts alone"
+    )
+  if terms.sigma > limits.max_sigma(shift):
+    raise wire.ProtocolError(
+      f"sigma must be at most {limits.max_sigma(shift):g} for {bins} votes and "
+      f"one of weight {weight}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +127,7 @@ class LabelTerms(fields.Checked):
       one for its votes.
     delta: As in `Terms`.
     relation: As in `Terms`.
+    unit: As in `Terms`.
   """
 
   classes: Annotated[int, fields.integer(2, limits.MAX_CLASSES)]
@@ -91,6 +140,7 @@ class LabelTerms(fields.Checked):
   gamma: Gamma
   delta: Delta
   relation: Relation
+  unit: Unit = config.Unit.SAMPLE.value
 
   def __post_init__(self):
     """Also checks gamma and delta as `Terms` does.

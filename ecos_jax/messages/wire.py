@@ -1,10 +1,10 @@
-"""The bytes of a message: a JSON header and one array.
+"""The bytes of a message: a JSON header and one or a few arrays.
 
 The format is that of safetensors. All sizes are checked before anything of that
 size is allocated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from ecos_jax import errors
 
-VERSION = 2
+VERSION = 3
 # The client holds a message in memory a few times: 64 Mi numbers of 4 bytes.
 MAX_BYTES = 2**28
 MAX_HEADER_BYTES = 2**16
@@ -60,31 +60,41 @@ _DTYPES = {
 _DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 
 
-def pack(kind: str, fields: Mapping, name: str, array: np.ndarray) -> bytes:
+def pack(kind: str, fields: Mapping, arrays: Mapping[str, np.ndarray]) -> bytes:
   """Returns the one safetensors encoding of a message."""
   fields = {"kind": kind, "version": VERSION, **fields}
-  header = _dump_json(
-    {
-      "__metadata__": {"ecos_jax": _dump_json(fields)},
-      name: {
-        "dtype": _DTYPE_NAMES[array.dtype],
-        "shape": array.shape,
-        "data_offsets": [0, array.nbytes],
-      },
+  header: dict[str, Any] = {"__metadata__": {"ecos_jax": _dump_json(fields)}}
+  end = 0
+  for name, array in arrays.items():
+    start, end = end, end + array.nbytes
+    header[name] = {
+      "dtype": _DTYPE_NAMES[array.dtype],
+      "shape": array.shape,
+      "data_offsets": [start, end],
     }
-  ).encode()
+  text = _dump_json(header).encode()
   # Padded, so that the array is aligned in a file that is mapped.
-  header += b" " * (-len(header) % 8)
-  if len(header) > MAX_HEADER_BYTES:
+  text += b" " * (-len(text) % 8)
+  if len(text) > MAX_HEADER_BYTES:
     raise ProtocolError(f"the header exceeds {MAX_HEADER_BYTES} bytes")
-  return struct.pack("<Q", len(header)) + header + array.tobytes()
+  if len(text) + end > MAX_BYTES:
+    raise ProtocolError(f"the {kind} exceeds {MAX_BYTES} bytes")
+  body = b"".join(array.tobytes() for array in arrays.values())
+  return struct.pack("<Q", len(text)) + text + body
 
 
-def unpack(data: bytes, kind: str, name: str) -> tuple[dict, np.ndarray]:
-  """Returns the fields and the array of a message, unchecked.
+def unpack(
+  data: bytes, kind: str, names: Sequence[str]
+) -> tuple[dict, dict[str, np.ndarray]]:
+  """Returns the fields and the arrays of a message, unchecked.
 
   The message that is made of them checks the values, and that its encoding is
   these very bytes.
+
+  Args:
+    data: The message.
+    kind: Its kind.
+    names: The arrays that such a message may have, in the order of their bytes.
   """
   if len(data) > MAX_BYTES:
     raise ProtocolError(f"the {kind} exceeds {MAX_BYTES} bytes")
@@ -95,33 +105,46 @@ def unpack(data: bytes, kind: str, name: str) -> tuple[dict, np.ndarray]:
     raise ProtocolError(f"the {kind} is cut off, or its header length is wrong")
   header = _parse_json(data[8 : 8 + length], "the header")
   try:
-    text = header["__metadata__"]["ecos_jax"]
-    dtype, shape = header[name]["dtype"], header[name]["shape"]
-  except (KeyError, TypeError) as error:
+    text = header.pop("__metadata__")["ecos_jax"]
+    described = {
+      name: (header[name]["dtype"], header[name]["shape"])
+      for name in names
+      if name in header
+    }
+  except (AttributeError, KeyError, TypeError) as error:
     raise ProtocolError(
-      f"this is not a {kind} of ecos_jax: its header lacks ecos_jax or {name}"
+      f"this is not a {kind} of ecos_jax: its header is another"
     ) from error
   fields = _parse_json(text, "the metadata") if isinstance(text, str) else None
   if not isinstance(fields, dict) or fields.pop("kind", None) != kind:
     raise ProtocolError(f"kind must be {kind}: this is another message")
-  version = fields.pop("version", None)
-  if version != VERSION:
+  if fields.pop("version", None) != VERSION:
     raise ProtocolError(
       f"version must be {VERSION}: cloud and client need ecos_jax of the same "
-      "protocol version"
+      "protocol version; install the newer one on both"
     )
-  if not isinstance(dtype, str) or dtype not in _DTYPES:
-    raise ProtocolError(f"{name} has an unknown dtype")
-  if (
-    not isinstance(shape, list)
-    or len(shape) > 2
-    or not all(type(n) is int and 0 < n <= MAX_BYTES for n in shape)
-  ):
-    raise ProtocolError(f"{name} has an unknown shape")
   body = memoryview(data)[8 + length :]
-  if math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize != len(body):
-    raise ProtocolError(f"{name} does not have the length that its shape says")
-  return fields, np.frombuffer(body, _DTYPES[dtype]).reshape(shape)
+  arrays, start = {}, 0
+  for name, (dtype, shape) in described.items():
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+      raise ProtocolError(f"{name} has an unknown dtype")
+    if (
+      not isinstance(shape, list)
+      or len(shape) > 2
+      or not all(type(n) is int and 0 < n <= MAX_BYTES for n in shape)
+    ):
+      raise ProtocolError(f"{name} has an unknown shape")
+    end = start + math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+    if end > len(body):
+      raise ProtocolError(
+        f"{name} does not have the length that its shape says"
+      )
+    numbers = np.frombuffer(body[start:end], _DTYPES[dtype])
+    arrays[name] = numbers.reshape(shape)
+    start = end
+  if start != len(body):
+    raise ProtocolError(f"the {kind} does not have the length of its arrays")
+  return fields, arrays
 
 
 def read_file(path: Path) -> bytes:

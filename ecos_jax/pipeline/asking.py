@@ -205,7 +205,7 @@ def terms(config: config_lib.Config, *, first: bool = False) -> messages.Terms:
   if config.codebook.first_round:
     of_first, of_second = accounting.split(sigma, privacy.first_part, *rest)
     sigma = of_first if first else of_second
-  return messages.Terms(sigma, *rest)
+  return messages.Terms(sigma, *rest, unit=privacy.unit.value)
 
 
 def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
@@ -246,10 +246,9 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
   book = job.read(FIRST.codebook)
 
   def decide() -> list[bool]:
-    answer = job.read(FIRST.response)
-    votes = scores.posterior_mean(
-      answer.scores, book.sizes, answer.statement.sigma
-    )
+    answer = question.combine([job.read(FIRST.response)], job.read(FIRST.query))
+    assert answer.scores is not None
+    votes = scores.posterior_mean(answer.scores, book.sizes, answer.sigma)
     return scores.covered(votes, book.sizes, rows).tolist()
 
   # By process 0, since others might round otherwise.
@@ -260,9 +259,10 @@ def _query(job: Job, path: Path, *, exchange: client.Exchange) -> MessageResult:
   """Writes what the client receives."""
   here = FIRST if exchange.first else LAST
   query = question.make(
-    job.read(here.codebook).centroids,
+    job.read(here.codebook),
     job.encoder,
     terms(job.config, first=exchange.first),
+    job.config.codebook,
   )
   return sent(path / exchange.message, job.keep(here.query, query))
 
@@ -328,7 +328,11 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
       FIELDS.privacy.gamma,
       FIELDS.privacy.delta,
       FIELDS.privacy.relation,
+      FIELDS.privacy.unit,
       FIELDS.privacy.first_part,
+      FIELDS.codebook.question,
+      FIELDS.codebook.votes,
+      FIELDS.codebook.weight,
     ),
     inputs=(codebook,),
     read=client.reader(messages.Query, exchange.message),

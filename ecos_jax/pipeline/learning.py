@@ -3,12 +3,17 @@
 import dataclasses
 from pathlib import Path
 
+from absl import logging
+from flax import nnx
 import jax
 import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import files
+from ecos_jax.config import limits
 from ecos_jax.data import loader
+from ecos_jax.models import delivery
 from ecos_jax.models import size
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
@@ -60,6 +65,7 @@ def _model(job: Job, path: Path) -> ModelResult:
   )
   if jax.process_index() == 0:
     export.write(path / export.FILE, result.model, train.image_size)
+    _deliver(path / delivery.FILE, result.model, job)
   return ModelResult(
     digest="",
     text=f"{result.steps:,} steps of {train.model}, accuracy "
@@ -70,6 +76,18 @@ def _model(job: Job, path: Path) -> ModelResult:
     input_wait_share=result.input_wait_share,
     images_per_second=result.images_per_second,
   )
+
+
+def _deliver(path: Path, model: nnx.Module, job: Job) -> None:
+  """Writes the model for the client, which runs no program of others."""
+  train = job.config.train
+  if not delivery.fits(model) or train.image_size > limits.MAX_IMAGE_SIZE:
+    logging.warning(
+      "no %s: the model is too large for client.evaluate", delivery.FILE
+    )
+    return
+  message = delivery.pack(model, train.model, job.classes, train.image_size)
+  files.write(path, message.to_bytes())
 
 
 MODEL = Stage(

@@ -11,6 +11,7 @@ from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import baselines
 from ecos_jax.cloud import choose
+from ecos_jax.cloud import question
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import encode
@@ -117,12 +118,12 @@ def _choose(job: Job) -> choose.Choice:
   size = job[asking.POOL].size
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
-      response = job.read(asking.LAST.response)
       return choose.samples(
         asking.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
-        response.scores,
-        response.statement.sigma,
+        question.combine(
+          [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+        ),
         options,
         key,
       ).by_cluster()

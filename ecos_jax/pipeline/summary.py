@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ecos_jax import config
 from ecos_jax.client import private_knn
+from ecos_jax.models import delivery
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
@@ -16,8 +17,8 @@ from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
 _RELATIONS = {
-  "add_remove": "one sample more or less",
-  "replace_one": "one sample replaced",
+  "add_remove": "one {} more or less",
+  "replace_one": "one {} replaced",
 }
 
 
@@ -230,9 +231,10 @@ def _privacy(summary: Summary) -> str:
     )
   if summary.remote:
     detail.append("this run's answers only: the client's ledger has the total")
+  protected = _RELATIONS[summary.relation].format(summary.unit)
   return (
     f"epsilon {summary.epsilon:.4g} at delta {summary.delta:g}, for "
-    f"{_RELATIONS[summary.relation]} ({'; '.join(filter(None, detail))})"
+    f"{protected} ({'; '.join(filter(None, detail))})"
   )
 
 
@@ -278,7 +280,7 @@ def text(summary: Summary, workdir: Path) -> str:
   if summary.accuracy is None and summary.model is not None:
     rows["evaluate"] = (
       "the client can measure it, on its own machine: python -m "
-      f"ecos_jax.client.evaluate --model={export.FILE} --data=DIR"
+      f"ecos_jax.client.evaluate --model={delivery.FILE} --data=DIR"
     )
   rows["proxy"] = _proxy(summary)
   if (asked := summary.labels_asked) is not None:

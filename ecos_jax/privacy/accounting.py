@@ -15,10 +15,14 @@ from collections.abc import Callable
 import functools
 import math
 
+import numpy as np
+from scipy import stats
+
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.config import limits
+from ecos_jax.privacy import composition
 from ecos_jax.privacy.composition import Cost
 from ecos_jax.privacy.composition import Release
 
@@ -27,6 +31,7 @@ __all__ = [
   "Release",
   "cost",
   "epsilon",
+  "group_epsilon",
   "labels",
   "paper_epsilon",
   "sigma",
@@ -37,6 +42,8 @@ __all__ = [
 SIGMA_STEP = 1 / 256
 # split() returns multiples of sigma over this.
 _SPLIT_STEPS = 8192
+# More samples than any epsilon of use can hide.
+_LARGEST_GROUP = 10_000
 
 
 def labels(terms: messages.LabelTerms, requests: int, answers: int) -> Cost:
@@ -63,27 +70,96 @@ def cost(answer: messages.Response | messages.LabelResponse) -> Cost:
   if isinstance(answer, messages.LabelResponse):
     return labels(answer.terms, len(answer.labels), answer.answers)
   statement = answer.statement
-  return Cost((Release(statement.sigma, statement.gamma),))
+  return Cost(
+    (
+      Release.of(
+        statement.sigma, statement.gamma, statement.bins, statement.weight
+      ),
+    )
+  )
 
 
-def epsilon(sigma: float, gamma: float, delta: float, relation: str) -> float:
+def epsilon(
+  sigma: float,
+  gamma: float,
+  delta: float,
+  relation: str,
+  bins: int = 1,
+  weight: int = 0,
+) -> float:
   """Returns the epsilon of one answer, an upper bound tight to about 1e-4.
+
+  Args:
+    sigma: Scale of the discrete Gaussian, in units of the L2 sensitivity.
+    gamma: Rate of the Poisson subsample.
+    delta: Of (epsilon, delta).
+    relation: `add_remove` or `replace_one`.
+    bins: As in `Release`: 1 for counts, one more than the votes for signs.
+    weight: As in `Release`.
+
+  Raises:
+    EcosError: A term is out of range, or no bound is proven.
+  """
+  terms = messages.Terms(sigma, gamma, delta, relation)
+  release = Release.of(terms.sigma, terms.gamma, bins, weight)
+  return Cost((release,)).epsilon(delta, relation)
+
+
+def group_epsilon(sigma: float, gamma: float, delta: float, size: int) -> float:
+  """Returns the epsilon of one answer for a group of samples, rounded up.
+
+  The samples, such as all of one person, are all there or all absent, and each
+  votes: the unit is the sample. docs/privacy.md derives it ("Several samples of
+  one person"). Where persons are the unit, `epsilon` holds for a person.
 
   Args:
     sigma: Scale of the discrete Gaussian, in votes.
     gamma: Rate of the Poisson subsample.
     delta: Of (epsilon, delta).
-    relation: `add_remove` or `replace_one`.
+    size: Number of samples in the group, k.
 
   Raises:
-    EcosError: A term is out of range.
+    EcosError: A term is out of range, or the group is empty.
   """
-  terms = messages.Terms(sigma, gamma, delta, relation)
-  return Cost((Release(terms.sigma, terms.gamma),)).epsilon(delta, relation)
+  terms = messages.Terms(sigma, gamma, delta, config.Relation.ADD_REMOVE.value)
+  if not 1 <= size <= _LARGEST_GROUP:
+    raise errors.EcosError(
+      f"`size` must be in [1, {_LARGEST_GROUP}], got {size}"
+    )
+  x, log_mass = composition.log_noise(terms.sigma)
+  # The same on more integers: those that a shift by up to k reaches.
+  x = np.arange(x[0], x[-1] + size + 1)
+  scale = log_mass.max()
+  absent = scale - x**2 / (2 * terms.sigma**2)
+  present = np.full(len(x), -np.inf)
+  for drawn in range(size + 1):
+    weight = stats.binom.logpmf(drawn, size, terms.gamma)
+    shifted = scale - (x - drawn) ** 2 / (2 * terms.sigma**2)
+    present = np.logaddexp(present, weight + shifted)
+
+  def excess(epsilon: float) -> float:
+    """Returns the delta at `epsilon`, less `delta`."""
+    loss = present - absent
+    remove = np.exp(present) @ -np.expm1(np.minimum(epsilon - loss, 0))
+    add = np.exp(absent) @ -np.expm1(np.minimum(epsilon + loss, 0))
+    return max(remove, add) - delta
+
+  low, high = 0.0, float(np.abs(present - absent).max())
+  while high - low > 1e-8:
+    middle = (low + high) / 2
+    low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+  return math.ceil(high * 1e6) / 1e6
 
 
 @functools.lru_cache(maxsize=1024)
-def sigma(epsilon: float, gamma: float, delta: float, relation: str) -> float:
+def sigma(
+  epsilon: float,
+  gamma: float,
+  delta: float,
+  relation: str,
+  bins: int = 1,
+  weight: int = 0,
+) -> float:
   """Returns a sigma that costs at most `epsilon`; one step less costs more.
 
   It is a multiple of `SIGMA_STEP`, or the smallest sigma that is allowed. Below
@@ -95,26 +171,30 @@ def sigma(epsilon: float, gamma: float, delta: float, relation: str) -> float:
     gamma: Rate of the Poisson subsample.
     delta: Of (epsilon, delta).
     relation: `add_remove` or `replace_one`.
+    bins: As in `Release`.
+    weight: As in `Release`.
 
   Raises:
-    EcosError: A term is out of range, or no sigma within the limits is enough.
+    EcosError: A term is out of range, no bound is proven, or no sigma within
+      the limits is enough.
   """
   if not 0 < epsilon < math.inf:
     raise errors.EcosError(f"`epsilon` must be positive, got {epsilon}")
 
   def excess(steps: int) -> float:
     """Returns the logarithm of the cost over `epsilon`."""
-    cost = Cost((Release(steps * SIGMA_STEP, gamma),))
+    release = Release.of(steps * SIGMA_STEP, gamma, bins, weight)
+    cost = Cost((release,))
     return math.log(max(cost.epsilon(delta, relation), 1e-9) / epsilon)
 
   least = round(limits.MIN_SIGMA / SIGMA_STEP)
-  most = round(limits.MAX_SIGMA / SIGMA_STEP)
+  most = round(limits.max_sigma(bins + weight**2) / SIGMA_STEP)
   # What a Gaussian of sensitivity one needs, about.
   guess = math.sqrt(2 * math.log(1.25 / delta)) * gamma / epsilon / SIGMA_STEP
   steps = _least(excess, math.ceil(guess), least, most)
   if steps is None:
     raise errors.EcosError(
-      f"`epsilon`={epsilon:g} needs a sigma above {limits.MAX_SIGMA:g}: "
+      f"`epsilon`={epsilon:g} needs a sigma above {most * SIGMA_STEP:g}: "
       "allow a larger epsilon"
     )
   return steps * SIGMA_STEP

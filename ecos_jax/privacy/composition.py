@@ -27,13 +27,19 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
 
-from dp_accounting import pld
 import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
+
+if TYPE_CHECKING:
+  from dp_accounting.pld import privacy_loss_distribution
+
+_Pld: TypeAlias = "privacy_loss_distribution.PrivacyLossDistribution"
 
 # The noise exceeds this many sigma with a probability of about 1e-37.
 _SPAN = 13
@@ -56,8 +62,6 @@ _NUMERICAL_DELTA = 1e-10
 _NUMERICAL_DELTA_EACH = 1e-15
 _DECIMALS = 1e6
 
-_Pld = pld.privacy_loss_distribution.PrivacyLossDistribution
-
 
 @dataclasses.dataclass(frozen=True)
 class Release:
@@ -66,43 +70,72 @@ class Release:
   Attributes:
     sigma: Scale of the discrete Gaussian on every count.
     gamma: Rate of the Poisson subsample; each release draws its own.
-    bins: Number of counts that one sample changes, by one each: the square of
-      the L2 sensitivity. 1: a histogram of votes, or its largest count
-      (Private-kNN's screening). 2: a histogram where the sample also displaces
-      another sample's vote (Private-kNN's votes of the k nearest).
+    bins: Number of counts that one sample changes, by one each, up or down. 1:
+      a histogram of votes, or its largest count (Private-kNN's screening). 2: a
+      histogram where the sample also displaces another sample's vote
+      (Private-kNN's votes of the k nearest). More: signed votes.
     times: Number of releases.
+    weight: By how much it changes one more count; 0: there is none.
   """
 
   sigma: float
   gamma: float
   bins: int = 1
   times: int = 1
+  weight: int = 0
+
+  @classmethod
+  def of(
+    cls, sigma: float, gamma: float, bins: int = 1, weight: int = 0
+  ) -> "Release":
+    """Returns a release whose noise is sigma times the L2 sensitivity."""
+    scale = sigma * math.sqrt(bins + weight**2)
+    return cls(scale, gamma, bins, weight=weight)
+
+  @property
+  def shift(self) -> int:
+    """The square of the L2 sensitivity."""
+    return self.bins + self.weight**2
 
 
 def log_noise(
-  sigma: float, bins: int = 1, order: float = 1.0
+  sigma: float, bins: int = 1, weight: int = 0, order: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns integers and the log-probability of the noise at each, both [n].
 
-  For one bin this is the discrete Gaussian. For two it is the difference u - v
-  of two discrete Gaussians: where one count rises by one and another falls by
-  one, the loss depends on u - v alone, which shifts by 2.
+  For one bin this is the discrete Gaussian. In general it is the law of
+  t = sum of v_i z_i, with z the noise and v what one sample adds to the counts:
+  the loss depends on t alone, which shifts by V = |v|^2. So
+  P(t = x) = exp(-x^2 / (2 V sigma^2)) c(x mod V). A Fourier transform of length
+  V gives the probability of each x mod V, and with it c: no tail is ever
+  computed as a small difference (docs/privacy.md, "Several votes").
 
   Args:
     sigma: Scale of the noise.
-    bins: 1 or 2, as in `Release`.
+    bins: As in `Release`.
+    weight: As in `Release`.
     order: The integers also reach as far as Renyi divergences of this order
       need: the powers p^order q^(1 - order) lie around order times the shift.
   """
-  reach = math.ceil(_SPAN * sigma * math.sqrt(bins))
-  reach += math.ceil(order + 1) * bins
+  shift = bins + weight**2
+  if shift > max(1, 32 * sigma**2):
+    raise ValueError("sigma is too small for so many votes")
+  reach = math.ceil(_SPAN * sigma * math.sqrt(shift))
+  reach += math.ceil(order + 1) * shift
   x = np.arange(-reach, reach + 1)
-  log_mass = -(x**2) / (2 * bins * sigma**2)
-  if bins == 2:
-    # The sum over u of exp(-(u - x/2)^2 / sigma^2) depends on x's parity only.
-    u = np.arange(-reach, reach + 1)
-    sums = [np.exp(-((u - h) ** 2) / sigma**2).sum() for h in (0.0, 0.5)]
-    log_mass = log_mass + np.log(sums)[x % 2]
+  log_mass = -(x**2) / (2 * shift * sigma**2)
+  if shift > 1:
+    wide = math.ceil(_SPAN * sigma) + shift
+    z = np.arange(-wide, wide + 1)
+    # Of one count's noise, modulo the shift; it is even, so this is real.
+    one = np.bincount(z % shift, np.exp(-(z**2) / (2 * sigma**2)), shift)
+    one = np.fft.fft(one / one.sum()).real
+    law = one**bins
+    if weight:
+      law = law * one[np.arange(shift) * weight % shift]
+    law = np.fft.ifft(law).real
+    gaussian = np.bincount(x % shift, np.exp(log_mass), shift)
+    log_mass = log_mass + np.log(law / gaussian)[x % shift]
   return x, log_mass - np.log(np.exp(log_mass).sum())
 
 
@@ -115,8 +148,9 @@ def log_pair(
     release: One release.
     order: As in `log_noise`.
   """
-  _, log_mass = log_noise(release.sigma, release.bins, order)
-  absent, present = log_mass[release.bins :], log_mass[: -release.bins]
+  _, log_mass = log_noise(release.sigma, release.bins, release.weight, order)
+  shift = release.shift
+  absent, present = log_mass[shift:], log_mass[:-shift]
   if release.gamma < 1:
     present = np.logaddexp(
       math.log1p(-release.gamma) + absent, math.log(release.gamma) + present
@@ -153,6 +187,13 @@ def _interval(releases: tuple[Release, ...]) -> tuple[float, bool]:
   return 2.0 ** math.ceil(math.log2(interval)), True
 
 
+def _library() -> ModuleType:
+  # Slow to import, and only what computes a cost needs it.
+  from dp_accounting.pld import privacy_loss_distribution
+
+  return privacy_loss_distribution
+
+
 def _split(
   log_lower: np.ndarray, log_upper: np.ndarray, interval: float
 ) -> _Pld:
@@ -179,8 +220,27 @@ def _split(
   size = max(int(below.max()) - first + 2, _DENSE)
   masses = np.bincount(below - first, q - above, size)
   masses += np.bincount(below - first + 1, above, size)
-  return _Pld.create_from_rounded_probability(
+  return _library().PrivacyLossDistribution.create_from_rounded_probability(
     dict(enumerate(masses.tolist(), first)), 0.0, interval
+  )
+
+
+def _composed(one: _Pld, other: _Pld) -> _Pld:
+  return one.compose(other)
+
+
+def _round_up(
+  log_lower: np.ndarray, log_upper: np.ndarray, interval: float
+) -> _Pld:
+  """Returns the PLD with all losses rounded up; arguments as of `_split`."""
+  above = np.ceil((log_upper - log_lower) / interval).astype(np.int64)
+  first = int(above.min())
+  masses = np.bincount(above - first, np.exp(log_upper))
+  kept = np.flatnonzero(masses)
+  return _library().PrivacyLossDistribution.create_from_rounded_probability(
+    dict(zip((kept + first).tolist(), masses[kept].tolist(), strict=True)),
+    0.0,
+    interval,
   )
 
 
@@ -192,13 +252,8 @@ def _plds(release: Release, interval: float, split: bool) -> tuple[_Pld, _Pld]:
     remove = _split(absent, present, interval)
     add = _split(present, absent, interval)
   else:
-    p0, m = dict(enumerate(absent.tolist())), dict(enumerate(present.tolist()))
-    remove, add = (
-      pld.privacy_loss_distribution.from_two_probability_mass_functions(
-        lower, upper, value_discretization_interval=interval
-      )
-      for lower, upper in ((p0, m), (m, p0))
-    )
+    remove = _round_up(absent, present, interval)
+    add = _round_up(present, absent, interval)
   if release.times == 1:
     return remove, add
   return remove.self_compose(release.times), add.self_compose(release.times)
@@ -213,12 +268,13 @@ def check_relation(
     EcosError: None is.
   """
   if relation is config.Relation.REPLACE_ONE and any(
-    release.bins > 1 for release in releases
+    release.shift > 1 for release in releases
   ):
     raise errors.EcosError(
-      "no bound is proven for replace_one with k-nearest-neighbour votes: "
-      "account for them with `relation` add_remove, and keep answers of the "
-      "two relations in separate ledgers, about separate data"
+      "no bound is proven for replace_one where a sample has several votes "
+      "(signed votes, or votes of the k nearest): account for them with "
+      "`relation` add_remove, and keep answers of the two relations in "
+      "separate ledgers, about separate data"
     )
 
 
@@ -232,8 +288,8 @@ def _worst(
   removes, adds = zip(
     *(_plds(release, interval, split) for release in releases), strict=True
   )
-  remove = functools.reduce(_Pld.compose, removes)
-  add = functools.reduce(_Pld.compose, adds)
+  remove = functools.reduce(_composed, removes)
+  add = functools.reduce(_composed, adds)
   if relation is config.Relation.REPLACE_ONE:
     return (remove.compose(add),)
   return remove, add

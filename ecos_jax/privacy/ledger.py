@@ -190,7 +190,6 @@ def create(
   delta: float = 1e-5,
   relation: str = config.Relation.ADD_REMOVE.value,
   unit: str = config.Unit.SAMPLE.value,
-  votes_per_unit: int = 1,
 ) -> Guarantee:
   """Makes a ledger and returns its guarantee, which nothing changes later.
 
@@ -203,7 +202,6 @@ def create(
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`: what epsilon hides.
     unit: As in `Guarantee`.
-    votes_per_unit: As in `Guarantee`.
 
   Raises:
     EcosError: An argument is out of range, or the file has another guarantee or
@@ -211,11 +209,7 @@ def create(
   """
   path = Path(path)
   guarantee = Guarantee(
-    max_epsilon=max_epsilon,
-    delta=delta,
-    relation=relation,
-    unit=unit,
-    votes_per_unit=votes_per_unit,
+    max_epsilon=max_epsilon, delta=delta, relation=relation, unit=unit
   )
   with _locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
     lines = records.parse(file.read(), path)

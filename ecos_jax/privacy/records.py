@@ -24,6 +24,7 @@ from typing import Annotated, Any, NamedTuple
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
+from ecos_jax.config import limits
 from ecos_jax.messages import fields
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.messages import wire
@@ -55,24 +56,19 @@ class Guarantee(fields.Checked):
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`.
     unit: Who is hidden: one `sample`, or one `person` with all samples.
-    votes_per_unit: The most votes that a unit has.
   """
 
   max_epsilon: Annotated[float, fields.number(0.0, math.inf)]
   delta: terms_lib.Delta = 1e-5
   relation: terms_lib.Relation = config.Relation.ADD_REMOVE.value
   unit: terms_lib.Unit = config.Unit.SAMPLE.value
-  votes_per_unit: Annotated[int, fields.integer(1, _MOST)] = 1
 
   def __str__(self) -> str:
     """Returns the guarantee in words."""
     most = f"epsilon {self.max_epsilon:g}"
     if math.isinf(self.max_epsilon):
       most = "no limit of epsilon"
-    unit = self.unit
-    if self.votes_per_unit > 1:
-      unit += f" of up to {self.votes_per_unit} votes"
-    return f"{most} (delta {self.delta:g}, {self.relation}, by {unit})"
+    return f"{most} (delta {self.delta:g}, {self.relation}, by {self.unit})"
 
 
 def _named(value: object, field: str) -> object:
@@ -111,18 +107,32 @@ class Entry(fields.Checked):
 class _Release(fields.Checked):
   """The fields of an `accounting.Release` in the file."""
 
-  sigma: Annotated[float, fields.number(1e-9, 1e9)]
-  gamma: Annotated[float, fields.number(1e-9, 1.0)]
-  moved: Annotated[int, fields.integer(1, _MOST)]
+  sigma: Annotated[float, fields.number(limits.MIN_SIGMA, 2 * limits.MAX_SIGMA)]
+  gamma: Annotated[float, fields.number(limits.MIN_GAMMA, 1.0)]
+  moved: Annotated[int, fields.integer(1, limits.MAX_DIRECTIONS + 1)]
   times: Annotated[int, fields.integer(0, _MOST)]
+  weight: Annotated[int, fields.integer(0, limits.MAX_WEIGHT)] = 0
+
+  def __post_init__(self):
+    """Also checks that the noise can be accounted for.
+
+    Raises:
+      ProtocolError: A field is refused.
+    """
+    super().__post_init__()
+    if self.release.shift > max(1, 32 * self.sigma**2):
+      raise wire.ProtocolError("moved is too large for sigma")
 
   @classmethod
   def of(cls, release: accounting.Release) -> "_Release":
-    return cls(release.sigma, release.gamma, release.bins, release.times)
+    r = release
+    return cls(r.sigma, r.gamma, r.bins, r.times, r.weight)
 
   @property
   def release(self) -> accounting.Release:
-    return accounting.Release(self.sigma, self.gamma, self.moved, self.times)
+    return accounting.Release(
+      self.sigma, self.gamma, self.moved, self.times, self.weight
+    )
 
 
 class Lines(NamedTuple):

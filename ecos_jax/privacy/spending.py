@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import filter as filter_lib
@@ -34,6 +35,7 @@ class Spending:
     labels_epsilon: Of this run's labels alone.
     delta: The smallest delta of all answers; 0 if there is none.
     relation: The relation that holds for all answers.
+    unit: What epsilon hides: one `sample`, or one `person`.
   """
 
   epsilon: float | None
@@ -45,6 +47,7 @@ class Spending:
   labels_epsilon: float | None
   delta: float | None
   relation: str | None
+  unit: str | None
 
 
 def _stated(answer: Answer) -> messages.Statement | messages.LabelResponse:
@@ -74,7 +77,7 @@ def spent(
       simulations do.
 
   Raises:
-    EcosError: No bound is proven for the answers' relations.
+    EcosError: No bound is proven for the answers' relations and units.
   """
   stored = [messages.answer_from_bytes(entry.response) for entry in entries]
   known = {answer.digest for answer in stored}
@@ -84,8 +87,14 @@ def spent(
     answer.statement if isinstance(answer, messages.Response) else answer.terms
     for answer in everything
   ]
-  epsilon, delta, relation = 0.0, 0.0, None
+  epsilon, delta, relation, unit = 0.0, 0.0, None, None
   if everything:
+    unit, *others = {term.unit for term in terms}
+    if others:
+      raise errors.EcosError(
+        "some of the client's answers hide samples and others persons, so they "
+        "cannot be added up: ask for all with one `unit`"
+      )
     delta = min(term.delta for term in terms)
     relation = _relation(terms)
     costs = [accounting.cost(answer) for answer in everything]
@@ -114,6 +123,7 @@ def spent(
     labels_epsilon=alone.get("labels"),
     delta=None if exposed else delta,
     relation=relation,
+    unit=unit,
   )
 
 

@@ -62,7 +62,7 @@ def coverage(clusters: collect.Clusters, threshold: float | None) -> str:
     clusters: Of a run.
     threshold: The lowest score that passes, in sigma; None without a filter.
   """
-  scores, sigma = clusters.scores, clusters.statement.sigma
+  scores, sigma = clusters.scores, clusters.sigma
   order = _ranked(scores, _BARS)
   chart = svg.new(720, 340, "Noised coverage of each cluster, sorted")
   limit = max(threshold or 0, 2.4) * sigma

@@ -30,7 +30,7 @@ class Clusters(NamedTuple):
     centroids: float32 [R, d].
     assignment: int32 [N], mapped from disk.
     sizes: int64 [R], number of pool samples in each cluster.
-    scores: int64 [R], the noised coverage.
+    scores: int64 or float64 [R], the noised coverage, in votes.
     votes: float64 [R], the sampler's estimate of the true votes.
     taken: int64 [R], number of proxy samples in each cluster.
     statement: The client's privacy statement.
@@ -43,6 +43,11 @@ class Clusters(NamedTuple):
   votes: np.ndarray
   taken: np.ndarray
   statement: messages.Statement
+
+  @property
+  def sigma(self) -> float:
+    """Scale of the noise in the scores."""
+    return self.statement.scale / max(self.statement.weight, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Run:
     sources: Number of pool samples of each source.
     chosen: int64 [B], pool indices of the proxy; None without a proxy.
     composition: Number of proxy samples of each source; empty without a proxy.
-    clusters: None unless the client was asked for scores.
+    clusters: None unless the client was asked for votes on centroids.
     curves: Logged metrics of the stages `model` and `teacher`.
   """
 
@@ -192,26 +197,29 @@ def _clusters(
   stages: dict[str, dict[str, Any]],
   options: config_lib.Sampling,
   chosen: np.ndarray,
-) -> Clusters:
+) -> Clusters | None:
   book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
   file = path / "response" / asking.RESPONSE
   data = workdir.read_bytes(file, _digest(stages, "response"))
   response = messages.Response.from_bytes(data)
+  if response.scores is None:
+    return None
   if not len(response.scores) == len(book.centroids) == len(book.sizes):
     raise errors.EcosError(
       f"{path}: the response has {len(response.scores)} scores for "
       f"{len(book.centroids)} centroids: delete its folders codebook, query, "
       "response and proxy, and run python -m ecos_jax.train again"
     )
-  return Clusters(
+  weight = response.statement.weight
+  clusters = Clusters(
     *(book.centroids, book.assignment, book.sizes),
-    scores=response.scores,
-    votes=scores.votes(
-      response.scores, book.sizes, response.statement.sigma, options
-    ),
+    scores=response.scores / weight if weight > 1 else response.scores,
+    votes=np.zeros(len(book.sizes)),
     taken=np.bincount(book.assignment[chosen], minlength=len(book.sizes)),
     statement=response.statement,
   )
+  votes = scores.votes(clusters.scores, book.sizes, clusters.sigma, options)
+  return clusters._replace(votes=votes)
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

@@ -174,7 +174,7 @@ def _view(
     coverage = charts.coverage(run.clusters, threshold)
     if threshold is not None:
       # Scores are integers, and a score that passes is positive.
-      sigma = run.clusters.statement.sigma
+      sigma = run.clusters.sigma
       lowest = max(math.ceil(threshold * sigma), 1)
       passing = float(scipy.stats.norm.sf((lowest - 0.5) / sigma))
   return View(

@@ -20,6 +20,7 @@ from ecos_jax import workdir
 from ecos_jax.data import pools
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import encode
+from ecos_jax.encoders import registry
 from ecos_jax.pipeline import stages
 
 # The distance looks at so many samples of each side.
@@ -100,8 +101,16 @@ def _features(
   config: config_lib.Config,
   source: pools.Source | pools.Pool,
   indices: np.ndarray,
+  encoder: registry.Encoder | None = None,
 ) -> np.ndarray:
-  """Returns the features of some samples, float32 [n, d]."""
+  """Returns the features of some samples, float32 [n, d].
+
+  Args:
+    config: Of the trial.
+    source: The samples, or features already.
+    indices: int [n].
+    encoder: Of images; None for that of the trial.
+  """
   batch_size = config.encoder.batch_size
   if isinstance(source, pools.Pool) and source.feature_sources:
     features = np.empty(
@@ -110,7 +119,8 @@ def _features(
     for part, rows, local in source.by_source(indices):
       features[rows] = encode.of_rows(part, local, None, batch_size)
     return features
-  return encode.of_rows(source, indices, stages.encoder(config), batch_size)
+  encoder = encoder or stages.encoder(config)
+  return encode.of_rows(source, indices, encoder, batch_size)
 
 
 def _distance(
@@ -134,27 +144,33 @@ def _linear_accuracy(
 ) -> float | None:
   """Returns the test accuracy of a linear classifier fitted to the proxy.
 
-  It is ridge regression on the encoder's features, divided by their norm and
-  standardised. All of the proxy has its true label.
+  It is ridge regression on features, divided by their norm and standardised:
+  those of `train.model` if its weights are published, else those of the
+  encoder. All of the proxy has its true label.
   """
   # Imported here: optional, and slow.
   from sklearn import linear_model
   from sklearn import pipeline
   from sklearn import preprocessing
 
-  test = problem.test
+  test, train = problem.test, config.train
   if test is None:
     return None
+  encoder = None
+  if train.model in registry.PRETRAINED:
+    encoder = registry.get(
+      train.model, image_size=train.image_size, weights=train.weights
+    )
   model = pipeline.make_pipeline(
     preprocessing.Normalizer(),
     preprocessing.StandardScaler(),
     linear_model.RidgeClassifier(_RIDGE),
   )
-  model.fit(
-    _features(config, problem.pool, indices), problem.pool.labels(indices)
-  )
+  chosen = _features(config, problem.pool, indices, encoder)
+  model.fit(chosen, problem.pool.labels(indices))
   every = np.arange(len(test))
-  return model.score(_features(config, test, every), test.labels(every))
+  features = _features(config, test, every, encoder)
+  return model.score(features, test.labels(every))
 
 
 def _file_bytes(images: pools.Source | pools.Pool) -> int:
@@ -166,9 +182,9 @@ def _client_work(
 ) -> float | None:
   """Returns the multiply-adds of the client: its votes, or its own training.
 
-  A vote compares a sample with R centroids of d numbers, R d multiply-adds; the
-  encoder is not counted, since it does not depend on R. Local training costs
-  three forward passes per image and step.
+  A vote compares a sample with R centroids or directions of d numbers, R d
+  multiply-adds; the encoder is not counted, since it does not depend on R.
+  Local training costs three forward passes per image and step.
   """
   train = config.train
   if config.sampling.method is config_lib.Method.LOCAL:
@@ -180,4 +196,5 @@ def _client_work(
   if not files:
     return None
   queries = [messages.Query.from_bytes(file.read_bytes()) for file in files]
-  return float(n * sum(query.centroids.size for query in queries))
+  arrays = [a for q in queries for a in (q.centroids, q.directions)]
+  return float(n * sum(array.size for array in arrays if array is not None))

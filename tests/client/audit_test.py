@@ -39,6 +39,11 @@ class HalfTheNoise(mechanisms.Mechanism):
     return mechanisms.Mechanism(terms).noised(coverage)
 
 
+class ScaleOfOneVote(mechanisms.Mechanism):
+  def noised(self, coverage):
+    return mechanisms.Mechanism(self.terms).noised(coverage)
+
+
 class NoSubsample(mechanisms.Mechanism):
   def subsample(self, n):
     return np.ones(n, np.bool_)
@@ -75,6 +80,12 @@ class Seeded(mechanisms.Mechanism):
     return mechanisms.Mechanism(self.terms, 7).noised(coverage)
 
 
+class EverySampleVotes(mechanisms.Mechanism):
+  def voters(self, n, persons, repetitions=1):
+    drawn = self.subsample(repetitions * len(persons)).reshape(repetitions, -1)
+    return drawn[:, persons.ids]
+
+
 @pytest.mark.parametrize(
   ("broken", "sigma", "gamma", "trials"),
   [
@@ -99,6 +110,36 @@ def test_the_shipped_mechanism_is_not_refuted(relation):
   mechanism = _mechanism(1.0, relation=relation)
   bound = _bound(mechanism, 10_000, relation)
   assert 1.0 < bound <= mechanism.statement.epsilon
+
+
+@pytest.mark.parametrize("bins", [1, 9])
+def test_a_person_of_50_samples_is_hidden_and_caught_if_all_vote(bins):
+  terms = messages.Terms(1.0, 0.8, DELTA, "add_remove", unit="person")
+  shipped = mechanisms.Mechanism(terms, bins=bins)
+  claim = shipped.statement.epsilon
+  assert 1.0 < _bound(shipped, 10_000) <= claim
+  terms = dataclasses.replace(terms, sigma=10.0)
+  broken = EverySampleVotes(terms, bins=bins)
+  bound = _bound(broken, 10_000, confidence=0.99)
+  assert bound > 10 * broken.statement.epsilon
+
+
+@pytest.mark.parametrize("votes", [1, 8])
+def test_signed_votes_are_not_refuted(votes):
+  mechanism = dataclasses.replace(_mechanism(1.0), bins=votes + 1)
+  bound = _bound(mechanism, 10_000)
+  assert 1.0 < bound <= mechanism.statement.epsilon
+
+
+@pytest.mark.parametrize("broken", [NoSubsample, SharedNoise, ScaleOfOneVote])
+def test_broken_signed_votes_are_caught(broken):
+  gamma = 0.05 if broken is NoSubsample else 0.8
+  sigma = 10.0 if broken is SharedNoise else 1.0
+  terms = messages.Terms(sigma, gamma, DELTA, "add_remove")
+  mechanism = broken(terms, bins=9)
+  assert (
+    _bound(mechanism, 20_000, confidence=0.99) > mechanism.statement.epsilon
+  )
 
 
 @pytest.mark.slow
@@ -151,9 +192,21 @@ def test_neighbours_differ_in_one_vote():
     ("add_remove", 2, [1, 0, 0]),
     ("replace_one", 0, [0, 1, -1]),
   ):
-    centroids, without, present = audit.neighbours(relation, shift)
-    counts = [coverage.coverage(data, centroids) for data in (without, present)]
+    query, without, present = audit.neighbours(relation, shift)
+    counts = [
+      coverage.coverage(data, query.centroids) for data in (without, present)
+    ]
     assert (counts[1] - counts[0]).tolist() == change
+
+
+def test_neighbours_differ_in_all_votes_on_directions():
+  query, *datasets = audit.neighbours("add_remove", votes=3)
+  sums = []
+  for data in datasets:
+    votes = coverage.cast(query, data)
+    _, exact = coverage.exact(votes, query, np.ones((1, len(data)), bool))
+    sums.append(exact[0, 0])
+  assert (sums[1] - sums[0]).tolist() == [1, -1, 1, 1]
 
 
 def test_lower_bound_is_clopper_and_pearson_s():

@@ -150,6 +150,161 @@ def test_the_rounding_is_to_the_nearest_multiple_and_ties_to_even():
     assert row.tolist() == expected
 
 
+@st.composite
+def hostile_directions(draw):
+  """Features, directions and a mean that a dishonest server could think of."""
+  features, directions = draw(hostile())
+  mean = draw(
+    st.sampled_from([np.zeros_like(features[0]), features[0], -features[-1]])
+  )
+  if draw(st.booleans()):
+    directions = np.repeat(directions[:1], len(directions), axis=0)
+  return features, directions, mean, draw(st.integers(1, len(directions)))
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(hostile_directions(), st.integers(0, 4), st.data())
+def test_one_sample_moves_only_its_votes(case, classes, data):
+  features, directions, mean, votes = case
+  query = query_of(
+    None, directions=directions, mean=mean, votes=votes, classes=classes
+  )
+  n = len(features)
+  labels = data.draw(hnp.arrays(np.int64, n, elements=st.integers(-2, 5)))
+  row = data.draw(st.integers(0, n - 1))
+
+  def sums(rows):
+    cast = coverage.cast(query, features[rows], labels[rows])
+    return coverage.exact(cast, query, np.ones((1, len(rows)), bool))[1][0]
+
+  difference = sums(np.arange(n)) - sums(np.delete(np.arange(n), row))
+  alone = sums(np.array([row]))
+  np.testing.assert_array_equal(difference, alone)
+  voting = not classes or 0 <= labels[row] < classes
+  assert alone[:, -1].sum() == voting
+  assert np.abs(alone[:, :-1]).max() <= 1
+  assert np.abs(alone[:, :-1]).sum() <= votes * voting
+  assert np.count_nonzero(alone.any(axis=1)) == voting
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 100, 999])
+def test_votes_on_directions_depend_on_no_other_sample(n):
+  # Many directions that differ in the last bits: which is largest would flip.
+  random = np.random.default_rng(0)
+  features = random.normal(size=(1000, 72)).astype(np.float32)
+  towards = np.where(random.random((50, 72)) < 0.5, -9, 9).astype(np.float32)
+  directions = np.nextafter(random.normal(size=72).astype(np.float32), towards)
+  mean = random.normal(size=72).astype(np.float32)
+  votes = coverage.signs(features, directions, mean, 10)
+  assert len(np.unique(votes, axis=0)) > 100
+  order = random.permutation(1000)[:n]
+  for rows in (slice(n), order):
+    np.testing.assert_array_equal(
+      coverage.signs(features[rows], directions, mean, 10), votes[rows]
+    )
+
+
+def test_signs_are_those_of_the_largest_coordinates():
+  random = np.random.default_rng(5)
+  features = random.normal(size=(300, 20)).astype(np.float32) + 3
+  directions = random.normal(size=(16, 20)).astype(np.float16)
+  mean = features.mean(axis=0)
+  z = (features.astype(np.float64) - mean) @ directions.astype(np.float64).T
+  cut = np.sort(np.abs(z), axis=1)[:, [-5]]
+  expected = np.where(np.abs(z) >= cut, np.sign(z), 0)
+  got = coverage.signs(features, directions, mean, 5)
+  assert got.dtype == np.int8
+  np.testing.assert_array_equal(got, expected)
+
+
+def test_a_large_common_offset_does_not_change_signs():
+  # All numbers are integers, so float32 holds them with the offset as well.
+  random = np.random.default_rng(6)
+  features = random.integers(-50, 50, (200, 8)).astype(np.float32)
+  directions = random.normal(size=(6, 8)).astype(np.float32)
+  mean, offset = np.zeros(8, np.float32), np.float32(2**20)
+  np.testing.assert_array_equal(
+    coverage.signs(features + offset, directions, mean + offset, 3),
+    coverage.signs(features, directions, mean, 3),
+  )
+
+
+def test_signs_at_ties_at_the_mean_and_without_a_number():
+  directions = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+  mean = np.array([1, 1], np.float32)
+  features = np.array(
+    [[2, 2], [1, 1], [1, -5], [np.nan, 3], [np.inf, np.nan], [1e300, 2]]
+  )
+  votes = coverage.signs(features, directions, mean, 2)
+  assert votes.tolist() == [
+    [1, 1, 0, 0],
+    [0, 0, 0, 0],
+    [0, -1, 0, -1],
+    [0, 1, 0, 1],
+    [0, 0, 0, 0],
+    [0, 1, 0, 1],
+  ]
+
+
+def test_blocks_do_not_change_signs(monkeypatch):
+  random = np.random.default_rng(1)
+  features = random.normal(size=(101, 9)).astype(np.float32)
+  directions = random.normal(size=(13, 9)).astype(np.float32)
+  mean = np.zeros(9, np.float32)
+  votes = coverage.signs(features, directions, mean, 6)
+  monkeypatch.setattr(coverage, "_LARGEST", 22 * 7)
+  np.testing.assert_array_equal(
+    coverage.signs(features, directions, mean, 6), votes
+  )
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_response_is_the_sums_with_the_noise_of_all_votes(
+  features, classes
+):
+  random = np.random.default_rng(7)
+  d = features.shape[1]
+  query = query_of(
+    features[:5],
+    directions=random.normal(size=(8, d)).astype(np.float32),
+    mean=features.mean(axis=0),
+    votes=3,
+    weight=2,
+    classes=classes,
+  )
+  labels = random.integers(-1, 4, len(features))
+  terms = messages.Terms(2, 1, 1e-5, "add_remove")
+  mechanism = mechanisms.Mechanism(terms, bins=4, weight=2)
+  responses = [
+    coverage.respond(query, [features[:20], features[20:]], mechanism, labels)
+    for _ in range(200)
+  ]
+  assert {r.statement for r in responses} == {mechanism.statement}
+  # By hand: sample by sample.
+  nearest = coverage.nearest(features, query.centroids)
+  signs = coverage.signs(features, query.directions, query.mean, 3)
+  counts, sums = np.zeros(5), np.zeros((max(classes, 1), 9))
+  for i, label in enumerate(labels if classes else np.zeros(len(features))):
+    counts[nearest[i]] += 2
+    if 0 <= label < max(classes, 1):
+      sums[int(label)] += [*signs[i], 1]
+  scale = 2 * 8**0.5
+  noise = [
+    np.stack([r.scores for r in responses]) - counts,
+    np.stack([r.sums for r in responses]) - sums,
+  ]
+  for part in noise:
+    assert abs(part.mean()) < 6 * scale / part.size**0.5
+    assert stats.kstest(part.ravel() / scale, "norm").statistic < 0.1
+
+
+def test_a_mechanism_for_other_votes_is_not_used(features):
+  query = query_of(features[:5])
+  wrong = mechanisms.Mechanism(TERMS, bins=2)
+  with pytest.raises(ValueError, match="number of votes"):
+    coverage.respond(query, [features], wrong)
+
+
 def test_the_response_is_coverage_with_the_stated_noise(features):
   query = query_of(features[:5])
   # Gamma 1 and repeated answers: the mean is the coverage.
@@ -167,9 +322,11 @@ def test_the_response_is_coverage_with_the_stated_noise(features):
 
 
 def test_release_subsamples_and_counts_each_repetition_on_its_own():
-  votes = np.repeat([0, 1, 2], [1000, 0, 500])
+  points = np.array([[0, 0], [5, 0], [0, 5]], np.float32)
+  query = query_of(points)
+  votes = coverage.cast(query, np.repeat(points, [1000, 0, 500], axis=0))
   mechanism = mechanisms.Mechanism(TERMS)
-  answers = coverage.release(votes, 3, mechanism, repetitions=2000)
+  answers = coverage.release(votes, query, mechanism, repetitions=2000)
   assert answers.shape == (2000, 3)
   # Binomial counts plus noise.
   for column, count in enumerate((1000, 0, 500)):

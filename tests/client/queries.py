@@ -11,7 +11,7 @@ TERMS = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 def query_of(rows, encoder=None, **changes):
   encoder = encoder or registry.get("hog")
   fields = {
-    "centroids": rows.astype(np.float32),
+    "centroids": None if rows is None else rows.astype(np.float32),
     "encoder_name": encoder.name,
     "encoder_settings": encoder.message_settings,
     "encoder_digest": encoder.digest,

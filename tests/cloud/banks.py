@@ -18,6 +18,11 @@ class Rows:
   def __init__(self, features):
     self.features = features
     self.shape = features.shape
+    self.dtype = features.dtype
+
+  def blocks(self, rows, part=slice(None)):
+    for start in range(0, len(self.features), rows):
+      yield start, self.features[start : start + rows][part]
 
   def take(self, indices):
     return self.features[indices].astype(np.float32)

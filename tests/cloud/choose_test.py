@@ -12,6 +12,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax.cloud import choose
 from ecos_jax.cloud import codebook
+from ecos_jax.cloud import question
 from ecos_jax.cloud import sampling
 from tests.cloud import banks
 
@@ -28,6 +29,10 @@ def made_up(sizes, seed=0):
   centroids = random.normal(size=(len(sizes), 4)).astype(np.float32)
   book = codebook.Codebook(centroids, np.array(sizes), assignment)
   return banks.Rows(features), book
+
+
+def _answer(scores, sigma):
+  return question.Combined(scores, sigma)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +180,7 @@ def test_samples_follow_the_formula():
     estimate=config.Estimate.SCORE,
     density_power=0.5,
   )
-  got = choose.samples(bank, book, scores, 10.0, options, KEY)
+  got = choose.samples(bank, book, _answer(scores, 10.0), options, KEY)
   weights = [s * math.sqrt(s / n) for s, n in ((40, 100), (60, 200))]
   first = round(60 * weights[0] / sum(weights))
   taken = np.bincount(got.clusters, minlength=4)
@@ -198,7 +203,7 @@ def test_the_papers_method_is_the_plain_proportion():
   bank, book = made_up([100, 100, 100])
   options = config.Sampling(method=config.Method.ECOS_PAPER, budget=40)
   scores = np.array([30, 90, 9])
-  got = choose.samples(bank, book, scores, 10.0, options, KEY)
+  got = choose.samples(bank, book, _answer(scores, 10.0), options, KEY)
   taken = np.bincount(got.clusters, minlength=3)
   np.testing.assert_array_equal(taken, [10, 30, 0])
 
@@ -210,7 +215,7 @@ def test_a_prefix_is_the_choice_for_its_quotas(within):
     budget=90, within=within, estimate=config.Estimate.SCORE, density_power=0.0
   )
   scores = np.array([300, 90, 30, 20])
-  whole = choose.samples(bank, book, scores, 1.0, options, KEY)
+  whole = choose.samples(bank, book, _answer(scores, 1.0), options, KEY)
   quotas = np.bincount(whole.clusters, minlength=4)
   assert np.all(quotas < 0.7 * book.sizes)
   density = scores / book.sizes
@@ -227,7 +232,7 @@ def test_no_votes_choose_nothing():
   bank, book = made_up([10, 10])
   options = config.Sampling(estimate=config.Estimate.SCORE)
   with pytest.raises(errors.EcosError, match="no cluster has votes"):
-    choose.samples(bank, book, np.array([-3, 0]), 10.0, options, KEY)
+    choose.samples(bank, book, _answer(np.array([-3, 0]), 10.0), options, KEY)
   options = dataclasses.replace(options, budget=0)
   with pytest.raises(errors.EcosError, match="`budget` must be > 0, got 0"):
-    choose.samples(bank, book, np.array([3, 0]), 10.0, options, KEY)
+    choose.samples(bank, book, _answer(np.array([3, 0]), 10.0), options, KEY)

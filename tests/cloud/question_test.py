@@ -4,12 +4,20 @@ import hashlib
 import numpy as np
 import pytest
 
+from ecos_jax import config
 from ecos_jax import messages
+from ecos_jax.cloud import codebook
+from ecos_jax.cloud import directions
 from ecos_jax.cloud import question
 from ecos_jax.encoders import registry
 
 TERMS = messages.Terms(3.0, 0.8, 1e-5, "add_remove")
 STATEMENT = messages.Statement(3.0, 0.8, 1e-5, "add_remove", 1.1, True)
+
+
+def _make(centroids, terms=TERMS):
+  book = codebook.Codebook(centroids, np.ones(len(centroids)), np.zeros(9))
+  return question.make(book, registry.get("hog"), terms, config.Codebook())
 
 
 @pytest.fixture(name="asked")
@@ -18,7 +26,7 @@ def _asked():
   centroids = np.random.default_rng(0).random(
     (4, encoder.dimension), np.float32
   )
-  return question.make(centroids, encoder, TERMS)
+  return _make(centroids)
 
 
 def _response(asked, scores, sigma=3.0):
@@ -40,7 +48,7 @@ def test_a_query_carries_the_encoder_and_survives_the_wire(asked):
 
 def test_centroids_of_two_bytes_are_sent_in_two_bytes(asked):
   narrow = asked.centroids.astype(np.float16).astype(np.float32)
-  sent = question.make(narrow, registry.get("hog"), TERMS)
+  sent = _make(narrow)
   assert asked.centroids.dtype == np.float32
   assert sent.centroids.dtype == np.float16
   np.testing.assert_array_equal(sent.centroids, narrow)
@@ -51,16 +59,12 @@ def test_centroids_of_two_bytes_are_sent_in_two_bytes(asked):
 @pytest.mark.parametrize("number", [1e6, 1e-9])
 def test_centroids_that_two_bytes_cannot_hold_are_sent_in_four(number):
   centroids = np.full((4, 72), number, np.float32)
-  sent = question.make(centroids, registry.get("hog"), TERMS)
+  sent = _make(centroids)
   np.testing.assert_array_equal(sent.centroids, centroids)
 
 
 def test_a_response_to_another_query_is_refused(asked):
-  other = question.make(
-    asked.centroids,
-    registry.get("hog"),
-    dataclasses.replace(TERMS, sigma=4.0),
-  )
+  other = _make(asked.centroids, dataclasses.replace(TERMS, sigma=4.0))
   data = _response(other, [1, 2, 3, 4]).to_bytes()
   with pytest.raises(messages.ProtocolError, match="answers query"):
     question.read(data, asked)
@@ -68,7 +72,7 @@ def test_a_response_to_another_query_is_refused(asked):
 
 def test_a_response_of_another_length_is_refused(asked):
   data = _response(asked, [1, 2, 3]).to_bytes()
-  with pytest.raises(messages.ProtocolError, match="3 scores for 4"):
+  with pytest.raises(messages.ProtocolError, match=r"\(3,\) scores"):
     question.read(data, asked)
 
 
@@ -90,3 +94,61 @@ def test_combine_refuses_nothing_and_strangers(asked):
   )
   with pytest.raises(messages.ProtocolError, match="another query"):
     question.combine([stranger], asked)
+
+
+@pytest.fixture(name="both")
+def _both(asked):
+  random = np.random.default_rng(1)
+  d = asked.dimension
+  axes = directions.Directions(
+    random.normal(size=(3, d)).astype(np.float16).astype(np.float32),
+    random.normal(size=d).astype(np.float32),
+  )
+  book = codebook.Codebook(asked.centroids, np.ones(4), np.zeros(9), axes)
+  options = config.Codebook(question=config.Question.BOTH, votes=2, weight=5)
+  query = question.make(book, registry.get("hog"), TERMS, options, classes=2)
+  assert question.is_about(query, book)
+  assert not question.is_about(query, book._replace(directions=None))
+  return query
+
+
+def _full_response(query, scores, sums, **changes):
+  statement = dataclasses.replace(STATEMENT, bins=3, weight=5)
+  return messages.Response(
+    np.array(scores),
+    query.digest,
+    dataclasses.replace(statement, **changes),
+    np.array(sums),
+  )
+
+
+def test_answers_about_both_are_added_up_in_votes(both):
+  assert both.directions.dtype == np.float16
+  sums = [[1, 2, 3, 4], [5, 6, 7, 8]]
+  sent = [_full_response(both, [5, 10, -5, 7], sums) for _ in range(2)]
+  received = [question.read(response.to_bytes(), both) for response in sent]
+  combined = question.combine(received, both)
+  np.testing.assert_allclose(combined.scores, [2, 4, -2, 2.8])
+  np.testing.assert_array_equal(combined.sums, 2 * np.array(sums))
+  assert combined.votes == 2
+  # Three votes and one of weight 5: 3 sqrt(28) on every number of each client.
+  assert combined.scale == pytest.approx(3 * 56**0.5)
+  assert combined.sigma == pytest.approx(3 * 56**0.5 / 5)
+
+
+@pytest.mark.parametrize(
+  ("scores", "sums", "changes", "match"),
+  [
+    ([1, 2, 3], np.zeros((2, 4), int), {}, "scores"),
+    ([1, 2, 3, 4], np.zeros((1, 4), int), {}, "sums"),
+    ([1, 2, 3, 4], np.zeros((2, 5), int), {}, "sums"),
+    ([1, 2, 3, 4], np.zeros((2, 4), int), {"bins": 1}, "number of votes"),
+    ([1, 2, 3, 4], np.zeros((2, 4), int), {"weight": 0}, "number of votes"),
+  ],
+)
+def test_an_answer_to_other_parts_is_refused(
+  both, scores, sums, changes, match
+):
+  data = _full_response(both, scores, sums, **changes).to_bytes()
+  with pytest.raises(messages.ProtocolError, match=match):
+    question.read(data, both)

@@ -1,4 +1,6 @@
 import io
+from pathlib import Path
+import subprocess
 
 import numpy as np
 from PIL import ExifTags
@@ -103,11 +105,39 @@ def test_damaged_exif_data_are_no_damage_to_the_image():
   np.testing.assert_array_equal(images.decode(data, "x"), plain)
 
 
-def test_an_image_with_far_too_many_pixels_is_refused(monkeypatch):
-  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-  data = file(Image.fromarray(photo()), "PNG")
-  with pytest.raises(errors.EcosError, match="decompression bomb"):
+@pytest.mark.parametrize("limit", [100, 1000, 10**9])
+def test_an_image_with_too_many_pixels_is_refused(monkeypatch, limit):
+  """Pillow itself raises, only warns, or says nothing."""
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+  monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+  data = file(Image.fromarray(photo(30, 40)), "PNG")
+  with pytest.raises(errors.EcosError, match=r"more than 1,000 pixels"):
     images.decode(data, "x")
+  assert "pixels" in images.why_unreadable(data)
+
+
+@pytest.mark.parametrize(
+  "data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", None]
+)
+def test_other_formats_are_refused_and_start_no_program(data, monkeypatch):
+  monkeypatch.setattr(
+    subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started")
+  )
+  data = data or file(Image.fromarray(photo()), "ICO")
+  with pytest.raises(errors.EcosError, match=r"not one of the formats .*JPEG"):
+    images.decode(data, "x")
+  assert "formats" in images.why_unreadable(data)
+
+
+def test_every_image_is_opened_in_one_place():
+  calls = [
+    f"{path}:{number}"
+    for path in Path("ecos_jax").rglob("*.py")
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    if "Image.open(" in line
+  ]
+  assert len(calls) == 1
+  assert "formats=" in Path("ecos_jax/data/images.py").read_text()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

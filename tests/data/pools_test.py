@@ -31,15 +31,22 @@ def decode(data):
   return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def write_tfds(directory, files, *, feature="image", labels=True):
-  """Writes the TFDS dataset `shapes` of image files, labels 10, 11, ..."""
+def write_tfds(directory, files, *, feature="image", labels=True, thumb=None):
+  """Writes the TFDS dataset `shapes` of image files, labels 10, 11, ...
+
+  `thumb` is the file of a second image feature, the same for all samples.
+  """
   path = directory / "shapes" / "1.0.0"
   path.mkdir(parents=True)
   features = {feature: tfds.features.Image(shape=(None, None, None))}
+  if thumb is not None:
+    features["thumb"] = tfds.features.Image(shape=(None, None, 3))
   if labels:
     features["label"] = tfds.features.Scalar(np.int64)
   examples = [{feature: io.BytesIO(data)} for data in files]
   for index, example in enumerate(examples):
+    if thumb is not None:
+      example["thumb"] = io.BytesIO(thumb)
     if labels:
       example["label"] = 10 + index
   identity = tfds.core.DatasetIdentity(

@@ -268,3 +268,41 @@ def test_weights_of_a_type_that_numpy_lacks_are_refused(tmp_path):
 def test_an_image_too_small_for_the_network_is_refused(weights):
   with pytest.raises(errors.EcosError, match=r"image_size`=8: .* needs 16"):
     registry.get("resnet18", image_size=8, weights=weights("resnet18"))
+
+
+# Style.
+
+
+def test_style_follows_the_content(weights, lite0):
+  path = weights("efficientnet_lite0")
+  encoder = registry.get(
+    "efficientnet_lite0_style", image_size=32, weights=path
+  )
+  images = random_images(3)
+  features = registry.encode(encoder, images, 4)
+  assert features.shape == (3, encoder.dimension) == (3, 1504)
+  content = registry.encode(lite0, images, 4)
+  content /= np.linalg.norm(content, axis=1, keepdims=True)
+  np.testing.assert_allclose(features[:, :1280], content, rtol=1e-5, atol=1e-6)
+  # Stem and three stages: means and standard deviations of 32, 16, 24 and 40.
+  blocks = np.split(features[:, 1280:], np.cumsum([64, 32, 48]), axis=1)
+  for block in blocks:
+    np.testing.assert_allclose(np.linalg.norm(block, axis=1), 2, rtol=1e-5)
+  # The stem again, from the tensors of the file.
+  tensors = weights_lib.read(Path(path), "--weights")
+  kernel, norm = (
+    tensors["conv_stem.weight"],
+    {
+      name: tensors[f"bn1.{name}"]
+      for name in ("weight", "bias", "running_mean", "running_var")
+    },
+  )
+  x = (images.astype(np.float32) - 127) / 128
+  x = jax.lax.conv_general_dilated(
+    x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC")
+  )
+  x = (x - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-3)
+  x = np.clip(x * norm["weight"] + norm["bias"], 0, 6)
+  stem = np.concatenate([x.mean((1, 2)), x.std((1, 2))], axis=1)
+  stem *= 2 / np.linalg.norm(stem, axis=1, keepdims=True)
+  np.testing.assert_allclose(blocks[0], stem, rtol=1e-4, atol=1e-5)

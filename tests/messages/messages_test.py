@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import random
 import struct
 import tracemalloc
@@ -13,6 +14,7 @@ from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.config import limits
 from ecos_jax.messages import wire
+from tests.messages import mutants
 
 TERMS = messages.Terms(5.0, 0.8, 1e-5, "add_remove")
 LABEL_TERMS = messages.LabelTerms(
@@ -29,6 +31,22 @@ MESSAGES = (
     np.arange(12, dtype=np.float32).reshape(4, 3), terms=TERMS, **ENCODER
   ),
   messages.Response(np.array([3, -1, 40, 2]), "cd" * 32, STATEMENT),
+  messages.Query(
+    np.arange(6, dtype=np.float16).reshape(2, 3),
+    directions=np.arange(12, dtype=np.float32).reshape(4, 3),
+    mean=np.arange(3, dtype=np.float32),
+    votes=2,
+    classes=5,
+    weight=3,
+    terms=TERMS,
+    **ENCODER,
+  ),
+  messages.Response(
+    np.array([30, -1]),
+    "cd" * 32,
+    dataclasses.replace(STATEMENT, bins=3, weight=3),
+    np.arange(-10, 15).reshape(5, 5),
+  ),
   messages.LabelRequest(
     np.ones((5, 3), np.float32), terms=LABEL_TERMS, **ENCODER
   ),
@@ -42,7 +60,7 @@ MESSAGES = (
     private=True,
   ),
 )
-QUERY, RESPONSE, _, LABEL_RESPONSE = MESSAGES
+QUERY, RESPONSE, BOTH, SUMS, _, LABEL_RESPONSE = MESSAGES
 KINDS = [type(message).__name__ for message in MESSAGES]
 
 
@@ -51,15 +69,10 @@ def _split(data):
   return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def _join(header, body):
-  header = header if isinstance(header, bytes) else json.dumps(header).encode()
-  return struct.pack("<Q", len(header)) + header + body
-
-
 def _canonical(header, body):
   """Returns the bytes as this package would write that header."""
   text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-  return _join(text + b" " * (-len(text) % 8), body)
+  return mutants.join(text + b" " * (-len(text) % 8), body)
 
 
 def _with_fields(message, **changes):
@@ -92,17 +105,21 @@ def test_a_message_survives_the_wire(message):
 
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
 def test_a_message_is_a_safetensors_file(message):
-  (array,) = safetensors.load(message.to_bytes()).values()
-  own = next(
-    value for value in vars(message).values() if isinstance(value, np.ndarray)
-  )
-  np.testing.assert_array_equal(array, own)
+  arrays = safetensors.load(message.to_bytes())
+  own = {
+    name: value
+    for name, value in vars(message).items()
+    if isinstance(value, np.ndarray)
+  }
+  assert arrays.keys() == own.keys()
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(array, own[name])
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
 def test_other_kinds_are_refused(message):
   for other in MESSAGES:
-    if other is not message:
+    if type(other) is not type(message):
       with pytest.raises(messages.ProtocolError):
         type(message).from_bytes(other.to_bytes())
 
@@ -215,6 +232,63 @@ def test_scores_beyond_the_stated_noise_are_refused():
       dataclasses.replace(RESPONSE, scores=np.array([score]))
 
 
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"centroids": None, "weight": 0}, None),
+    ({"classes": 0}, None),
+    ({"votes": 4}, None),
+    ({"centroids": None}, "weight"),
+    ({"weight": 0}, "weight"),
+    ({"weight": 33}, "weight"),
+    ({"votes": 0}, "votes"),
+    ({"votes": 5}, "votes"),
+    ({"mean": None}, "mean"),
+    ({"mean": np.zeros(2, np.float32)}, "mean"),
+    ({"mean": np.array([0, 0, np.nan], np.float32)}, "mean"),
+    ({"mean": np.zeros((1, 3), np.float32)}, "mean"),
+    ({"directions": None}, "directions"),
+    ({"directions": np.full((4, 3), np.inf, np.float32)}, "directions"),
+    ({"directions": np.zeros((1025, 3), np.float32)}, "directions"),
+    ({"directions": np.zeros((4, 2), np.float32)}, "mean"),
+    ({"centroids": np.zeros((4, 2), np.float32)}, "centroids"),
+    ({"centroids": None, "directions": None}, "centroids or directions"),
+    ({"classes": -1}, "classes"),
+    ({"classes": 2**19}, "classes"),
+    ({"terms": dataclasses.replace(TERMS, relation="replace_one")}, "relation"),
+    (
+      {"weight": 32, "terms": dataclasses.replace(TERMS, sigma=256.0)},
+      "sigma",
+    ),
+  ],
+)
+def test_the_parts_of_a_question_must_fit_together(changes, match):
+  if match is None:
+    dataclasses.replace(BOTH, **changes)
+  else:
+    with pytest.raises(messages.ProtocolError, match=match):
+      dataclasses.replace(BOTH, **changes)
+
+
+def test_a_question_may_not_ask_for_endless_sums():
+  directions = np.zeros((1024, 3), np.float32)
+  dataclasses.replace(BOTH, directions=directions, classes=1000)
+  with pytest.raises(messages.ProtocolError, match="classes times"):
+    dataclasses.replace(BOTH, directions=directions, classes=1024)
+
+
+def test_sums_beyond_the_stated_noise_are_refused():
+  span = math.ceil(12 * 5.0 * 12**0.5)
+  most = limits.MAX_SAMPLES + span
+  for row in ([most, -most, -span], [-most, 0, most]):
+    dataclasses.replace(SUMS, sums=np.array([row]))
+  for row in ([most + 1, 0, 0], [0, -most - 1, 0], [0, 0, -span - 1]):
+    with pytest.raises(messages.ProtocolError, match="sums"):
+      dataclasses.replace(SUMS, sums=np.array([row]))
+  with pytest.raises(messages.ProtocolError, match="scores or sums"):
+    dataclasses.replace(SUMS, sums=None, scores=None)
+
+
 def test_labels_must_be_classes_or_abstentions():
   for label in (-2, 10):
     with pytest.raises(messages.ProtocolError, match="labels"):
@@ -232,12 +306,12 @@ def _hostile_headers():
   tensor = header["centroids"]
   yield (
     "duplicate field",
-    _join(
+    mutants.join(
       text[:-1] + b',"centroids":' + json.dumps(tensor).encode() + b"}", body
     ),
   )
-  yield "more space", _join(text + b" " * 64, body)
-  yield "other order", _join(dict(reversed(header.items())), body)
+  yield "more space", mutants.join(text + b" " * 64, body)
+  yield "other order", mutants.join(dict(reversed(header.items())), body)
   yield "second tensor", _canonical({**header, "z": tensor}, body)
   yield "bytes behind", QUERY.to_bytes() + b"\0" * 4
   yield (
@@ -261,20 +335,20 @@ def _hostile_headers():
     )
   yield "metadata", _canonical({**header, "__metadata__": "x"}, body)
   yield "text", _canonical({**header, "__metadata__": {"ecos_jax": 1}}, body)
-  yield "deep", _join(b"[" * 60_000, body)
+  yield "deep", mutants.join(b"[" * 60_000, body)
   yield (
     "deep metadata",
     _canonical({**header, "__metadata__": {"ecos_jax": "[" * 60_000}}, body),
   )
-  yield "list", _join([1, 2], body)
-  yield "not JSON", _join(b"{]", body)
-  yield "not UTF-8", _join(b"\xff\xfe\x00", body)
-  yield "long integer", _join(b'{"a":' + b"9" * 5000 + b"}", body)
+  yield "list", mutants.join([1, 2], body)
+  yield "not JSON", mutants.join(b"{]", body)
+  yield "not UTF-8", mutants.join(b"\xff\xfe\x00", body)
+  yield "long integer", mutants.join(b'{"a":' + b"9" * 5000 + b"}", body)
   yield "empty", b""
   yield "only a length", struct.pack("<Q", 10)
   yield "huge length", struct.pack("<Q", 2**63) + b"{}"
   for number in ("NaN", "Infinity", "1e999"):
-    yield number, _join(text.replace(b"5.0", number.encode()), body)
+    yield number, mutants.join(text.replace(b"5.0", number.encode()), body)
 
 
 @pytest.mark.parametrize(
@@ -300,40 +374,6 @@ def test_sizes_are_bounded_before_allocation():
   assert peak < 100_000
 
 
-def _mutate(data, others, rng):
-  """Returns a damaged copy of a message."""
-  kind = rng.randrange(8)
-  buffer = bytearray(data)
-  if kind == 0:
-    for _ in range(rng.randint(1, 8)):
-      buffer[rng.randrange(len(buffer))] ^= 1 << rng.randrange(8)
-  elif kind == 1:
-    del buffer[rng.randrange(len(buffer)) :]
-  elif kind == 2:
-    at = rng.randrange(len(buffer))
-    buffer[at:at] = rng.randbytes(rng.randint(1, 40))
-  elif kind == 3:
-    other = rng.choice(others)
-    at, to = rng.randrange(len(buffer)), rng.randrange(len(other))
-    buffer[at:] = other[to:]
-  elif kind == 4:
-    buffer = bytearray(rng.randbytes(rng.randint(0, 300)))
-  elif kind == 5:
-    buffer[:8] = struct.pack("<Q", rng.randrange(2 ** rng.randint(1, 64)))
-  else:
-    # A value of the JSON is replaced by one from elsewhere.
-    values = ["NaN", "1e999", "-1", "0", "null", "{}", "[[]]", "9" * 20]
-    (length,) = struct.unpack_from("<Q", data)
-    text = data[8 : 8 + length].decode()
-    parts = text.replace('\\"', "\0").split(",")
-    at = rng.randrange(len(parts))
-    key, colon, _ = parts[at].rpartition(":")
-    parts[at] = key + colon + rng.choice([*values, rng.choice(parts)])
-    text = ",".join(parts).replace("\0", '\\"')
-    return _join(text.encode(), data[8 + length :])
-  return bytes(buffer)
-
-
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
 def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
   rng = random.Random(20)
@@ -341,7 +381,7 @@ def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
   others = [other.to_bytes() for other in MESSAGES]
   accepted = 0
   for _ in range(10_000):
-    mutant = _mutate(data, others, rng)
+    mutant = mutants.mutate(data, others, rng)
     try:
       received = type(message).from_bytes(mutant)
     except messages.ProtocolError:

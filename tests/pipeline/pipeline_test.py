@@ -84,7 +84,8 @@ def test_a_pretrained_encoder_and_a_pretrained_model(tmp_path):
   config.encoder.image_size = config.train.image_size = 32
   summary = pipeline.run(config, tmp_path / "run")
   assert summary["bytes_down"] > 2 * config.codebook.size * 1280
-  assert (tmp_path / "run/model/model.jaxexport").exists()
+  for name in ("model.jaxexport", "model.safetensors"):
+    assert (tmp_path / "run/model" / name).exists()
   again = pipeline.run(config, tmp_path / "run")
   assert again == summary
   # The very weights are part of what a stage was made from.

@@ -1,3 +1,4 @@
+import math
 import tracemalloc
 
 import dp_accounting
@@ -156,6 +157,80 @@ def test_votes_of_neighbours_agree_with_brute_force(sigma, gamma):
   assert delta(epsilon) <= DELTA < delta(epsilon - 2e-4)
 
 
+def _signed_delta(scale, gamma, votes, epsilon):
+  """The delta of sums that one sample moves by `votes`, over all their values.
+
+  Args:
+    votes: What the sample adds to each sum.
+  """
+  reach = int(10 * scale) + max(map(abs, votes))
+  x = np.arange(-reach, reach + 1)
+  one = np.exp(-(x**2) / (2 * scale**2))
+  one /= one.sum()
+  p0, p1 = np.ones(1), np.ones(1)
+  for v in votes:
+    moved = (
+      np.exp(-((x - v) ** 2) / (2 * scale**2))
+      / np.exp(-(np.arange(-3 * reach, 3 * reach) ** 2) / (2 * scale**2)).sum()
+    )
+    p0, p1 = np.outer(p0, one).ravel(), np.outer(p1, moved).ravel()
+  m = (1 - gamma) * p0 + gamma * p1
+  grow = math.exp(epsilon)
+  remove = np.maximum(m - grow * p0, 0).sum()
+  return max(remove, np.maximum(p0 - grow * m, 0).sum())
+
+
+@pytest.mark.parametrize(
+  ("sigma", "gamma", "votes", "weight"),
+  [
+    (0.8, 0.6, (1, -1), 0),
+    (5.0, 0.9, (-1, -1), 0),
+    (1.3, 0.3, (1, -1, 1), 0),
+    (0.5, 0.8, (-1,), 3),
+    (0.7, 0.5, (1, -1), 2),
+    (0.6, 1.0, (1, 1, -1), 1),
+  ],
+)
+def test_signed_votes_agree_with_brute_force(sigma, gamma, votes, weight):
+  release = composition.Release.of(sigma, gamma, len(votes), weight)
+  epsilon = composition.Cost((release,)).epsilon(DELTA, ADD_REMOVE)
+  votes = (*votes, weight) if weight else votes
+  assert release.sigma == pytest.approx(sigma * np.linalg.norm(votes))
+  assert _signed_delta(release.sigma, gamma, votes, epsilon) <= DELTA
+  assert _signed_delta(release.sigma, gamma, votes, epsilon - 2e-4) > DELTA
+
+
+def test_fewer_votes_than_allowed_cost_no_more():
+  release = composition.Release.of(0.9, 0.7, 3)
+  epsilon = composition.Cost((release,)).epsilon(DELTA, ADD_REMOVE)
+  for votes in ((1, 0, -1), (0, 0, 1), (0, 0, 0)):
+    assert _signed_delta(release.sigma, 0.7, votes, epsilon) <= DELTA
+
+
+def test_many_votes_cost_as_a_gaussian_of_their_length():
+  # On so fine a lattice the sums are as good as continuous.
+  release = composition.Release.of(5.0, 1.0, 200)
+  exact = dp_accounting.get_epsilon_gaussian(5.0, DELTA)
+  epsilon = composition.Cost((release,)).epsilon(DELTA, ADD_REMOVE)
+  assert exact <= epsilon <= exact + 2e-4
+
+
+def test_signed_votes_compose_with_counts():
+  signs = composition.Cost((composition.Release.of(4.0, 0.8, 17),))
+  counts = composition.Cost((composition.Release(4.0, 0.8),))
+  both, twice = (
+    c.epsilon(DELTA, ADD_REMOVE) for c in (signs + counts, signs + signs)
+  )
+  assert both == pytest.approx(twice, rel=0.02)
+  assert both > signs.epsilon(DELTA, ADD_REMOVE)
+
+
+def test_signed_votes_claim_nothing_for_a_replacement():
+  cost = composition.Cost((composition.Release.of(25.0, 0.15, 3),))
+  with pytest.raises(errors.EcosError, match="add_remove"):
+    cost.epsilon(DELTA, REPLACE_ONE)
+
+
 def test_votes_of_neighbours_claim_nothing_for_a_replacement():
   cost = composition.Cost((composition.Release(25.0, 0.15, bins=2),))
   with pytest.raises(errors.EcosError, match="add_remove"):
@@ -173,3 +248,31 @@ def test_the_noise_is_what_its_definition_says():
     center = len(full) // 2
     for k in range(-4, 5):
       assert np.exp(log_mass2[x2 == k]) == pytest.approx(full[center + k])
+
+
+@pytest.mark.parametrize(("bins", "weight"), [(2, 0), (3, 0), (2, 3), (9, 1)])
+def test_the_noise_of_several_votes_is_a_convolution(bins, weight):
+  sigma = 0.3 * (bins + weight**2) ** 0.5
+  one = np.exp(composition.log_noise(sigma)[1])
+  full = one
+  for _ in range(bins - 1):
+    full = np.convolve(full, one)
+  if weight:
+    apart = np.zeros(weight * (len(one) - 1) + 1)
+    apart[::weight] = one
+    full = np.convolve(full, apart)
+  x, log_mass = composition.log_noise(sigma, bins, weight)
+  middle = len(full) // 2
+  sure = (full > 1e-13 * full.max()) & (
+    np.abs(np.arange(len(full)) - middle) <= x[-1]
+  )
+  places = np.flatnonzero(sure) - middle
+  np.testing.assert_allclose(
+    np.exp(log_mass[places + x[-1]]), full[sure], rtol=1e-9
+  )
+  # By its definition the shift changes the odds as a Gaussian's does, also in
+  # tails that no sum of products reaches.
+  shift = bins + weight**2
+  ratio = log_mass[:-shift] - log_mass[shift:]
+  exact = (2 * x[shift:] - shift) / (2 * sigma**2)
+  np.testing.assert_allclose(ratio, exact, rtol=1e-9, atol=1e-9)

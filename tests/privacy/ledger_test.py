@@ -73,7 +73,6 @@ def test_the_names_in_the_file_are_those_of_version_2(path):
     "delta": 1e-5,
     "relation": "add_remove",
     "unit": "sample",
-    "votes_per_unit": 1,
     "filter": {
       name: list(values)
       for name, values in vars(filter_lib.Filter.of(2.0, 1e-5)).items()
@@ -86,7 +85,9 @@ def test_the_names_in_the_file_are_those_of_version_2(path):
     "query_digest": "q1",
     "terms": {**FIELDS, "sigma": 10.0},
     "epsilon": 0.276049,
-    "cost": [{"sigma": 10.0, "gamma": 0.8, "moved": 1, "times": 1}],
+    "cost": [
+      {"sigma": 10.0, "gamma": 0.8, "moved": 1, "times": 1, "weight": 0}
+    ],
     "response": "AAFhbnN3ZXL/",
   }
 
@@ -122,7 +123,6 @@ def test_a_ledger_is_made_once_and_only_on_request(tmp_path):
     {"delta": 0.5},
     {"relation": "none"},
     {"unit": "hospital"},
-    {"votes_per_unit": 0},
   ],
 )
 def test_a_wrong_guarantee_makes_no_ledger(tmp_path, wrong):

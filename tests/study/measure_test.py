@@ -7,6 +7,7 @@ import pytest
 from configs import digits_manual
 from ecos_jax import config as config_lib
 from ecos_jax import messages
+from ecos_jax.cloud import codebook
 from ecos_jax.cloud import question
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import encode
@@ -113,9 +114,10 @@ def test_the_work_of_the_client(problem, tmp_path):
     "client_multiply_adds": None
   }
   message = question.make(
-    np.zeros((6, 72), np.float32),
+    codebook.Codebook(np.zeros((6, 72), np.float32), np.zeros(6), np.zeros(9)),
     registry.get("hog"),
     messages.Terms(10.0, 0.8, 1e-5, "add_remove"),
+    config_lib.Codebook(),
   )
   (tmp_path / "query").mkdir()
   (tmp_path / "query/query.safetensors").write_bytes(message.to_bytes())
