@@ -227,7 +227,7 @@ class Codebook:
   """Signs: p, the number of directions; at most the length of a feature."""
   votes: int = number(32, f"[1, {limits.MAX_DIRECTIONS}]")
   """Signs: m, on how many of the directions a sample votes."""
-  weight: int = number(6, f"[1, {limits.MAX_WEIGHT}]")
+  weight: int = number(3, f"[1, {limits.MAX_WEIGHT}]")
   """Both: what a vote for a centroid counts beside those on directions."""
 
 
@@ -262,8 +262,8 @@ class Privacy:
 class Sampling:
   """Choice of the proxy; the formulas are in docs/sampling.md.
 
-  An answer about directions tells the density at every sample: inside a cluster
-  `best` then takes the place of `within`, `likely` and `central`.
+  An answer about directions tells the density at every sample, which `likely`
+  and `within` then use; `filter` and `estimate` are for counts alone.
 
   The method `ecos_paper` sets the fields from `filter` on as the paper does
   (`PAPER`), whatever they are here.
@@ -288,9 +288,6 @@ class Sampling:
   samples are densest."""
   central: float = number(1.0, "(0, 1]")
   """Share of these samples to choose among: those nearest to the centroid."""
-  best: float = number(0.3, "(0, 1]")
-  """Signs, both: share of a cluster's samples to choose among at random: those
-  with the highest density."""
 
   def resolved(self) -> "Sampling":
     """Returns the options that the method runs with."""
