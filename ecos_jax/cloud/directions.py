@@ -187,6 +187,23 @@ def fit(
   return Directions(axes, mean.astype(np.float32))
 
 
+@jax.jit
+def coordinates(
+  features: jax.typing.ArrayLike,
+  axes: jax.typing.ArrayLike,
+  mean: jax.typing.ArrayLike,
+) -> jax.Array:
+  """Returns the coordinates of samples, float32 [n, p].
+
+  Args:
+    features: float32 [n, d].
+    axes: float32 [p, d].
+    mean: float32 [d].
+  """
+  centered = jnp.asarray(features) - mean
+  return jnp.dot(centered, jnp.asarray(axes).T, precision=_HIGHEST)
+
+
 @functools.partial(jax.jit, static_argnames=("count",))
 def votes(
   features: jax.typing.ArrayLike,
@@ -204,8 +221,7 @@ def votes(
     mean: float32 [d].
     count: m, from 1 to p.
   """
-  centered = jnp.asarray(features) - mean
-  z = jnp.dot(centered, jnp.asarray(axes).T, precision=_HIGHEST)
+  z = coordinates(features, axes, mean)
   size = jnp.abs(z)
   least = jax.lax.top_k(size, count)[0][:, -1:]
   return jnp.where(size >= least, jnp.sign(z), 0)
@@ -252,9 +268,7 @@ class Density(NamedTuple):
     Args:
       features: float32 [n, d].
     """
-    cast = votes(
-      features, self.directions.axes, self.directions.mean, self.votes
-    )
+    cast = votes(features, *self.directions, self.votes)
     return np.asarray(cast) @ self.tilt - self.offset
 
   def in_clusters(
@@ -278,6 +292,11 @@ class Density(NamedTuple):
       known = labels >= 0
       result += np.bincount(labels[known], values[known], size)
     return result if self.levels is None else result * np.exp(self.levels)
+
+
+def sample(n: int, key: jax.Array) -> np.ndarray:
+  """Returns random rows that stand for all n, sorted; 32,768 at most."""
+  return start_lib.subsample(n, min(n, _FITTED_ROWS), key)
 
 
 def density(
@@ -316,17 +335,9 @@ def density(
     key: Random key, of the sample.
     counts: The client's answer about clusters, if it was asked.
   """
-  rows = start_lib.subsample(
-    features.shape[0], min(features.shape[0], _FITTED_ROWS), key
-  )
-  pool = np.asarray(
-    votes(
-      chunks.take(features, rows),
-      directions.axes,
-      directions.mean,
-      votes_of_sample,
-    )
-  ).astype(np.float64)
+  rows = sample(features.shape[0], key)
+  cast = votes(chunks.take(features, rows), *directions, votes_of_sample)
+  pool = np.asarray(cast).astype(np.float64)
   # Fewer voters than this are lost in the noise, whatever they voted.
   voters = max(float(sums[-1]), scale, 1.0)
   mean = pool.mean(axis=0)

@@ -90,6 +90,13 @@ class Within(enum.Enum):
   NEAREST = "nearest"
 
 
+class LabelledBy(enum.Enum):
+  """How the client labels the proxy."""
+
+  KNN = "knn"
+  VOTES = "votes"
+
+
 class Task(enum.Enum):
   """Where the labels of the proxy come from."""
 
@@ -340,15 +347,26 @@ class Train:
 
 @dataclasses.dataclass
 class Labelling:
-  """Labels by the client with private kNN, for `train.task=client`.
+  """Labels by the client, for `train.task=client`.
 
-  For each request, a random subset of the client's samples is drawn, and the
+  With `votes` the question about directions is asked for each class, and the
+  cloud labels the proxy by the answer: no second question, and no more epsilon.
+  With `knn`, private kNN, the cloud asks about each sample of the proxy. For
+  each request, a random subset of the client's samples is drawn, and the
   nearest of them vote for their class. If the largest vote count, with noise of
   `sigma_screen`, reaches `threshold`, the answer is the class with the most
   votes after noise of `sigma_vote` on each count. The defaults are for 5,000
   requests, of which 1,000 are answered for an epsilon of 5.
   """
 
+  by: LabelledBy = LabelledBy.KNN
+  """Private kNN, or the signed votes of each class; those need
+  `codebook.question` signs or both."""
+  certain: float = number(0.0, "[0, 1]")
+  """Votes: the least probability of a label; other samples have none."""
+  soft: bool = False
+  """Votes: whether to train on the probabilities of all classes instead of the
+  likeliest class."""
   neighbours: int = number(150, f"[1, {limits.MAX_SAMPLES}]")
   """k: the client's samples that vote on one request."""
   gamma: float = number(0.5, _GAMMA)
