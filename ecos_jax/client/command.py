@@ -16,6 +16,7 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import encoding
+from ecos_jax.client import probing
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import pools
@@ -195,12 +196,16 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
 def encoder_of(message: messages.Question) -> registry.Encoder:
   """Returns the encoder of a message: --encoder, or with --weights.
 
+  Also tells what encoding takes.
+
   Raises:
-    EcosError: It cannot be loaded, or is not the message's.
+    EcosError: It cannot be loaded, is not the message's, or mixes samples.
   """
   f = flags.FLAGS
   own = f.encoder and registry.get(f.encoder, flags=encoding.FLAGS)
-  return encoding.encoder_of(message, own, f.weights)
+  encoder = encoding.encoder_of(message, own, f.weights)
+  print(probing.describe(encoder, f.batch_size))
+  return encoder
 
 
 def write(out: Path, data: bytes, stored: str | None) -> None:
