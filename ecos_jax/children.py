@@ -65,13 +65,15 @@ class Child:
         *(str(writing), start, json.dumps(job)),
       ],
       stdin=subprocess.PIPE,
+      text=True,
       stdout=log,
       stderr=log,
       pass_fds=[writing],
       env=dict(environment),
     )
     os.close(writing)
-    self._answers = os.fdopen(reading)
+    assert self.process.stdin is not None
+    self._questions, self._answers = self.process.stdin, os.fdopen(reading)
     try:
       self._answer()
     except BaseException:
@@ -84,10 +86,8 @@ class Child:
     Raises:
       ChildError: The process ended.
     """
-    assert self.process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
-      self.process.stdin.write(json.dumps(question).encode() + b"\n")
-      self.process.stdin.flush()
+      print(json.dumps(question), file=self._questions, flush=True)
     return self._answer()
 
   def _answer(self) -> Any:
@@ -116,9 +116,8 @@ class Child:
     """Ends the process."""
     self.process.kill()
     self.process.wait()
-    assert self.process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
-      self.process.stdin.close()
+      self._questions.close()
     self._answers.close()
     self._log.close()
 

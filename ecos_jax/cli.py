@@ -1,13 +1,14 @@
 """How every command of the package starts and ends."""
 
 from collections.abc import Callable, Collection
+import io
 import logging as standard_logging
 import math
 import os
 import re
 import signal
 import sys
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from absl import app
 from absl import flags
@@ -19,6 +20,7 @@ from ecos_jax import errors
 from ecos_jax.config import reading
 
 EXIT_INTERRUPTED = 130
+_Config = TypeVar("_Config", bound=config.Config)
 
 
 def with_flags(text: str) -> str:
@@ -44,6 +46,29 @@ def with_flags(text: str) -> str:
 def _fail(error: Exception) -> NoReturn:
   text = with_flags(" ".join(str(error).split()))
   distributed.leave(distributed.EXIT_ERROR, f"error: {text}")
+
+
+def config_of(flag: flags.FlagHolder, kind: type[_Config]) -> _Config:
+  """Returns the value of a `--config` flag.
+
+  Args:
+    flag: From `config_flags.DEFINE_config_file`.
+    kind: What get_config() of the file must return.
+
+  Raises:
+    ConfigError: There is no such file, or it returns something else.
+  """
+  value = flag.value
+  try:
+    # A missing file shows only when an attribute of its value is touched.
+    if hasattr(value, "seed") and isinstance(value, kind):
+      return value
+  except OSError as error:
+    raise errors.ConfigError(f"--config: {error}") from None
+  raise errors.ConfigError(
+    "--config must name a file whose get_config() returns "
+    f"{kind.__module__}.{kind.__name__}, got {type(value).__name__}"
+  )
 
 
 def check_overrides(argv: list[str]) -> None:
@@ -129,6 +154,10 @@ def run(
         _fail(error)
       distributed.fail(error)
 
+  # A name that is not UTF-8 must not end a command that has spent something.
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   signal.signal(signal.SIGINT, _leave)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)

@@ -11,14 +11,9 @@ from xml.etree import ElementTree
 
 def new(width: float, height: float, label: str) -> ElementTree.Element:
   """Returns an empty drawing; `label` describes it to a screen reader."""
-  return ElementTree.Element(
-    "svg",
-    {
-      "viewBox": f"0 0 {width:g} {height:g}",
-      "role": "img",
-      "aria-label": label,
-    },
-  )
+  box = f"0 0 {width:g} {height:g}"
+  fields = {"viewBox": box, "role": "img", "aria-label": label}
+  return ElementTree.Element("svg", fields)
 
 
 def add(
@@ -30,7 +25,7 @@ def add(
   title: str = "",
   **fields: Any,
 ) -> ElementTree.Element:
-  """Adds an element.
+  """Returns an element that was added to `parent`.
 
   Args:
     parent: The element that gets it.
@@ -71,11 +66,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 class Axes:
-  """An area to draw in, and the scales of both axes.
-
-  Attributes:
-    left: Like `top`, `right` and `bottom`, an edge of the area.
-  """
+  """An area to draw in with its edges `left`, `top`, ..., and both scales."""
 
   def __init__(
     self,

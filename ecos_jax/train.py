@@ -50,24 +50,10 @@ compilation_cache.define_flags()
 kernels.define_flags()
 
 
-def _resolved_config() -> config_lib.Config:
-  value = _CONFIG.value
-  try:
-    # A missing file shows only when an attribute of its value is touched.
-    if hasattr(value, "seed") and isinstance(value, config_lib.Config):
-      return value
-  except OSError as error:
-    raise errors.ConfigError(f"--config: {error}") from None
-  raise errors.ConfigError(
-    "--config must name a file whose get_config() returns "
-    f"ecos_jax.config.Config, got {type(value).__name__}"
-  )
-
-
 def main(argv: list[str]) -> None:
   """Runs what is missing of the job that --config and --workdir name."""
   del argv
-  config = _resolved_config()
+  config = cli.config_of(_CONFIG, config_lib.Config)
   if not _WORKDIR.value:
     raise errors.ConfigError("--workdir is missing: name a folder for this run")
   compilation_cache.start()

@@ -31,7 +31,9 @@ _IMPLEMENTATIONS = flags.DEFINE_list(
 _ROUNDS = flags.DEFINE_integer(
   "rounds", None, "Rounds that count, instead of the preset's.", lower_bound=1
 )
-_ENCODER = flags.DEFINE_string("encoder", "hog", "The encoder of encode.")
+_ENCODER = flags.DEFINE_enum(
+  "encoder", "hog", registry.names(), "The encoder of encode."
+)
 _IMAGE_SIZE = flags.DEFINE_integer(
   "image_size",
   None,
@@ -68,11 +70,6 @@ def main(argv: list[str]) -> None:
   output = Path(_OUTPUT.value).absolute()
   _existing(_OUTPUT, output.parent)
   scratch = _SCRATCH.value and _existing(_SCRATCH, Path(_SCRATCH.value))
-  if _ENCODER.value not in registry.names():
-    raise errors.ConfigError(
-      f"--encoder={_ENCODER.value}: it must be one of "
-      f"{', '.join(registry.names())}"
-    )
   # Unlike other commands, this one has children and data to clear away.
   signal.signal(signal.SIGINT, _interrupt)
   signal.signal(signal.SIGTERM, _interrupt)

@@ -109,8 +109,8 @@ def converging(
   """Returns the call of the first whole fit that reaches an inertia.
 
   Args:
-    fit: Effort -> centroids.
-    efforts: What to try, in order; the first call finds the one that is timed.
+    fit: Maps an effort to centroids.
+    efforts: Tried in order by the first call; the last one tried is timed.
     features: [n, d].
     target: The inertia to reach.
     patience: Seconds of a fit after which the search ends.
@@ -133,7 +133,11 @@ def converging(
 
 
 def kmeans(
-  library: KMeans, name: str, case: cases.Case, arrays: Sequence, folder: Path
+  library: KMeans,
+  name: str,
+  case: cases.Case,
+  features: np.ndarray,
+  folder: Path,
 ) -> Call:
   """Returns the call of `assign`, `fit` or `converge`.
 
@@ -141,10 +145,10 @@ def kmeans(
     library: What is called.
     name: Of the implementation.
     case: What to run.
-    arrays: Features [n, d] and centroids [k, d].
+    features: [n, d].
     folder: With the data.
   """
-  features, centroids = arrays
+  centroids = np.load(folder / "centroids.npy")
   k = len(centroids)
   if case.stage == "assign":
     assign = library.assign(features, centroids)

@@ -14,7 +14,7 @@ _KMEANS = (
   "superkmeans",
 )
 DATA = ("blobs", "hog")
-# The long fit of `fit` computes so much more than the short one.
+# How much more the long fit of `fit` computes than the short one.
 _FIT_GFLOP = 700
 
 
@@ -97,14 +97,9 @@ class Case(NamedTuple):
 
 
 class Options(NamedTuple):
-  """What the flags say, for parent and children.
+  """What the flags say, for parent and children; see their help.
 
-  Attributes:
-    rounds: Measured rounds of a case.
-    memory_budget: Bytes, of `stream`.
-    encoder: Name, of `encode`.
-    image_size: Height and width of the images of `encode`; None for the
-      encoder's own.
+  `memory_budget` is that of `stream`, in bytes.
   """
 
   rounds: int
@@ -171,17 +166,18 @@ def parse(stage: str, text: str) -> Case:
   axes = tuple(int(float(a)) for a in shape.split("x")) if numbers else ()
   wanted = example.count("x") + 1
   valid = DATA if stage == "converge" else ("",)
+  wrong = ""
   if len(axes) != wanted or 0 in axes or data not in valid:
     kinds = f", after one of {', '.join(DATA)}" if stage == "converge" else ""
-    raise errors.ConfigError(
-      f"--shapes={stage}:{text}: it must be {wanted} positive numbers as in "
-      f"{stage}:{example}{kinds}"
+    wrong = (
+      f"it must be {wanted} positive numbers as in {stage}:{example}{kinds}"
     )
-  for axis, name in zip(axes[2:], ("centroids", "samples"), strict=False):
-    if axis > axes[0]:
-      raise errors.ConfigError(
-        f"--shapes={stage}:{text}: more {name} than rows"
-      )
+  elif max(axes[2:3], default=0) > axes[0]:
+    wrong = "more centroids than rows"
+  elif max(axes[3:], default=0) > axes[0]:
+    wrong = "more samples than rows"
+  if wrong:
+    raise errors.ConfigError(f"--shapes={stage}:{text}: {wrong}")
   return Case(stage, axes, data)
 
 
@@ -202,11 +198,8 @@ def chosen(preset: Preset, stages: list[str], shapes: list[str]) -> list[Case]:
     own.setdefault(stage, []).append(parse(stage, shape))
   cases = []
   for stage in stages or own or STAGES:
-    if stage in own:
-      cases += own[stage]
-    else:
-      texts = preset.shapes.get(stage, "").split(",")
-      cases += [parse(stage, text) for text in texts]
+    texts = preset.shapes.get(stage, "").split(",")
+    cases += own.get(stage) or [parse(stage, text) for text in texts]
   return cases
 
 

@@ -4,26 +4,35 @@ import collections
 from collections.abc import Iterator, Sequence
 import functools
 from pathlib import Path
+import tempfile
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ecos_jax import config
 from ecos_jax import distributed
 from ecos_jax.benchmark import calls
 from ecos_jax.benchmark import cases
-from ecos_jax.benchmark import training
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import codebook
 from ecos_jax.cloud import sampling
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
+from ecos_jax.data import loader
 from ecos_jax.encoders import registry
+from ecos_jax.models import networks
+from ecos_jax.training import augment
+from ecos_jax.training import loop
+from ecos_jax.training import tasks
 
 _MEMORY_ROWS = 1 << 18
 _MAX_ITERATIONS = 300
+# Of training: classes, images, steps, and batches of the loop by hand.
+_CLASSES, _IMAGES, _STEPS, _BATCHES = 10, 2000, 100, 8
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "block"))
@@ -170,6 +179,91 @@ def sample(features: chunks.Features, r: int, budget: int) -> calls.Call:
   return lambda: {"seconds": calls.timed(choose)[0]}
 
 
+def _data() -> dict[str, np.ndarray]:
+  rng, size = np.random.default_rng(1), config.Train().image_size
+  return {
+    "image": rng.integers(256, size=(_IMAGES, size, size, 3), dtype=np.uint8),
+    "label": rng.integers(_CLASSES, size=_IMAGES),
+  }
+
+
+def training(batch_size: int) -> calls.Call:
+  """Returns the call of our loop with its input; checkpoints do not count."""
+  options = config.Train(
+    steps=_STEPS, batch_size=batch_size, checkpoint_every=_STEPS
+  )
+  task = tasks.Supervised(_CLASSES, loader.Arrays(_data()))
+
+  def call():
+    with tempfile.TemporaryDirectory() as folder:
+      result = loop.train(task, options.model, options, directory=Path(folder))
+    # The first step compiles, and is not in the rate.
+    steps = _STEPS - 1
+    seconds = steps * batch_size / result.images_per_second
+    return {
+      "seconds": (seconds - result.saving_seconds) / steps,
+      "waiting_share": result.input_wait_share,
+    }
+
+  return call
+
+
+def bare_training(batch_size: int) -> calls.Call:
+  """Returns the call of a plain jitted step over batches on the devices."""
+  options, mesh = config.Train(), distributed.mesh()
+  everywhere = jax.sharding.NamedSharding(mesh, jax.P())
+  split = jax.sharding.NamedSharding(mesh, jax.P("data"))
+  model = networks.get(options.model, _CLASSES, nnx.Rngs(0))
+  graph, params, rest = nnx.split(model, nnx.Param, ...)
+  optimizer = optax.adamw(
+    options.learning_rate,
+    weight_decay=options.weight_decay,
+    mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
+  )
+
+  def step(state, images, labels, key):
+    params, rest, moments = state
+
+    def loss(params):
+      model = nnx.merge(graph, params, rest, copy=True)
+      logits = model(augment.weak(images, key))
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, rest), gradients = gradient(params)
+    updates, moments = optimizer.update(gradients, moments, params)
+    return (optax.apply_updates(params, updates), rest, moments), value
+
+  step = jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+  data = _data()
+  batches = [
+    jax.device_put((data["image"][rows], data["label"][rows]), split)
+    for rows in np.random.default_rng(0).integers(
+      _IMAGES, size=(_BATCHES, batch_size)
+    )
+  ]
+  keys = [jax.device_put(jax.random.key(i), everywhere) for i in range(_STEPS)]
+  state = jax.device_put((params, rest, optimizer.init(params)), everywhere)
+
+  def call():
+    nonlocal state
+
+    def run(state):
+      losses = []
+      for i, key in enumerate(keys):
+        state, loss = step(state, *batches[i % _BATCHES], key)
+        losses.append(loss)
+        # Devices on one CPU may wait for one another if far more is under way.
+        jax.block_until_ready(losses[max(i - 2, 0)])
+      return jax.block_until_ready(state)
+
+    seconds, state = calls.timed(lambda: run(state))
+    return {"seconds": seconds / _STEPS}
+
+  return call
+
+
 def load(name: str) -> None:
   """Starts JAX."""
   del name
@@ -188,7 +282,7 @@ def call(
     folder: With the data.
   """
   if case.stage == "train":
-    make = training.bare if name == "bare" else training.ours
+    make = bare_training if name == "bare" else training
     return make(case.shape[0])
   if case.stage == "encode":
     encoder = registry.get(options.encoder, image_size=options.image_size)
@@ -202,7 +296,7 @@ def call(
     return sample(bank, *case.shape[2:])
   # Aligned as JAX wants it, as the blocks of a bank are: no copies.
   features = np.asarray(jnp.asarray(np.load(folder / "features.npy")))
-  centroids = np.load(folder / "centroids.npy")
   if name == "gemm":
+    centroids = np.load(folder / "centroids.npy")
     return _gemm(features, centroids, len(features))
-  return calls.kmeans(_KMeans(), name, case, (features, centroids), folder)
+  return calls.kmeans(_KMeans(), name, case, features, folder)

@@ -183,5 +183,4 @@ def call(
   del options
   library: Any = _PEERS[name]()
   features = np.load(folder / "features.npy")
-  centroids = np.load(folder / "centroids.npy")
-  return calls.kmeans(library, name, case, (features, centroids), folder)
+  return calls.kmeans(library, name, case, features, folder)

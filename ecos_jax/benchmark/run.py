@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
+import functools
 import os
 from pathlib import Path
 import tempfile
@@ -71,71 +73,58 @@ def rounds(
         yield name, i, result
 
 
+@dataclasses.dataclass
 class Run:
   """One benchmark.
 
   Attributes:
-    device: What it runs on (`machine.describe`).
+    cases: What to run.
+    options: How.
+    only: Implementations to run; if empty, all that are installed.
+    scratch: Folder for the data; None for the system's.
+    output: The JSON file.
+    say: Prints a line.
     rows: The rows so far.
     skipped: What was not run, and why.
   """
 
-  def __init__(
-    self,
-    cases: Sequence[cases_lib.Case],
-    options: cases_lib.Options,
-    *,
-    only: Sequence[str],
-    scratch: Path | None,
-    output: Path,
-    say: Callable[[str], None] = print,
-  ):
-    """Describes the machine.
+  cases: Sequence[cases_lib.Case]
+  options: cases_lib.Options
+  only: Sequence[str]
+  scratch: Path | None
+  output: Path
+  say: Callable[[str], None]
+  rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
-    Args:
-      cases: What to run.
-      options: How.
-      only: Implementations to run; if empty, all that are installed.
-      scratch: Folder for the data meanwhile; None for the system's.
-      output: The JSON file.
-      say: Prints a line.
+  @functools.cached_property
+  def _environment(self) -> dict[str, str]:
+    return machine.environment(os.environ)
 
-    Raises:
-      ChildError: The machine cannot run JAX.
-    """
-    self._cases = cases
-    self._options = options
-    self._only = only
-    self._scratch = scratch
-    self._output = output
-    self._say = say
-    self._environment = machine.environment(os.environ)
-    self.device = children.once(
-      "ecos_jax.benchmark.machine:describe", _PEAK_SECONDS, self._environment
-    )
-    self.rows: list[dict[str, Any]] = []
-    self.skipped: list[dict[str, str]] = []
+  @functools.cached_property
+  def device(self) -> dict[str, Any]:
+    """What it runs on (`machine.describe`), or an error that it has no JAX."""
+    describe = "ecos_jax.benchmark.machine:describe"
+    return children.once(describe, _PEAK_SECONDS, self._environment)
 
   def all(self) -> None:
     """Runs every case, and leaves the JSON file."""
-    todo = [(case, self._names(case)) for case in self._cases]
-    calls = sum(len(names) for _, names in todo) * (self._options.rounds + 1)
+    todo = [(case, self._names(case)) for case in self.cases]
+    calls = sum(len(names) for _, names in todo) * (self.options.rounds + 1)
     self._write(complete=False, rows=[])
-    with tqdm.tqdm(total=calls, unit="call", disable=None) as progress:
+    with tqdm.tqdm(total=calls, unit="call", disable=None) as bar:
       for case, names in todo:
-        progress.set_description(f"{case.stage} {case.name}")
-        with tempfile.TemporaryDirectory(
-          prefix="ecos_jax-", dir=self._scratch
-        ) as folder:
-          self._case(case, names, folder, progress)
+        bar.set_description(f"{case.stage} {case.name}")
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+          self._case(case, names, folder, bar)
     self._write(complete=True, rows=self.rows)
 
   def _names(self, case: cases_lib.Case) -> list[str]:
     """Returns the implementations to run; tells which are not installed."""
     stage, names = cases_lib.STAGES[case.stage], []
-    other_encoder = self._options.encoder != _ENCODER_OF_PEERS
+    other_encoder = self.options.encoder != _ENCODER_OF_PEERS
     for name in stage.implementations:
-      if self._only and name.partition(":")[0] not in self._only:
+      if self.only and name.partition(":")[0] not in self.only:
         continue
       if name in stage.peers and not peers.installed(name):
         self._skip(case, name, "not installed: pip install 'ecos_jax[bench]'")
@@ -146,13 +135,9 @@ class Run:
     return names
 
   def _case(
-    self,
-    case: cases_lib.Case,
-    names: list[str],
-    folder: str,
-    progress: tqdm.tqdm,
+    self, case: cases_lib.Case, names: list[str], folder: str, bar: tqdm.tqdm
   ) -> None:
-    job = {"case": case, "options": self._options, "folder": folder}
+    job = {"case": case, "options": self.options, "folder": folder}
     if len(case.shape) > 1:  # Not for images, which each child makes.
       try:
         prepare = "ecos_jax.benchmark.data:prepare"
@@ -162,13 +147,13 @@ class Run:
         return
     results: dict[str, list] = {name: [] for name in names}
     for name, i, result in rounds(
-      job, names, self._environment, self._options.rounds
+      job, names, self._environment, self.options.rounds
     ):
       if isinstance(result, children.ChildError):
         results[name] = []
         self._skip(case, name, str(result))
         continue
-      progress.update()
+      bar.update()
       if i:
         results[name].append(result)
         # An interrupted run leaves the rounds so far.
@@ -176,7 +161,7 @@ class Run:
     rows = self._rows(case, results)
     self.rows += rows
     if rows:
-      self._say(rows_lib.table(rows) + "\n")
+      self.say(rows_lib.table(rows) + "\n")
 
   def _rows(self, case: cases_lib.Case, results: dict[str, list]) -> list:
     peers = cases_lib.STAGES[case.stage].peers
@@ -192,16 +177,16 @@ class Run:
   def _skip(self, case: cases_lib.Case, name: str, reason: str) -> None:
     place = {"stage": case.stage, "shape": case.name, "implementation": name}
     self.skipped.append({**place, "reason": reason})
-    self._say(f"{case.stage} {case.name}: {name} is left out: {reason}")
+    self.say(f"{case.stage} {case.name}: {name} is left out: {reason}")
 
   def _write(self, *, complete: bool, rows: list[dict[str, Any]]) -> None:
     libraries = {n for stage in cases_lib.STAGES.values() for n in stage.peers}
     files.write_json(
-      self._output,
+      self.output,
       {
         "device": self.device,
         "versions": machine.versions((*_PACKAGES, *sorted(libraries))),
-        "options": self._options._asdict(),
+        "options": self.options._asdict(),
         "complete": complete,
         "rows": rows,
         "skipped": self.skipped,

@@ -40,10 +40,8 @@ def _layer(module: nnx.Module, name: str, **options) -> _Layer:
   kernel = np.asarray(getattr(module, name).kernel[...])
   if kernel.ndim == 2:
     kernel = kernel[None, None]
-  bias = np.asarray(getattr(module, f"{name}_norm").bias[...])
-  return _Layer(
-    np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)), bias, **options
-  )
+  bias = np.array(getattr(module, f"{name}_norm").bias[...])
+  return _Layer(kernel.transpose(3, 2, 0, 1).copy(), bias, **options)
 
 
 def _blocks() -> list[tuple[list[_Layer], bool]]:
@@ -74,20 +72,7 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 
 def _torch() -> Callable[[np.ndarray], np.ndarray]:
   torch = importlib.import_module("torch")
-  functional = torch.nn.functional
-  blocks = [
-    (
-      [
-        layer._replace(
-          kernel=torch.from_numpy(layer.kernel),
-          bias=torch.from_numpy(layer.bias.copy()),
-        )
-        for layer in layers
-      ],
-      skip,
-    )
-    for layers, skip in _blocks()
-  ]
+  functional, blocks = torch.nn.functional, _blocks()
 
   def run(images):
     with torch.inference_mode():
@@ -95,10 +80,10 @@ def _torch() -> Callable[[np.ndarray], np.ndarray]:
       for layers, skip in blocks:
         y = x
         for kernel, bias, stride, groups, relu6 in layers:
-          size, k = y.shape[2], kernel.shape[2]
-          pads = efficientnet.same(size, k, stride) * 2
+          pads = efficientnet.same(y.shape[2], kernel.shape[2], stride) * 2
           y = functional.pad(y, pads) if any(pads) else y
-          y = functional.conv2d(y, kernel, bias, stride, 0, 1, groups)
+          weights = map(torch.from_numpy, (kernel, bias))
+          y = functional.conv2d(y, *weights, stride, 0, 1, groups)
           y = functional.relu6(y) if relu6 else y
         x = x + y if skip else y
       return x.mean((2, 3)).numpy()

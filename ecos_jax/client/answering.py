@@ -1,9 +1,10 @@
 """How a client answers, scores or labels: one procedure for both.
 
 What is checked comes first, then the ledger, the budget and the consent; only
-then are the private data opened, and the answer is in the ledger before anybody
-sees it. The same question at the same terms gets the stored answer and costs
-nothing.
+then are the private data encoded, and the answer is in the ledger before
+anybody sees it. Before the consent the data are opened and counted, so that
+their owner is told if the answer would be little but noise. The same question
+at the same terms gets the stored answer and costs nothing.
 
     >>> import pathlib, tempfile
     >>> random = np.random.default_rng(0)
@@ -24,7 +25,7 @@ nothing.
     (3,)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 import dataclasses
 import datetime
 import math
@@ -33,11 +34,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import coverage
 from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
+from ecos_jax.client import usefulness
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger as ledger_lib
 from ecos_jax.privacy import mechanisms
@@ -87,12 +90,14 @@ class _Plan(NamedTuple, Generic[M]):
   Attributes:
     cost: What it costs.
     text: What it gives away, for the owner of the data.
-    draw: Opens the data and draws it.
+    warning: Returns why the answer would be of little use, or nothing.
+    draw: Encodes the data and draws it.
   """
 
   cost: accounting.Cost
   text: str
-  draw: Callable[[], M]
+  warning: Callable[[encoding.Private], str]
+  draw: Callable[[encoding.Private], M]
 
 
 def answer(
@@ -104,6 +109,7 @@ def answer(
   epsilon: float | None = None,
   sigma: float | None = None,
   gamma: float = GAMMA,
+  persons: np.ndarray | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
 ) -> bytes:
@@ -121,7 +127,9 @@ def answer(
       the ledger: it gets the least noise that keeps it.
     sigma: Instead of epsilon, the scale of the noise, in votes where a sample
       has one; see `messages.Terms`.
-    gamma: Probability that a sample takes part.
+    gamma: Probability that a sample, or a person, takes part.
+    persons: [n] integers or strings: samples with the same id are one person's.
+      For a ledger whose unit is the person: of each, one random sample votes.
     name: Name of the data in the ledger.
     insecure_noise_seed: As in `mechanisms.Mechanism`: for tests and studies.
 
@@ -131,9 +139,15 @@ def answer(
   """
   query = messages.Query.from_bytes(question)
   guarantee = ledger_lib.read(ledger).guarantee
+  ids = _ids(persons, guarantee)
   return answer_query(
     query,
-    lambda: encoding.blocks(query, data),
+    lambda: encoding.opened(
+      query,
+      data,
+      labels=None if labels is None else np.asarray(labels),
+      persons=ids,
+    ),
     mechanisms.Mechanism.of(
       epsilon,
       sigma,
@@ -143,9 +157,9 @@ def answer(
       insecure_noise_seed,
       query.bins,
       query.weight,
+      unit=guarantee.unit,
     ),
     Account(Path(ledger), name),
-    None if labels is None else lambda: np.asarray(labels),
   ).answer.to_bytes()
 
 
@@ -157,6 +171,7 @@ def label(
   ledger: Path | str,
   epsilon: float,
   terms: messages.LabelTerms | None = None,
+  persons: np.ndarray | None = None,
   name: str = "private",
   insecure_noise_seed: int | None = None,
 ) -> bytes:
@@ -170,7 +185,8 @@ def label(
     ledger: As in `answer`.
     epsilon: The most that these labels may cost: it decides how many are given.
     terms: What to label with; None for the terms that the request proposes.
-      Delta and relation are the ledger's in any case.
+      Delta, relation and unit are the ledger's in any case.
+    persons: As in `answer`.
     name: As in `answer`.
     insecure_noise_seed: As in `answer`.
 
@@ -180,15 +196,17 @@ def label(
   """
   request = messages.LabelRequest.from_bytes(question)
   guarantee = ledger_lib.read(ledger).guarantee
+  ids = _ids(persons, guarantee)
   return answer_request(
     request,
-    lambda: private_knn.Samples(
-      encoding.features(request, data), np.asarray(labels)
+    lambda: encoding.opened(
+      request, data, labels=np.asarray(labels), persons=ids
     ),
     dataclasses.replace(
       terms or request.terms,
       delta=guarantee.delta,
       relation=guarantee.relation,
+      unit=guarantee.unit,
     ),
     Account(Path(ledger), name),
     epsilon=epsilon,
@@ -196,40 +214,66 @@ def label(
   ).answer.to_bytes()
 
 
+def _ids(
+  persons: np.ndarray | None, guarantee: ledger_lib.Guarantee
+) -> np.ndarray | None:
+  """Returns whose the samples are; None if the ledger hides samples.
+
+  Raises:
+    EcosError: The ledger hides another unit.
+  """
+  if (persons is None) != (guarantee.unit == config.Unit.SAMPLE.value):
+    raise errors.EcosError(
+      f"`persons` must be given if the ledger hides persons, and only then: "
+      f"this one is for {guarantee}"
+    )
+  return None if persons is None else np.asarray(persons)
+
+
 def answer_query(
   query: messages.Query,
-  features: Callable[[], Iterable[np.ndarray]],
+  data: Callable[[], encoding.Private],
   mechanism: mechanisms.Mechanism,
   account: Account,
-  labels: Callable[[], np.ndarray] | None = None,
 ) -> Answered[messages.Response]:
   """Returns the response to a query.
 
   Args:
     query: From the cloud.
-    features: Opens the data, as blocks [b, d]. Called last, if nothing refuses.
+    data: Opens the data, with labels for a question by class. Called if the
+      budget allows the answer; they are encoded after consent.
     mechanism: Draws the subsample and the noise, for the query's votes.
     account: The ledger and the consent.
-    labels: Returns the classes [n] of the samples; for a question by class.
 
   Raises:
     EcosError: As in `answer`.
   """
-  if query.classes and labels is None:
-    raise errors.EcosError(
-      "the question is about the samples of each class: give `labels`"
-    )
 
-  def draw() -> messages.Response:
-    classes = labels() if labels is not None and query.classes else None
-    return coverage.respond(query, features(), mechanism, classes)
+  def warning(private: encoding.Private) -> str:
+    if query.classes and private.labels is None:
+      raise errors.EcosError(
+        "the question is about the samples of each class: give `labels`"
+      )
+    return usefulness.of_scores(query, mechanism, private)
 
-  plan = _Plan(mechanism.cost, _describe_scores(query, mechanism), draw)
+  plan = _Plan(
+    mechanism.cost,
+    _describe_scores(query, mechanism),
+    warning,
+    lambda private: coverage.respond(
+      query,
+      private.blocks(),
+      mechanism,
+      private.labels if query.classes else None,
+      private.by_person(),
+    ),
+  )
   return _settle(
     query,
     mechanism.terms,
     {"insecure_noise_seed": mechanism.insecure_noise_seed},
     lambda book: plan,
+    data,
     account,
     messages.Response,
   )
@@ -237,7 +281,7 @@ def answer_query(
 
 def answer_request(
   request: messages.LabelRequest,
-  samples: Callable[[], private_knn.Samples],
+  data: Callable[[], encoding.Private],
   terms: messages.LabelTerms,
   account: Account,
   *,
@@ -248,7 +292,7 @@ def answer_request(
 
   Args:
     request: From the cloud.
-    samples: Opens the data. Called last, if nothing refuses.
+    data: As in `answer_query`; with labels.
     terms: What the client decided.
     account: The ledger and the consent.
     epsilon: The most that these labels may cost; None for no limit.
@@ -270,7 +314,10 @@ def answer_request(
     return _Plan(
       labeller.cost,
       _describe_labels(request, labeller),
-      lambda: private_knn.label(request, samples(), labeller),
+      lambda private: usefulness.of_labels(terms, private),
+      lambda private: private_knn.label(
+        request, private_knn.encode(request, private), labeller
+      ),
     )
 
   return _settle(
@@ -278,6 +325,7 @@ def answer_request(
     terms,
     {"epsilon": epsilon, "insecure_noise_seed": insecure_noise_seed},
     plan,
+    data,
     account,
     messages.LabelResponse,
   )
@@ -288,6 +336,7 @@ def _settle(
   terms: messages.Terms | messages.LabelTerms,
   options: dict[str, float | int | None],
   plan: Callable[[ledger_lib.Ledger], _Plan[M]],
+  data: Callable[[], encoding.Private],
   account: Account,
   kind: type[M],
 ) -> Answered[M]:
@@ -298,6 +347,7 @@ def _settle(
     terms: Of the answer.
     options: What else an answer must share to be the same; None where unset.
     plan: Returns what would be drawn, given the ledger.
+    data: Opens the data.
     account: The ledger and the consent.
     kind: The answer's class.
   """
@@ -307,11 +357,22 @@ def _settle(
     stored = book.find(question.digest, account.name, key)
     if stored is not None:
       return Answered(kind.from_bytes(stored.response), stored.time)
+    if terms.unit != book.guarantee.unit:
+      raise ledger_lib.LedgerError(
+        f"`ledger`: {account.ledger} is for {book.guarantee}, and this answer "
+        f"would hide a {terms.unit}, so the two cannot be added up: answer by "
+        f"{book.guarantee.unit}, or make another ledger for other data"
+      )
     planned = plan(book)
     book.check_budget(planned.cost)
-    told = _describe_ledger(book, planned.cost)
-    account.consent(f"{planned.text}\n{told}")
-    answer = planned.draw()
+    private = data()
+    told = (
+      planned.text,
+      _describe_ledger(book, planned.cost),
+      planned.warning(private),
+    )
+    account.consent("\n".join(filter(None, told)))
+    answer = planned.draw(private)
     now = datetime.datetime.now(datetime.UTC)
     book.append(
       ledger_lib.Entry(
@@ -345,21 +406,29 @@ def _describe_scores(
     by_class = f", for each of {rows} classes" if query.classes else ""
     leaves.append(f"{rows * p} integers: sums of these votes{by_class}")
   terms, proposed = mechanism.terms, query.terms
+  unit = terms.unit
   paper = accounting.paper_epsilon(terms.sigma, terms.gamma, terms.delta)
   return "\n".join(
     (
       f"query    {query.digest[:16]} (encoder {query.encoder_name}, d = "
       f"{query.dimension}): {' And '.join(asks)}",
-      f"leaves   {'; '.join(leaves)}; of a random {terms.gamma:.4g} of the "
-      f"samples, each with noise of scale {mechanism.scale:.4g}; and these "
-      "terms",
-      f"costs    epsilon {mechanism.statement.epsilon:.6g} (delta "
+      f"leaves   {'; '.join(leaves)}; of {_voters(terms)}, each with noise of "
+      f"scale {mechanism.scale:.4g}; and these terms",
+      f"costs    epsilon {mechanism.statement.epsilon:.6g} per {unit} (delta "
       f"{terms.delta:g}, {terms.relation}); the paper's bound for the same "
       f"noise is {paper:.4g}",
       f"         the query proposes sigma {proposed.sigma:g}, gamma "
-      f"{proposed.gamma:.4g}, delta {proposed.delta:g}, {proposed.relation}",
+      f"{proposed.gamma:.4g}, delta {proposed.delta:g}, {proposed.relation}, "
+      f"per {proposed.unit}",
     )
   )
+
+
+def _voters(terms: messages.Terms | messages.LabelTerms) -> str:
+  """Returns whose votes are counted."""
+  if terms.unit == config.Unit.PERSON.value:
+    return f"one sample each of a random {terms.gamma:.4g} of the persons"
+  return f"a random {terms.gamma:.4g} of the samples"
 
 
 def _describe_labels(
@@ -379,11 +448,11 @@ def _describe_labels(
       f"request  {request.digest[:16]}: which of {terms.classes} classes has "
       f"each of {m} public samples (encoder {request.encoder_name}, d = {d})?",
       f"leaves   up to {labeller.answers} labels, each a noisy vote of the "
-      "nearest of a random part of your samples; -1 for the rest",
+      f"nearest among {_voters(terms)}; -1 for the rest",
       f"terms    {settings}"
       + ("" if terms == proposed else " (the request's proposal)"),
-      f"costs    epsilon {alone:.6g} (delta {terms.delta:g}, "
-      f"{terms.relation}), however many labels are given",
+      f"costs    epsilon {alone:.6g} per {terms.unit} (delta "
+      f"{terms.delta:g}, {terms.relation}), however many labels are given",
     )
   )
 

@@ -6,10 +6,11 @@ It attacks at the gamma that is asked for, and at a small gamma, which shows
 whether subsampling happens.
 
 Accounting proves something about a mechanism on paper; an audit runs the
-mechanism in the code. It makes two datasets that differ in one sample, the
-canary, which lies far from the rest and has its own centroid. It draws the
-response many times for each dataset, and tries to tell which dataset an answer
-came from. An (epsilon, delta)-private mechanism allows no event with
+mechanism in the code. It makes two datasets that differ in one sample or, with
+--unit=person, in one person with 50 samples. This canary lies far from the rest
+and has its own centroid. The audit draws the response many times for each
+dataset, and tries to tell which dataset an answer came from. An
+(epsilon, delta)-private mechanism allows no event with
 
     P(event | one dataset) > e^epsilon P(event | the other) + delta,
 
@@ -45,11 +46,16 @@ from ecos_jax.client import coverage
 from ecos_jax.config import limits
 from ecos_jax.privacy import composition
 from ecos_jax.privacy import mechanisms
+from ecos_jax.privacy import units
 
 _REPETITIONS = 10_000
 _THRESHOLDS = 200
-# The canary's distance from everything else.
+# The canary's distance from everything else, and how many samples it has if it
+# is a person.
 _FAR = 1e3
+_SAMPLES = 50
+# Samples that both datasets have.
+_REST = 3
 # The canary's bin is 1, then 0: a defect may be in one bin alone.
 _SHIFTS = (0, 2)
 # Correct noise repeats itself with a probability below this.
@@ -87,11 +93,11 @@ class Result(NamedTuple):
 
 
 def neighbours(
-  relation: str, shift: int = 0, votes: int = 0
+  relation: str, shift: int = 0, votes: int = 0, samples: int = 1
 ) -> tuple[messages.Query, np.ndarray, np.ndarray]:
   """Returns a dishonest question, and features without and with the canary.
 
-  Centroid 0 is nearest to all other samples, centroid 1 to the canary. Where
+  Centroid 0 is nearest to all other samples, centroid 1 to the canary's. Where
   the canary replaces a sample, centroid 2 is nearest to that one.
 
   With votes on directions, the other samples lie in the mean and have none. All
@@ -101,13 +107,15 @@ def neighbours(
     relation: `add_remove` or `replace_one`.
     shift: Added to the numbers of the centroids, modulo 3.
     votes: The votes of a sample on directions; 0: ask for counts.
+    samples: How many the canary has, and what it replaces.
 
   Returns:
     The question, and two neighbouring datasets [n, d] float32.
   """
   places = np.array([[0, 0], [_FAR, 0], [0, _FAR]], np.float32)
   rest, canary, other = np.split(places, 3)
-  rest = np.repeat(rest, 3, axis=0)
+  rest = np.repeat(rest, _REST, axis=0)
+  canary, other = (np.repeat(rows, samples, axis=0) for rows in (canary, other))
   replaced = config.Relation(relation) is config.Relation.REPLACE_ONE
   without = np.concatenate([rest, other]) if replaced else rest
   terms = messages.Terms(1.0, 1.0, limits.MIN_DELTA, relation)
@@ -149,6 +157,10 @@ def _draw(
   canary's votes, which orders answers by likelihood, and the counter of voters.
   """
   cast = coverage.cast(query, data)
+  persons = None
+  if mechanism.terms.unit == config.Unit.PERSON.value:
+    # Of the others each is a person; what comes or goes is one more.
+    persons = units.Persons(np.minimum(np.arange(len(data)), _REST))
   answers = np.concatenate(
     [
       coverage.release(
@@ -156,6 +168,7 @@ def _draw(
         query,
         mechanism,
         repetitions=min(_REPETITIONS, trials - start),
+        persons=persons,
       )
       for start in range(0, trials, _REPETITIONS)
     ]
@@ -238,10 +251,7 @@ def _repeats(mechanism: mechanisms.Mechanism, relation: str) -> bool:
   _, log_mass = composition.log_noise(mechanism.scale)
   # The probability that this many calls agree in a bin is at most the risk.
   calls = 2 + math.ceil(math.log(_REPEAT_RISK) / log_mass.max())
-  votes = coverage.cast(query, data)
-  first, *others = (
-    coverage.release(votes, query, mechanism)[0] for _ in range(calls)
-  )
+  first, *others = (_draw(query, data, mechanism, 1)[0] for _ in range(calls))
   return bool(np.all(np.stack(others) == first, axis=0).any())
 
 
@@ -280,9 +290,11 @@ def audit(
       hits, false_alarms = false_alarms, hits
     return lower_bound(hits, false_alarms, size, delta, confidence)
 
+  by_person = mechanism.terms.unit == config.Unit.PERSON.value
+  samples = _SAMPLES if by_person else 1
   votes = mechanism.bins - 1
   for layout, shift in enumerate((0,) if votes else _SHIFTS):
-    query, *datasets = neighbours(relation, shift, votes)
+    query, *datasets = neighbours(relation, shift, votes, samples)
     answers = [
       np.roll(_draw(query, data, mechanism, trials), -shift, axis=1)
       for data in datasets
@@ -304,6 +316,12 @@ def _define_flags() -> None:
     config.Relation.ADD_REMOVE,
     config.Relation,
     "Neighbours of the claim.",
+  )
+  flags.DEFINE_enum_class(
+    "unit",
+    config.Unit.SAMPLE,
+    config.Unit,
+    "What the canary is: one sample, or one person with 50 samples.",
   )
   flags.DEFINE_integer(
     "votes",
@@ -329,7 +347,11 @@ def main(argv: list[str]) -> None:
   del argv
   f = flags.FLAGS
   for gamma in dict.fromkeys((f.gamma, _SMALL_GAMMA)):
-    _report(messages.Terms(f.sigma, gamma, f.delta, f.relation.value))
+    _report(
+      messages.Terms(
+        f.sigma, gamma, f.delta, f.relation.value, unit=f.unit.value
+      )
+    )
 
 
 def _report(terms: messages.Terms) -> None:
@@ -344,8 +366,8 @@ def _report(terms: messages.Terms) -> None:
   result = audit(mechanism, f.delta, terms.relation, f.trials, f.confidence)
   event = result.event
   print(
-    f"claimed   epsilon {claim:.6g} (delta {terms.delta:g}, {terms.relation}; "
-    f"sigma {terms.sigma:g}, gamma {terms.gamma:g})\n"
+    f"claimed   epsilon {claim:.6g} per {terms.unit} (delta {terms.delta:g}, "
+    f"{terms.relation}; sigma {terms.sigma:g}, gamma {terms.gamma:g})\n"
     f"shown     epsilon is at least {result.bound:.4g} (confidence "
     f"{f.confidence:g}, {f.trials} answers about each dataset)\n"
     f"by        {event.statistic} {'>=' if event.above else '<'} "

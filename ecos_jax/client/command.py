@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from absl import flags
+import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
@@ -19,6 +20,9 @@ from ecos_jax.client import encoding
 from ecos_jax.client import probing
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import features
+from ecos_jax.data import folder
+from ecos_jax.data import persons
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
@@ -26,7 +30,10 @@ from ecos_jax.privacy import ledger
 
 
 def tag_of(
-  text: str, data_dir: str | None, classes: list[str] | None = None
+  text: str,
+  data_dir: str | None,
+  classes: list[str] | None = None,
+  persons: str | None = None,
 ) -> str:
   """Returns one name for the data that a source string names.
 
@@ -36,7 +43,10 @@ def tag_of(
     text: The source string.
     data_dir: As --data_dir.
     classes: Other classes give other labels: an answer about these is another.
+    persons: As --persons: with other persons these are other data.
   """
+  if persons is not None:
+    return f"{tag_of(text, data_dir, classes)} of the persons {persons}"
   if classes is not None:
     return f"{tag_of(text, data_dir)} with classes {','.join(classes)}"
   match spec_lib.parse(text):
@@ -62,8 +72,8 @@ def define_shared_flags(data: str) -> None:
   flags.DEFINE_bool(
     "create_ledger",
     False,
-    "Make the ledger, with --max_epsilon, --delta and --relation; one that has "
-    "these already is taken as it is.",
+    "Make the ledger, with --max_epsilon, --delta, --relation and --unit; one "
+    "that has these already is taken as it is.",
   )
   flags.DEFINE_string(
     "weights",
@@ -77,6 +87,14 @@ def define_shared_flags(data: str) -> None:
     "Your own encoder, MODULE:FUNCTION, if the cloud encodes with it: the code "
     "is run, so only a module that you trust.",
   )
+  flags.DEFINE_string(
+    "persons",
+    None,
+    "Where the unit is the person, whose the samples are: FILE.npy, an id for "
+    "each, or a column of the metadata. Without, the folders in folder:DIR are "
+    "the persons, or the array persons of images:FILE.npz.",
+  )
+  define_list_unreadable()
   flags.DEFINE_bool("yes", False, "Answer without asking.")
   flags.DEFINE_integer(
     "batch_size", 1024, "Images to encode at once.", lower_bound=1
@@ -113,11 +131,19 @@ def define_ledger() -> None:
     f"What epsilon hides, {fixed}: that a sample was added or removed "
     "(add_remove, without), or replaced.",
   )
+  flags.DEFINE_enum_class(
+    "unit",
+    None,
+    config.Unit,
+    f"Whose presence epsilon hides, {fixed}: that of one sample (without), or "
+    "of one person with all samples of theirs. Of a person one random sample "
+    "votes.",
+  )
 
 
 def fixed() -> dict[str, Any]:
   """Returns those fields of a ledger's guarantee that flags give."""
-  names = ("max_epsilon", "delta", "relation")
+  names = ("max_epsilon", "delta", "relation", "unit")
   given = {name: flags.FLAGS[name].value for name in names}
   return {name: value for name, value in given.items() if value is not None}
 
@@ -134,7 +160,7 @@ def guarantee(path: Path) -> ledger.Guarantee:
   if dataclasses.replace(found, **fixed()) != found:
     raise errors.EcosError(
       f"`ledger`: {path} was made for {found}, for good: leave out "
-      "`max_epsilon`, `delta` and `relation`"
+      "`max_epsilon`, `delta`, `relation` and `unit`"
     )
   return found
 
@@ -182,15 +208,67 @@ def classes(count: int) -> list[str] | None:
   return names
 
 
+def define_list_unreadable() -> None:
+  """Defines the flag of commands that open folders."""
+  flags.DEFINE_string(
+    "list_unreadable",
+    None,
+    "A new file for the names of the files in folder:DIR that cannot be read, "
+    "and why. Without, only their number is told.",
+  )
+
+
 def open_data(classes: list[str] | None = None) -> pools.Source:
-  """Returns the private data that --data names.
+  """Returns the private data that --data names; tells what is wrong with them.
 
   Args:
     classes: As in `pools.open_source`.
+
+  Raises:
+    EcosError: They cannot be opened, or --list_unreadable exists.
   """
   f = flags.FLAGS
   with errors.about("data", f.data):
-    return pools.open_source(f.data, f.data_dir, classes)
+    # A refusal of an empty folder would show that it is empty.
+    data = pools.open_source(f.data, f.data_dir, classes, may_be_empty=True)
+  if f.list_unreadable is not None:
+    lines = [f"{file.name}: {file.why}" for file in _unreadable(data)]
+    text = "".join(f"{files.printable(line)}\n" for line in lines)
+    try:
+      Path(f.list_unreadable).open("xb").close()
+    except FileExistsError:
+      raise errors.EcosError(
+        f"--list_unreadable: {f.list_unreadable} exists: name a new file"
+      ) from None
+    files.write(Path(f.list_unreadable), text.encode())
+  if isinstance(data, features.FeatureSource):
+    empty = data.rows_of_nan()
+    if empty:
+      print(
+        f"data     {empty:,} rows are NaN throughout: they count as zeros, and "
+        "their votes say nothing: leave them out"
+      )
+  return data
+
+
+def _unreadable(data: pools.Source) -> list[folder.File]:
+  return getattr(data, "unreadable", [])
+
+
+def persons_of(
+  data: pools.Source, guarantee: ledger.Guarantee
+) -> np.ndarray | None:
+  """Returns whose the samples are, [n], if the unit is the person; else None.
+
+  Raises:
+    EcosError: Nothing says it, or the unit is the sample and --persons says it.
+  """
+  text = flags.FLAGS.persons
+  if guarantee.unit == config.Unit.PERSON.value:
+    return persons.read(data, text)
+  if text is not None:
+    raise errors.EcosError(f"--persons: the ledger is for {guarantee}")
+  return None
 
 
 def encoder_of(message: messages.Question) -> registry.Encoder:

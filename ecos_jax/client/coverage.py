@@ -1,12 +1,13 @@
 """The client's votes: a sample's votes depend on it and the question alone.
 
-The privacy of the answer rests on one fact: adding or removing a sample changes
-one count per centroid by one, and m of the sums per direction and one count of
-voters by one. So the votes of a sample must be a function of that sample and
-the question alone. A floating-point matrix product is not: its last bit
-depends on how many rows are multiplied at once and where the row lies among
-them. A sample that comes or goes could flip the votes of others, and a
-dishonest server can place centroids where many samples are about to flip.
+The privacy of the answer rests on one fact: adding or removing a sample, or a
+person of whose samples one votes, changes one count per centroid by one, and m
+of the sums per direction and one count of voters by one. So the votes of a
+sample must be a function of that sample and the question alone. A
+floating-point matrix product is not: its last bit depends on how many rows are
+multiplied at once and where the row lies among them. A sample that comes or
+goes could flip the votes of others, and a dishonest server can place centroids
+where many samples are about to flip.
 
 So here the products are exact. Each feature vector, centroid and direction is
 rounded to multiples of its own power of two, to so few bits that double
@@ -24,6 +25,7 @@ import numpy as np
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import mechanisms
+from ecos_jax.privacy import units
 
 # Numbers in a block of rows and scores: within the processor's cache if that
 # leaves `_ROWS` rows, and never more than `_LARGEST`.
@@ -223,6 +225,7 @@ def release(
   query: messages.Query,
   mechanism: mechanisms.Mechanism,
   repetitions: int = 1,
+  persons: units.Persons | None = None,
 ) -> np.ndarray:
   """Returns noised sums, [repetitions, n] int64: what may leave.
 
@@ -233,12 +236,12 @@ def release(
     query: The question.
     mechanism: Draws the subsample and the noise.
     repetitions: Independent draws. A response has one; the audit takes many.
+    persons: Whose the samples are, where persons are the unit.
   """
   if (mechanism.bins, mechanism.weight) != (query.bins, query.weight):
     raise ValueError("the mechanism is for another number of votes")
-  n = len(votes.rows)
   # A sample takes part with all its votes or with none, as is accounted for.
-  taken = mechanism.subsample(repetitions * n).reshape(repetitions, n)
+  taken = mechanism.voters(len(votes.rows), persons, repetitions)
   parts = [part for part in exact(votes, query, taken) if part is not None]
   flat = [part.reshape(repetitions, -1) for part in parts]
   return mechanism.noised(np.concatenate(flat, axis=1))
@@ -259,6 +262,7 @@ def respond(
   features: Iterable[np.ndarray],
   mechanism: mechanisms.Mechanism,
   labels: np.ndarray | None = None,
+  persons: units.Persons | None = None,
 ) -> messages.Response:
   """Returns the response to a query, drawn once.
 
@@ -268,9 +272,10 @@ def respond(
       encoder.
     mechanism: Draws the subsample and the noise.
     labels: [n] int64, the classes of all samples; for a question by class.
+    persons: Whose the samples are, where persons are the unit.
 
   Raises:
-    EcosError: d differs, or the number of labels.
+    EcosError: d differs, or the number of labels or of ids.
   """
   none = np.zeros(0, np.int64)
   start = 0
@@ -281,7 +286,7 @@ def respond(
     start += len(block)
   if labels is not None and len(labels) != start:
     raise errors.EcosError("`labels` must be [n], one for each sample")
-  noised = release(_joined(votes), query, mechanism)[0]
+  noised = release(_joined(votes), query, mechanism, persons=persons)[0]
   r = 0 if query.centroids is None else len(query.centroids)
   return messages.Response(
     scores=noised[:r] if r else None,

@@ -4,7 +4,9 @@ Cloud and client must have the very same encoder; a digest of its settings and
 weights says whether they do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import functools
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
+from ecos_jax.privacy import units
 
 # Features, float [n, d] of any array library, or images: uint8 [n, h, w, 3] or
 # a source.
@@ -27,6 +30,72 @@ FLAGS = registry.Flags(
   image_size="encoder_settings.image_size",
   weights="`weights`",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Private:
+  """The private samples, opened: they are counted, and not encoded yet.
+
+  Attributes:
+    size: Number of samples.
+    blocks: Encodes them, in blocks [b, d].
+    labels: [n] integers, their classes; None where nobody asks.
+    persons: [n] integers or strings, whose they are; None if each sample is a
+      unit of its own.
+  """
+
+  size: int
+  blocks: Callable[[], Iterable[np.ndarray]]
+  labels: np.ndarray | None = None
+  persons: np.ndarray | None = None
+
+  def __post_init__(self):
+    """Checks that the arrays have an element for each sample.
+
+    Raises:
+      EcosError: One does not. The text has no count: the number is private.
+    """
+    labels, persons = self.labels, self.persons
+    if labels is not None and (
+      labels.shape != (self.size,) or labels.dtype.kind not in "iu"
+    ):
+      raise errors.EcosError(
+        "`labels` must be [n] integers, one for each sample"
+      )
+    if persons is not None and persons.shape != (self.size,):
+      raise errors.EcosError("`persons` must be [n], an id for each sample")
+
+  def by_person(self) -> units.Persons | None:
+    """Returns the samples by person, where persons are the units."""
+    return None if self.persons is None else units.Persons(self.persons)
+
+
+def opened(
+  message: messages.Question,
+  data: Data,
+  encoder: registry.Encoder | None = None,
+  batch_size: int = 1024,
+  *,
+  labels: np.ndarray | None = None,
+  persons: np.ndarray | None = None,
+) -> Private:
+  """Returns private samples that `blocks` will encode.
+
+  Args:
+    message: From the cloud.
+    data: The private samples.
+    encoder: As in `encoder_of`.
+    batch_size: As in `blocks`.
+    labels: As in `Private`.
+    persons: As in `Private`.
+
+  Raises:
+    EcosError: An array does not fit the samples.
+  """
+  if not hasattr(data, "images"):
+    data = np.asarray(data)
+  read = functools.partial(blocks, message, data, encoder, batch_size)
+  return Private(len(data), read, labels, persons)
 
 
 def blocks(

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+import numpy as np
 
 from ecos_jax import cli
 from ecos_jax import messages
 from ecos_jax.client import answering
 from ecos_jax.client import command
+from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.config import limits
 from ecos_jax.messages import wire
@@ -75,6 +77,7 @@ def _terms(
   names = ("gamma", "neighbours", "sigma_screen", "sigma_vote", "threshold")
   fields: dict[str, Any] = dataclasses.asdict(proposed)
   fields |= {"delta": guarantee.delta, "relation": guarantee.relation}
+  fields |= {"unit": guarantee.unit}
   fields |= {n: f[n].value for n in names if f[n].value is not None}
   return messages.LabelTerms(**fields)
 
@@ -87,13 +90,24 @@ def main(argv: list[str]) -> None:
   request = messages.LabelRequest.from_bytes(wire.read_file(Path(f.request)))
   encoder = command.encoder_of(request)
   classes = command.classes(request.terms.classes)
-  tag = command.tag_of(f.data, f.data_dir, classes)
+  guarantee = command.guarantee(path)
+  tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
+
+  def opened() -> encoding.Private:
+    data = command.open_data(classes)
+    return encoding.opened(
+      request,
+      data,
+      encoder,
+      f.batch_size,
+      labels=data.labels(np.arange(len(data))),
+      persons=command.persons_of(data, guarantee),
+    )
+
   answered = answering.answer_request(
     request,
-    lambda: private_knn.encode(
-      request, command.open_data(classes), encoder, f.batch_size
-    ),
-    _terms(request.terms, command.guarantee(path)),
+    opened,
+    _terms(request.terms, guarantee),
     answering.Account(path, tag, command.consent),
     epsilon=f.epsilon,
   )

@@ -81,7 +81,7 @@ class Neighbours:
     """Prepares the samples.
 
     Args:
-      features: [n, d] float, n > 0; a NaN or an infinity counts as 0.
+      features: [n, d] float; a NaN or an infinity counts as 0.
       labels: [n] integers in [0, classes).
       k: Number of samples that vote on a request, or the whole subsample if it
         is smaller.
@@ -91,14 +91,15 @@ class Neighbours:
     """
     n = len(features)
     self._n = n
-    self._k = min(k, n)
+    # Without samples there are no votes, but the arrays need a row.
+    self._k = max(1, min(k, n))
     self._classes = classes
-    self._samples = min(n, _SAMPLES)
+    self._samples = max(1, min(n, _SAMPLES))
     # Subsampling takes 9 more bytes for each pair: a draw and a flag.
     row_bytes = _PAIR_BYTES * (self._samples + self._k) + 9 * n
     most = memory_budget // max(row_bytes, _COUNT_BYTES * classes)
     self.rows = int(np.clip(most, 1, _REQUESTS))
-    pad = -n % self._samples
+    pad = -n % self._samples if n else 1
     self._points = np.pad(coverage.rounded(features), ((0, pad), (0, 0)))
     self._labels = np.pad(labels.astype(np.int32), (0, pad))
 

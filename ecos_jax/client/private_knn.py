@@ -1,7 +1,8 @@
 """Private-kNN labels: the vote of the nearest private samples, with noise.
 
 Private-kNN (Zhu et al., CVPR 2020): the k nearest private samples in a random
-subsample vote on each request. If the largest number of votes, with noise,
+subsample vote on each request (of persons, in a subsample that has one random
+sample of each). If the largest number of votes, with noise,
 reaches a threshold, a second subsample votes: noise is added to the count of
 each class, and the label is the class with the largest. Otherwise the client
 abstains: the label is -1.
@@ -26,20 +27,27 @@ from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import encoding
 from ecos_jax.client import neighbours
-from ecos_jax.data import pools
-from ecos_jax.encoders import registry
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
+from ecos_jax.privacy import units
 
 _SCREEN, _VOTE = 0, 1
 
 
 class Samples(NamedTuple):
-  """Private samples: features [n, d] by the request's encoder, labels [n]."""
+  """Private samples.
+
+  Attributes:
+    features: [n, d], made with the request's encoder.
+    labels: [n] integers, their classes.
+    persons: [n] integers or strings, whose they are; None if each sample is a
+      unit of its own.
+  """
 
   features: np.ndarray
   labels: np.ndarray
+  persons: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +95,10 @@ class Labeller:
       seed = int(words[0]) << 32 | int(words[1])
     sigma = terms.sigma_vote if step == _VOTE else terms.sigma_screen
     return mechanisms.Mechanism(
-      messages.Terms(sigma, terms.gamma, terms.delta, terms.relation), seed
+      messages.Terms(
+        sigma, terms.gamma, terms.delta, terms.relation, unit=terms.unit
+      ),
+      seed,
     )
 
 
@@ -183,25 +194,24 @@ def plan(
   return Labeller(terms, requests, answers, insecure_noise_seed)
 
 
-def encode(
-  request: messages.LabelRequest,
-  data: pools.Source,
-  encoder: registry.Encoder | None = None,
-  batch_size: int = 1024,
-) -> Samples:
-  """Returns images with labels as samples; see `encoding.features`."""
-  features = encoding.features(request, data, encoder, batch_size)
-  return Samples(features, data.labels(np.arange(len(data))))
+def encode(request: messages.LabelRequest, data: encoding.Private) -> Samples:
+  """Returns private data with labels as samples."""
+  assert data.labels is not None
+  none = np.zeros((0, request.dimension), np.float32)
+  found = list(data.blocks()) or [none]
+  return Samples(np.concatenate(found), data.labels, data.persons)
 
 
 def voting(request: messages.LabelRequest, samples: Samples) -> Samples:
   """Returns the samples that can vote: those whose label is a class.
 
+  There may be none: then all labels are noise, since a refusal would show it.
+
   Raises:
-    EcosError: No sample has such a label, or the arrays do not fit.
+    EcosError: The arrays do not fit.
   """
-  features, labels = samples
-  classes, d = request.terms.classes, request.dimension
+  features, labels, persons = samples
+  d = request.dimension
   if features.ndim != 2 or features.shape[1] != d:
     raise errors.EcosError(
       f"`data` must hold features [n, {d}], as the request's"
@@ -209,14 +219,10 @@ def voting(request: messages.LabelRequest, samples: Samples) -> Samples:
   # No counts in errors: the number of samples is private.
   if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu":
     raise errors.EcosError("`labels` must be [n] integers, one for each sample")
-  known = (labels >= 0) & (labels < classes)
-  if not known.any():
-    raise errors.EcosError(
-      f"`data`: no sample has a label in [0, {classes - 1}], so none can vote: "
-      "give an .npz with images and labels, a folder with folders 0, 1, ... or "
-      "with those that `classes` names, or a TFDS dataset with labels"
-    )
-  return Samples(features[known], labels[known])
+  known = (labels >= 0) & (labels < request.terms.classes)
+  return Samples(
+    features[known], labels[known], None if persons is None else persons[known]
+  )
 
 
 def label(
@@ -235,15 +241,19 @@ def label(
   m, terms = len(request.features), labeller.terms
   if (m, request.terms.classes) != (labeller.requests, terms.classes):
     raise errors.EcosError("the labeller was planned for another request")
+  samples = voting(request, samples)
   voters = neighbours.Neighbours(
-    *voting(request, samples), k=terms.neighbours, classes=terms.classes
+    samples.features, samples.labels, terms.neighbours, terms.classes
   )
+  persons = None
+  if samples.persons is not None:
+    persons = units.Persons(samples.persons)
 
   def noised(step: int, start: int, rows: np.ndarray) -> np.ndarray:
     """Returns what may be looked at: the largest count, or all counts."""
     mechanism = labeller.mechanism(step, start)
-    taken = mechanism.subsample(len(rows) * len(voters))
-    counts = voters.votes(request.features[rows], taken.reshape(len(rows), -1))
+    taken = mechanism.voters(len(voters), persons, len(rows))
+    counts = voters.votes(request.features[rows], taken)
     return mechanism.noised(counts.max(1) if step == _SCREEN else counts)
 
   labels = np.full(m, -1, np.int32)

@@ -9,6 +9,7 @@ ever cost together; later answers leave it out.
 It runs beside the private data and needs nothing of the cloud but the query.
 Every sample votes: for its nearest centroid, or 1 or -1 on some directions. The
 votes of a random subsample are added up, and the sums leave with noise on them.
+Where the ledger's unit is the person, of each person one random sample votes.
 The query only proposes terms: the client decides, and is told what it will cost
 before it is asked.
 
@@ -16,7 +17,6 @@ The number of samples is private too, so it is never printed, not even as
 progress.
 """
 
-import functools
 from pathlib import Path
 
 from absl import flags
@@ -59,7 +59,7 @@ def _define_flags() -> None:
   flags.DEFINE_float(
     "gamma",
     answering.GAMMA,
-    "Share of the samples that vote, drawn at random.",
+    "Share of the samples (or persons) that vote, drawn at random.",
     lower_bound=limits.MIN_GAMMA,
     upper_bound=1.0,
   )
@@ -80,12 +80,20 @@ def main(argv: list[str]) -> None:
       "images"
     )
   classes = command.classes(query.classes) if query.classes else None
-  tag = command.tag_of(f.data, f.data_dir, classes)
-  data = functools.cache(lambda: command.open_data(classes))
+  tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
   guarantee = command.guarantee(ledger)
+
+  def opened() -> encoding.Private:
+    data = command.open_data(classes)
+    labels = data.labels(np.arange(len(data))) if query.classes else None
+    persons = command.persons_of(data, guarantee)
+    return encoding.opened(
+      query, data, encoder, f.batch_size, labels=labels, persons=persons
+    )
+
   answered = answering.answer_query(
     query,
-    lambda: encoding.blocks(query, data(), encoder, f.batch_size),
+    opened,
     mechanisms.Mechanism.of(
       f.epsilon,
       f.sigma,
@@ -94,9 +102,9 @@ def main(argv: list[str]) -> None:
       guarantee.relation,
       bins=query.bins,
       weight=query.weight,
+      unit=guarantee.unit,
     ),
     answering.Account(ledger, tag, command.consent),
-    lambda: data().labels(np.arange(len(data()))),
   )
   command.write(out, answered.answer.to_bytes(), answered.stored)
 

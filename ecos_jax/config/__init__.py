@@ -172,6 +172,8 @@ class Data:
   """Digits: the most training images of a domain."""
   test_images: int = number(5000, "[1, inf)")
   """Digits: the most test images."""
+  persons: int = number(1, "[1, inf)")
+  """Digits: how many of the client's samples are of one person."""
 
 
 @dataclasses.dataclass
@@ -241,11 +243,14 @@ class Privacy:
   """Standard deviation of the noise on each vote count; where a sample has
   several votes, in units of their length."""
   gamma: float = number(0.8, _GAMMA)
-  """Probability that a sample votes."""
+  """Probability that a unit votes."""
   delta: float = number(1e-5, f"[{limits.MIN_DELTA}, {limits.MAX_DELTA}]")
   """Of (epsilon, delta)-differential privacy."""
   relation: Relation = Relation.ADD_REMOVE
   """Which data sets are neighbours."""
+  unit: Unit = Unit.SAMPLE
+  """What one neighbour has more or less: a sample, or a person with all samples
+  of theirs; then each person votes with one sample, drawn at random."""
   first_part: float = number(0.2, "(0, 1)")
   """Two questions: the share of 1 / sigma^2 that the first answer has."""
   insecure_noise_seed: int | None = number(None, "[0, inf)")

@@ -258,7 +258,12 @@ def load(data: config.Data, seed: int) -> pools.Problem:
   names = [domain for domain in DOMAINS if domain in pool]
   return pools.Problem(
     pool=pools.Pool([pools.ArraySource(name, *pool[name]) for name in names]),
-    client=pools.ArraySource(data.client, *client),
+    client=pools.ArraySource(
+      data.client,
+      *client,
+      # The images are in random order.
+      persons=np.arange(len(client.labels)) // data.persons,
+    ),
     test=pools.ArraySource(data.client, *test),
     client_source=names.index(data.client) if data.client in pool else None,
     classes=CLASSES,

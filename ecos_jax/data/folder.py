@@ -52,9 +52,11 @@ class FolderSource:
   were numbered, one image more could change the labels of all.
 
   Hidden files are left out, and so are links to folders, with a warning: they
-  could form a cycle.
+  could form a cycle. Links to files are followed, with a warning if they lead
+  out of the folder.
 
   Attributes:
+    path: The folder.
     unreadable: Files that are left out because they cannot be read.
     classes: Number of classes.
   """
@@ -66,6 +68,7 @@ class FolderSource:
     *,
     part: tuple[int, int] = (0, 100),
     listing: Path | None = None,
+    may_be_empty: bool = False,
   ):
     """Lists the folder.
 
@@ -77,6 +80,7 @@ class FolderSource:
       part: The first and the last percent of the files to take, in the order of
         a hash of their names: no file changes the place of another.
       listing: The file that keeps the listing; None: it is not kept.
+      may_be_empty: Whether no image is no error.
 
     Raises:
       EcosError: The path is no folder, the folder holds no image, or `classes`
@@ -86,21 +90,23 @@ class FolderSource:
       raise errors.EcosError("`classes` names a class twice")
     if not path.is_dir():
       raise errors.EcosError(f"{path} is not a folder")
-    self.name = path.resolve().name
+    self.name = files_lib.printable(path.resolve().name)
     if part != (0, 100):
       self.name += f"[{part[0]}%:{part[1]}%]"
-    self._path = path
+    self.path = path
     files = [file for file in _listed(path, listing) if _within(file, part)]
     self.unreadable = [file for file in files if file.why is not None]
     self._files = [file for file in files if file.why is None]
-    if not self._files:
+    if not self._files and not may_be_empty:
       raise errors.EcosError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
     self._classes = classes
     self._labels = np.array(
       [self._label(file.name) for file in self._files], np.int64
     )
     self.classes = (
-      len(classes) if classes is not None else int(self._labels.max()) + 1
+      len(classes)
+      if classes is not None
+      else int(self._labels.max(initial=-1)) + 1
     )
 
   def _label(self, file: str) -> int:
@@ -123,6 +129,30 @@ class FolderSource:
       sha.update(json.dumps(file[:3]).encode())
     return sha.hexdigest()
 
+  @property
+  def names(self) -> list[str]:
+    """Returns the paths of the files below the folder."""
+    return [file.name for file in self._files]
+
+  @property
+  def persons(self) -> np.ndarray:
+    """Returns for each file the folder of `path` that it lies in, [n] strings.
+
+    Raises:
+      EcosError: A file lies in none.
+    """
+    folders, slashes, _ = (
+      np.array([file.name.partition("/") for file in self._files], np.str_)
+      .reshape(-1, 3)
+      .T
+    )
+    if not np.all(slashes == "/"):
+      raise errors.EcosError(
+        f"{self.path} must have a folder for each person, and all files in "
+        "these folders: one lies beside them"
+      )
+    return folders
+
   def __len__(self) -> int:
     """Returns the number of samples."""
     return len(self._files)
@@ -130,7 +160,7 @@ class FolderSource:
   def _bytes(self, index: int) -> tuple[bytes, str]:
     """Returns the content of a file, and its path for errors."""
     file = self._files[index]
-    path = self._path / file.name
+    path = self.path / file.name
     data, now = _read(path, file.name)
     if now[:3] != file[:3]:
       raise errors.EcosError(
@@ -216,18 +246,21 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       return files
     known = {file.name: file for file in files}
   began = time.time_ns()
-  folders, files, new, links = {}, [], [], []
+  folders, files, new = {}, [], []
+  links, outside, root = 0, 0, path.resolve()
   for folder, changed, entries in _folders(path):
     # If a folder changed just now, its next change might go unnoticed.
     folders[folder] = changed if began - changed > _SETTLED_NS else None
     for entry in entries:
       name = folder + entry.name
       if entry.is_symlink() and entry.is_dir():
-        links.append(name)
+        links += 1
       # A broken link is listed as unreadable; a pipe would be read for ever.
       is_file = entry.is_file() or (entry.is_symlink() and not entry.is_dir())
       if not is_file or not name.lower().endswith(_SUFFIXES):
         continue
+      if entry.is_symlink():
+        outside += not (path / name).resolve().is_relative_to(root)
       file = known.get(name)
       if file is not None and _stat(path / name) == file[1:3]:
         files.append(file)
@@ -247,19 +280,19 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       files.append(file)
       bar.update()
   files.sort()
-  bad = [file for file in files if file.why is not None]
-  if bad:
-    logging.warning(
-      "%s (%s), and perhaps others, cannot be read as images and are left out",
-      path / bad[0].name,
-      bad[0].why,
-    )
-  if links:
-    logging.warning(
-      "%s, and perhaps others, is a link to a folder and is left out: name the "
-      "folder as a source of its own, or put it in the place of the link",
-      path / links[0],
-    )
+  # No names: a client's files are private, and stderr may be a log.
+  bad = sum(file.why is not None for file in files)
+  for count, what in (
+    (bad, "cannot be read as images and are left out"),
+    (outside, "are links to files outside of the folder, which are used"),
+    (
+      links,
+      "are links to folders and are left out: name such a folder as a source "
+      "of its own, or put it in the place of the link",
+    ),
+  ):
+    if count:
+      logging.warning("%s: %d of the files %s", path, count, what)
   # The second of several processes finds the listing as it should be.
   if listing is not None and files != list(known.values()):
     kept = {"version": _VERSION, "folders": folders, "files": files}

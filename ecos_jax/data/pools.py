@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features
 from ecos_jax.data import folder
@@ -72,6 +73,7 @@ class ArraySource:
     labels: np.ndarray | None = None,
     *,
     identity: str | None = None,
+    persons: np.ndarray | None = None,
   ):
     """Keeps the arrays without copying them.
 
@@ -80,6 +82,7 @@ class ArraySource:
       images: [n, h, w, 3] uint8; grey images are [n, h, w] or [n, h, w, 1].
       labels: [n] integers; None if unknown.
       identity: The digest of the source; by default a sha256 of the arrays.
+      persons: [n] integers or strings, whose the images are; None if unknown.
 
     Raises:
       EcosError: An array has another type or shape.
@@ -100,6 +103,7 @@ class ArraySource:
         f"got {labels.dtype} with {list(labels.shape[1:])} after n"
       )
     self.name = name
+    self.persons = persons
     self._images = images
     self._labels = labels
     self._identity = identity
@@ -157,7 +161,11 @@ def _open_arrays(path: Path) -> ArraySource:
   stat = path.stat()
   identity = json.dumps([path.name, stat.st_size, stat.st_mtime_ns])
   return ArraySource(
-    path.stem, arrays["images"], arrays.get("labels"), identity=identity
+    files.printable(path.stem),
+    arrays["images"],
+    arrays.get("labels"),
+    identity=identity,
+    persons=arrays.get("persons"),
   )
 
 
@@ -198,6 +206,8 @@ def open_source(
   data_dir: str | None = None,
   classes: Sequence[str] | None = None,
   listing: Path | None = None,
+  *,
+  may_be_empty: bool = False,
 ) -> Source:
   """Returns the source that a source string names; see `config.spec`.
 
@@ -207,6 +217,7 @@ def open_source(
     classes: Names of the classes, in the order of their labels: see
       `FolderSource` and `TfdsSource`. Other sources have none.
     listing: As in `FolderSource`.
+    may_be_empty: As in `FolderSource`.
 
   Raises:
     EcosError: The string names nothing, what it names cannot be read, or it is
@@ -214,7 +225,9 @@ def open_source(
   """
   match spec_lib.parse(text):
     case spec_lib.Folder(path, part):
-      return folder.FolderSource(path, classes, part=part, listing=listing)
+      return folder.FolderSource(
+        path, classes, part=part, listing=listing, may_be_empty=may_be_empty
+      )
     case spec_lib.Tfds(name, split):
       return tfds_split.TfdsSource(name, split, data_dir, classes)
     case spec_lib.Features(path):

@@ -15,7 +15,6 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 import ecos_jax
@@ -30,11 +29,7 @@ from ecos_jax.models import efficientnet
 
 # Float32's rounding of a score or a distance, over |x|^2 + |c|^2.
 _ROUNDING = 1e-6
-_TYPES = {
-  "float16": np.dtype(np.float16),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float32": np.dtype(np.float32),
-}
+_TYPES = ("float16", "bfloat16", "float32")
 _THREADS = 8
 _JOB_SECONDS = 300
 
@@ -87,11 +82,11 @@ def random_shapes(tiny: bool) -> Iterator[dict]:
     n, d, k = np.exp(rng.uniform(0, np.log((3000, 1400, 1500)))).astype(int)
     if tiny:
       n, d, k = n % 50 + 1, d % 50 + 1, k % 50 + 1
-    dtype = rng.choice(list(_TYPES))
+    dtype = rng.choice(_TYPES)
     # Norms and means that differ by orders of magnitude.
     scale = np.float32(10) ** rng.integers(-3, 3)
     features = _normal(rng, n, d) + np.float32(rng.integers(3))
-    features = (features * scale).astype(_TYPES[dtype])
+    features = (features * scale).astype(jnp.dtype(dtype))
     centroids = _normal(rng, k, d) * scale + np.mean(features, dtype=np.float32)
     found = assign.assign(features, centroids)
     return dtype, (n, d, k), *_compared(features, centroids, found)
@@ -119,14 +114,16 @@ def ties(tiny: bool) -> Iterator[dict]:
   """Yields how equal scores and repeated centroids are decided."""
   rng = np.random.default_rng(0)
   n, k = (50, 20) if tiny else (20_000, 700)
-  for dtype, numpy_type in _TYPES.items():
+  for dtype in _TYPES:
     # Whole numbers: all scores are exact.
-    features = rng.integers(-2, 3, (n, 3)).astype(numpy_type)
+    features = rng.integers(-2, 3, (n, 3)).astype(jnp.dtype(dtype))
     centroids = rng.integers(-2, 3, (k, 3)).astype(np.float32)
     scores = _scores(features, centroids)
     wrong = assign.assign(features, centroids).labels != np.argmax(scores, 1)
     twice = np.tile(_normal(rng, k, 70), (2, 1))
-    second = assign.assign(twice[:k].astype(numpy_type), twice).labels >= k
+    second = (
+      assign.assign(twice[:k].astype(jnp.dtype(dtype)), twice).labels >= k
+    )
     yield {
       "dtype": dtype,
       "not_the_lowest_index": int(wrong.sum()),
@@ -142,12 +139,10 @@ def memory(tiny: bool) -> Iterator[dict]:
   on_gpu = mesh.devices.flat[0].platform == "gpu"
   block = chunks.plan((n, d), k, mesh, in_memory=True).block
   for function in (assign.assign_chunk, lloyd.plain):
+    features = jax.ShapeDtypeStruct((n, d), jnp.float16)
+    centroids = jax.ShapeDtypeStruct((k, d), jnp.float32)
     lowered = function.lower(
-      jax.ShapeDtypeStruct((n, d), jnp.float16),
-      jnp.int32(n),
-      jax.ShapeDtypeStruct((k, d), jnp.float32),
-      mesh=mesh,
-      block=block,
+      features, jnp.int32(n), centroids, mesh=mesh, block=block
     )
     analysis = lowered.compile().memory_analysis()
     kept = analysis.temp_size_in_bytes if analysis else 0

@@ -17,7 +17,6 @@ import numpy as np
 
 from ecos_jax.benchmark import calls
 from ecos_jax.benchmark import ours
-from ecos_jax.benchmark import training as loops
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kernels
@@ -33,18 +32,10 @@ _ROWS = 1 << 20
 # flash-kmeans (2026) on an H100: an assignment of 1,048,576 float16 rows with
 # one float16 product, the best of its grid, in ms.
 _FLASH_KMEANS = {
-  (64, 256): 0.169,
-  (64, 1024): 0.599,
-  (64, 4096): 2.32,
-  (128, 256): 0.229,
-  (128, 1024): 0.773,
-  (128, 4096): 2.84,
-  (256, 256): 0.434,
-  (256, 1024): 1.33,
-  (256, 4096): 4.92,
-  (512, 256): 0.901,
-  (512, 1024): 2.90,
-  (512, 4096): 10.8,
+  64: {256: 0.169, 1024: 0.599, 4096: 2.32},
+  128: {256: 0.229, 1024: 0.773, 4096: 2.84},
+  256: {256: 0.434, 1024: 1.33, 4096: 4.92},
+  512: {256: 0.901, 1024: 2.90, 4096: 10.8},
 }
 # The most usual shapes first.
 _DEPTHS, _CENTROIDS = (128, 512, 64, 256), (1024, 4096, 256)
@@ -85,16 +76,12 @@ def _arrays(n: int, d: int, k: int) -> tuple[jax.Array, jax.Array]:
 def _programs(features, centroids, tiny: bool) -> dict[str, float]:
   """Returns ms of an assignment and of an iteration of Lloyd."""
   mesh, n = MESH(), len(features)
-  block = chunks.plan(
-    features.shape, len(centroids), mesh, in_memory=True
-  ).block
-  options = {"mesh": mesh, "block": block}
+  plan = chunks.plan(features.shape, len(centroids), mesh, in_memory=True)
+  options = {"mesh": mesh, "block": plan.block}
+  programs = {"assign_ms": assign.assign_chunk, "lloyd_ms": lloyd.plain}
   return {
     name: _milliseconds(lambda f=f: f(features, n, centroids, **options), tiny)
-    for name, f in (
-      ("assign_ms", assign.assign_chunk),
-      ("lloyd_ms", lloyd.plain),
-    )
+    for name, f in programs.items()
   }
 
 
@@ -128,7 +115,7 @@ def clustering(tiny: bool) -> Iterator[dict]:
       # Two products of float16 an assignment.
       row["tflops"] = 4e-9 * n * d * k / row["assign_ms"]
       row["of_bare_rate"] = 2 * row["dot_ms"] / row["assign_ms"]
-      yield row | {"flash_kmeans_ms": _FLASH_KMEANS.get((d, k))}
+      yield row | {"flash_kmeans_ms": _FLASH_KMEANS.get(d, {}).get(k)}
 
 
 def xla(tiny: bool) -> Iterator[dict]:
@@ -210,12 +197,11 @@ def training(tiny: bool) -> Iterator[dict]:
   """Yields ms of a training step, of our loop and of a bare one."""
   for batch in (4,) if tiny else (64, 256):
     row: dict[str, Any] = {"images": batch}
-    for name, make in (("bare", loops.bare), ("ours", loops.ours)):
+    for name, make in (("bare", ours.bare_training), ("ours", ours.training)):
       call = make(batch)
       call()
-      row[f"{name}_ms"] = float(
-        np.median([call()["seconds"] for _ in range(1 if tiny else 3)]) * 1e3
-      )
+      seconds = [call()["seconds"] for _ in range(1 if tiny else 3)]
+      row[f"{name}_ms"] = float(np.median(seconds) * 1e3)
     yield row
 
 

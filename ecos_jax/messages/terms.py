@@ -28,15 +28,17 @@ class Terms(fields.Checked):
   Attributes:
     sigma: Scale of the discrete Gaussian noise, in units of the L2 sensitivity:
       in votes where a sample has one.
-    gamma: Probability that a sample takes part, independently of the others.
+    gamma: Probability that a unit takes part, independently of the others.
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`; a `config.Relation` is accepted.
+    unit: `sample`, or `person`: of each person one random sample takes part.
   """
 
   sigma: Sigma
   gamma: Gamma
   delta: Delta
   relation: Relation
+  unit: Unit = dataclasses.field(default=config.Unit.SAMPLE.value, kw_only=True)
 
   def __post_init__(self):
     """Also checks that delta alone does not allow everything.
@@ -125,6 +127,7 @@ class LabelTerms(fields.Checked):
       one for its votes.
     delta: As in `Terms`.
     relation: As in `Terms`.
+    unit: As in `Terms`.
   """
 
   classes: Annotated[int, fields.integer(2, limits.MAX_CLASSES)]
@@ -137,6 +140,7 @@ class LabelTerms(fields.Checked):
   gamma: Gamma
   delta: Delta
   relation: Relation
+  unit: Unit = config.Unit.SAMPLE.value
 
   def __post_init__(self):
     """Also checks gamma and delta as `Terms` does.

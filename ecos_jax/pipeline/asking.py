@@ -205,7 +205,7 @@ def terms(config: config_lib.Config, *, first: bool = False) -> messages.Terms:
   if config.codebook.first_round:
     of_first, of_second = accounting.split(sigma, privacy.first_part, *rest)
     sigma = of_first if first else of_second
-  return messages.Terms(sigma, *rest)
+  return messages.Terms(sigma, *rest, unit=privacy.unit.value)
 
 
 def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
@@ -328,6 +328,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
       FIELDS.privacy.gamma,
       FIELDS.privacy.delta,
       FIELDS.privacy.relation,
+      FIELDS.privacy.unit,
       FIELDS.privacy.first_part,
       FIELDS.codebook.question,
       FIELDS.codebook.votes,

@@ -20,7 +20,7 @@ from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import answering
 from ecos_jax.client import encoding
-from ecos_jax.client import private_knn
+from ecos_jax.data import persons as persons_lib
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.messages import message as message_lib
@@ -127,6 +127,8 @@ class Client:
       where = "features:DIR" if self._config.of_features else "DIR"
       command = f"respond --query={message.name} --data={where}"
       epsilon = "EPSILON"
+    if self._config.privacy.unit is config_lib.Unit.PERSON:
+      command += " --unit=person"
     raise WaitingError(
       _WAITING.format(
         what=what,
@@ -156,10 +158,9 @@ class Client:
       seed += 2**64
     answered = answering.answer_query(
       message,
-      lambda: encoding.blocks(message, self.data, *self._encoding()),
+      lambda: self._opened(message),
       mechanisms.Mechanism(message.terms, seed, message.bins, message.weight),
       self._account(),
-      lambda: self.data.labels(np.arange(len(self.data))),
     )
     return answered.answer.to_bytes()
 
@@ -168,7 +169,7 @@ class Client:
     try:
       answered = answering.answer_request(
         request,
-        lambda: private_knn.encode(request, self.data, *self._encoding()),
+        lambda: self._opened(request),
         request.terms,
         self._account(),
         epsilon=budget,
@@ -184,14 +185,31 @@ class Client:
 
     return answered.answer.to_bytes()
 
-  def _encoding(self) -> tuple[registry.Encoder, int]:
-    return self._encoder(), self._config.encoder.batch_size
+  def _opened(
+    self, message: messages.Query | messages.LabelRequest
+  ) -> encoding.Private:
+    """Returns the data, with what the message asks for."""
+    labels = persons = None
+    if isinstance(message, messages.LabelRequest) or message.classes:
+      labels = self.data.labels(np.arange(len(self.data)))
+    if self._config.privacy.unit is config_lib.Unit.PERSON:
+      with errors.about("privacy.unit", "person"):
+        persons = persons_lib.read(self.data, None)
+    return encoding.opened(
+      message,
+      self.data,
+      self._encoder(),
+      self._config.encoder.batch_size,
+      labels=labels,
+      persons=persons,
+    )
 
   def _account(self) -> answering.Account:
     path = self._work.path / "client" / "ledger"
     path.parent.mkdir(exist_ok=True)
     # Without a limit; the summary computes the total at the answers' terms.
-    ledger.create(path, max_epsilon=math.inf)
+    unit = self._config.privacy.unit.value
+    ledger.create(path, max_epsilon=math.inf, unit=unit)
     return answering.Account(path, "simulated")
 
   def entries(self) -> list[ledger.Entry]:

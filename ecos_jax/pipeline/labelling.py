@@ -82,6 +82,7 @@ def terms(job: Job) -> messages.LabelTerms:
     gamma=options.gamma,
     delta=job.config.privacy.delta,
     relation=job.config.privacy.relation.value,
+    unit=job.config.privacy.unit.value,
   )
 
 
@@ -109,6 +110,7 @@ REQUEST = Stage(
     FIELDS.labelling.sigma_vote,
     FIELDS.labelling.threshold,
     FIELDS.privacy.delta,
+    FIELDS.privacy.unit,
     FIELDS.seed,
   ),
   inputs=(asking.BANK, selection.PROXY),

@@ -17,8 +17,8 @@ from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
 _RELATIONS = {
-  "add_remove": "one sample more or less",
-  "replace_one": "one sample replaced",
+  "add_remove": "one {} more or less",
+  "replace_one": "one {} replaced",
 }
 
 
@@ -231,9 +231,10 @@ def _privacy(summary: Summary) -> str:
     )
   if summary.remote:
     detail.append("this run's answers only: the client's ledger has the total")
+  protected = _RELATIONS[summary.relation].format(summary.unit)
   return (
     f"epsilon {summary.epsilon:.4g} at delta {summary.delta:g}, for "
-    f"{_RELATIONS[summary.relation]} ({'; '.join(filter(None, detail))})"
+    f"{protected} ({'; '.join(filter(None, detail))})"
   )
 
 

@@ -15,10 +15,14 @@ from collections.abc import Callable
 import functools
 import math
 
+import numpy as np
+from scipy import stats
+
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.config import limits
+from ecos_jax.privacy import composition
 from ecos_jax.privacy.composition import Cost
 from ecos_jax.privacy.composition import Release
 
@@ -27,6 +31,7 @@ __all__ = [
   "Release",
   "cost",
   "epsilon",
+  "group_epsilon",
   "labels",
   "paper_epsilon",
   "sigma",
@@ -37,6 +42,8 @@ __all__ = [
 SIGMA_STEP = 1 / 256
 # split() returns multiples of sigma over this.
 _SPLIT_STEPS = 8192
+# More samples than any epsilon of use can hide.
+_LARGEST_GROUP = 10_000
 
 
 def labels(terms: messages.LabelTerms, requests: int, answers: int) -> Cost:
@@ -96,6 +103,52 @@ def epsilon(
   terms = messages.Terms(sigma, gamma, delta, relation)
   release = Release.of(terms.sigma, terms.gamma, bins, weight)
   return Cost((release,)).epsilon(delta, relation)
+
+
+def group_epsilon(sigma: float, gamma: float, delta: float, size: int) -> float:
+  """Returns the epsilon of one answer for a group of samples, rounded up.
+
+  The samples, such as all of one person, are all there or all absent, and each
+  votes: the unit is the sample. docs/privacy.md derives it ("Several samples of
+  one person"). Where persons are the unit, `epsilon` holds for a person.
+
+  Args:
+    sigma: Scale of the discrete Gaussian, in votes.
+    gamma: Rate of the Poisson subsample.
+    delta: Of (epsilon, delta).
+    size: Number of samples in the group, k.
+
+  Raises:
+    EcosError: A term is out of range, or the group is empty.
+  """
+  terms = messages.Terms(sigma, gamma, delta, config.Relation.ADD_REMOVE.value)
+  if not 1 <= size <= _LARGEST_GROUP:
+    raise errors.EcosError(
+      f"`size` must be in [1, {_LARGEST_GROUP}], got {size}"
+    )
+  x, log_mass = composition.log_noise(terms.sigma)
+  # The same on more integers: those that a shift by up to k reaches.
+  x = np.arange(x[0], x[-1] + size + 1)
+  scale = log_mass.max()
+  absent = scale - x**2 / (2 * terms.sigma**2)
+  present = np.full(len(x), -np.inf)
+  for drawn in range(size + 1):
+    weight = stats.binom.logpmf(drawn, size, terms.gamma)
+    shifted = scale - (x - drawn) ** 2 / (2 * terms.sigma**2)
+    present = np.logaddexp(present, weight + shifted)
+
+  def excess(epsilon: float) -> float:
+    """Returns the delta at `epsilon`, less `delta`."""
+    loss = present - absent
+    remove = np.exp(present) @ -np.expm1(np.minimum(epsilon - loss, 0))
+    add = np.exp(absent) @ -np.expm1(np.minimum(epsilon + loss, 0))
+    return max(remove, add) - delta
+
+  low, high = 0.0, float(np.abs(present - absent).max())
+  while high - low > 1e-8:
+    middle = (low + high) / 2
+    low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+  return math.ceil(high * 1e6) / 1e6
 
 
 @functools.lru_cache(maxsize=1024)

@@ -3,7 +3,9 @@
 One object draws the subsample and the noise and states their cost, so the claim
 is about what ran. Its guarantee, with T its terms:
 
-1. Each sample takes part with probability exactly T.gamma, independently.
+1. Each unit (T.unit: a sample, or a person with all samples of theirs) takes
+   part with probability exactly T.gamma, independently. Of a person one random
+   sample votes.
 2. Each count gets independent discrete Gaussian noise of scale exactly `scale`
    (Canonne, Kamath, Steinke 2020). The noise is integer, so no low bits can
    reveal the count (Mironov 2012).
@@ -15,8 +17,10 @@ The randomness is the operating system's, through `secrets` and through OpenDP's
 OpenSSL. Counts are at most 2^40, and OpenDP's 64-bit additions saturate.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import functools
+import math
 import secrets
 
 import numpy as np
@@ -25,13 +29,15 @@ from opendp import measurements
 from opendp import metrics
 from opendp import mod
 
+from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import composition
+from ecos_jax.privacy import units
 
-# Samples whose random bits are drawn at once.
+# Units whose random bits are drawn at once.
 _DRAW = 2**20
 
 
@@ -73,6 +79,8 @@ class Mechanism:
     insecure_noise_seed: int | None = None,
     bins: int = 1,
     weight: int = 0,
+    *,
+    unit: str = config.Unit.SAMPLE.value,
   ) -> "Mechanism":
     """Returns the mechanism with noise `sigma`, or the least for `epsilon`.
 
@@ -87,7 +95,7 @@ class Mechanism:
       sigma = accounting.sigma(epsilon, gamma, delta, relation, bins, weight)
     elif sigma is None or epsilon is not None:
       raise errors.EcosError("give `epsilon` or `sigma`, and not both")
-    terms = messages.Terms(sigma, gamma, delta, relation)
+    terms = messages.Terms(sigma, gamma, delta, relation, unit=unit)
     return cls(terms, insecure_noise_seed, bins, weight)
 
   @property
@@ -118,20 +126,68 @@ class Mechanism:
     )
 
   def subsample(self, n: int) -> np.ndarray:
-    """Returns which of n samples take part, [n] bool, drawn independently."""
+    """Returns which of n units take part, [n] bool, drawn independently."""
     # 64 random bits below gamma * 2^64, an integer: see limits.MIN_GAMMA.
     limit = int(self.terms.gamma * 2**64)
     if limit == 2**64:
       return np.ones(n, np.bool_)
-    if self.insecure_noise_seed is not None:
-      random = np.random.default_rng([self.insecure_noise_seed, 0])
-      return random.integers(2**64, size=n, dtype=np.uint64) < limit
     taken = np.empty(n, np.bool_)
-    for start in range(0, n, _DRAW):
-      part = taken[start : start + _DRAW]
-      bits = np.frombuffer(secrets.token_bytes(8 * len(part)), np.uint64)
+    for part, bits in self._bits(taken, 0):
       part[:] = bits < np.uint64(limit)
     return taken
+
+  def voters(
+    self, n: int, persons: units.Persons | None, repetitions: int = 1
+  ) -> np.ndarray:
+    """Returns which samples vote, [repetitions, n] bool.
+
+    These are a random subsample, or one random sample of each person in a
+    random subsample of the persons.
+
+    Args:
+      n: Number of samples.
+      persons: Whose they are; None if each sample is a unit of its own.
+      repetitions: Number of independent draws.
+
+    Raises:
+      EcosError: The persons are not those that the terms speak of.
+    """
+    by_person = self.terms.unit == config.Unit.PERSON.value
+    if by_person != (persons is not None):
+      raise errors.EcosError("give `persons` exactly if `unit` is person")
+    if persons is None:
+      return self.subsample(repetitions * n).reshape(repetitions, n)
+    if len(persons.ids) != n:
+      raise errors.EcosError("`persons` must have one id for each sample")
+    taken = self.subsample(repetitions * len(persons)).reshape(repetitions, -1)
+    picked = np.empty(taken.shape, np.int64)
+    for part, bits in self._bits(picked, 2):
+      part[:] = persons.pick(bits)
+    voting = np.zeros((repetitions, n), np.bool_)
+    rows, columns = np.nonzero(taken)
+    voting[rows, picked[rows, columns]] = True
+    return voting
+
+  def _bits(
+    self, array: np.ndarray, stream: int
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields parts of an array, and 64 random bits for each of its elements.
+
+    Args:
+      array: [n, ...]; it is cut along its first axis.
+      stream: With a seed, streams draw differently.
+    """
+    random = None
+    if self.insecure_noise_seed is not None:
+      random = np.random.default_rng([self.insecure_noise_seed, stream])
+    rows = max(1, _DRAW // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), rows):
+      part = array[start : start + rows]
+      if random is None:
+        bits = np.frombuffer(secrets.token_bytes(8 * part.size), np.uint64)
+      else:
+        bits = random.integers(2**64, size=part.size, dtype=np.uint64)
+      yield part, bits.reshape(part.shape)
 
   def noised(self, coverage: np.ndarray) -> np.ndarray:
     """Returns counts of any shape with independent noise on each, int64."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
@@ -32,6 +33,7 @@ class Spending:
     labels_epsilon: Of this run's labels alone.
     delta: The smallest delta of all answers; 0 if there is none.
     relation: The relation that holds for all answers.
+    unit: What epsilon hides: one `sample`, or one `person`.
   """
 
   epsilon: float | None
@@ -43,6 +45,7 @@ class Spending:
   labels_epsilon: float | None
   delta: float | None
   relation: str | None
+  unit: str | None
 
 
 def _stated(answer: Answer) -> messages.Statement | messages.LabelResponse:
@@ -72,7 +75,7 @@ def spent(
       simulations do.
 
   Raises:
-    EcosError: No bound is proven for the answers' relations.
+    EcosError: No bound is proven for the answers' relations and units.
   """
   stored = [messages.answer_from_bytes(entry.response) for entry in entries]
   known = {answer.digest for answer in stored}
@@ -82,8 +85,14 @@ def spent(
     answer.statement if isinstance(answer, messages.Response) else answer.terms
     for answer in everything
   ]
-  epsilon, delta, relation = 0.0, 0.0, None
+  epsilon, delta, relation, unit = 0.0, 0.0, None, None
   if everything:
+    unit, *others = {term.unit for term in terms}
+    if others:
+      raise errors.EcosError(
+        "some of the client's answers hide samples and others persons, so they "
+        "cannot be added up: ask for all with one `unit`"
+      )
     delta = min(term.delta for term in terms)
     relation = _relation(terms)
     costs = [accounting.cost(answer) for answer in everything]
@@ -111,6 +120,7 @@ def spent(
     labels_epsilon=alone.get("labels"),
     delta=None if exposed else delta,
     relation=relation,
+    unit=unit,
   )
 
 

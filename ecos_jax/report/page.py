@@ -62,15 +62,15 @@ class Chart(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """What the page shows of a run.
+  """What the page shows of a run; None for what it did not have.
 
   Attributes:
     run: The run.
     label: Its short name.
     anchor: Prefix of the ids in its chapter.
-    plane: The projection of its bank; None if it had none.
+    plane: The projection of its bank.
     maps: Charts of the pool and of the proxy; none without a bank.
-    coverage: The chart; None if the client was not asked for scores.
+    coverage: The chart of the client's answer.
     passing: Share of the clusters without votes that the filter lets pass.
     pictures: Images; None for a pool of features.
     sources: The sources, with their shares of this run's proxy.
@@ -144,15 +144,8 @@ def render(
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {
-    "percent": _percent,
-    "number": _number,
-    "size": _size,
-    "short": _short,
-    "seconds": _seconds,
-    "odds": _odds,
-    "style": _style,
-  }
+  for form in (_percent, _number, _size, _short, _seconds, _odds, _style):
+    environment.filters[form.__name__.removeprefix("_")] = form
   return environment.get_template("page.html").render(
     views=views,
     rival=_rival(views),
@@ -178,14 +171,9 @@ def _view(
       lowest = max(math.ceil(threshold * sigma), 1)
       passing = float(scipy.stats.norm.sf((lowest - 0.5) / sigma))
   return View(
-    run,
-    label,
-    anchor,
-    plane,
+    *(run, label, anchor, plane),
     [] if plane is None else charts.maps(run, plane),
-    coverage,
-    passing,
-    pictures.look(run),
+    *(coverage, passing, pictures.look(run)),
     _shares([(run, "the proxy", None)]),
     _curves([(run, "model", "model", "c0"), (run, "teacher", "teacher", "c1")]),
   )
@@ -196,21 +184,17 @@ def _rival(views: Sequence[View]) -> View | None:
 
   It must have the same data, training and budget.
   """
-  first = views[0].run
-  if first.summary.accuracy is None:
+
+  def setting(view: View) -> tuple:
+    config = view.run.config
+    return config.data, config.train, config.sampling.budget
+
+  known = [v for v in views if v.run.summary.accuracy is not None]
+  if not known or known[0] is not views[0]:
     return None
-  known = [
-    v
-    for v in views[1:]
-    if v.run.summary.accuracy is not None
-    and v.run.config.sampling.budget == first.config.sampling.budget
-    and all(
-      getattr(v.run.config, part) == getattr(first.config, part)
-      for part in ("data", "train")
-    )
-  ]
-  random = [v for v in known if v.run.summary.method == "random"]
-  return next(iter(random + known), None)
+  same = [v for v in known[1:] if setting(v) == setting(views[0])]
+  random = [v for v in same if v.run.summary.method == "random"]
+  return next(iter(random + same), None)
 
 
 def _shares(
@@ -291,9 +275,7 @@ def _curves(
 def _differences(runs: Sequence[collect.Run]) -> dict[str, list[str]]:
   """Returns the fields in which the runs differ, with each run's value."""
   configs = [config_lib.flatten(run.config) for run in runs]
-  values = {
-    name: [_json(config[name]) for config in configs] for name in configs[0]
-  }
+  values = {name: [_json(c[name]) for c in configs] for name in configs[0]}
   return {name: own for name, own in values.items() if len(set(own)) > 1}
 
 

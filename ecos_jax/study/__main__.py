@@ -26,7 +26,7 @@ _TRIALS = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer(
   "workers",
   None,
-  "Processes at once; by default one a core, as memory allows, and one on an "
+  "Processes at once; by default one per core, as memory allows, and one on an "
   "accelerator.",
   lower_bound=1,
 )
@@ -35,22 +35,8 @@ _OUT = flags.DEFINE_string(
 )
 
 
-def _study() -> plan.Study:
-  value = _CONFIG.value
-  try:
-    # A missing file shows only when an attribute of its value is touched.
-    if hasattr(value, "seed") and isinstance(value, plan.Study):
-      return value
-  except OSError as error:
-    raise errors.ConfigError(f"--config: {error}") from None
-  raise errors.ConfigError(
-    "--config must name a file whose get_config() returns "
-    f"ecos_jax.study.plan.Study, got {type(value).__name__}"
-  )
-
-
 def _command(name: str) -> str:
-  """Returns the command line, with placeholders for places of this machine."""
+  """Returns the command line, without the folders of this machine."""
   lines = ["python -m ecos_jax.study"]
   arguments = iter(sys.argv[1:])
   for argument in arguments:
@@ -65,9 +51,9 @@ def _command(name: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-  """Runs what is left of the study that --config and --workdir name."""
+  """Runs the trials that are not done yet, and writes the results."""
   del argv
-  study = _study()
+  study = cli.config_of(_CONFIG, plan.Study)
   if not _WORKDIR.value:
     raise errors.ConfigError(
       "--workdir is missing: name a folder for the study"

@@ -26,7 +26,7 @@ from ecos_jax.study import tables
 def write(
   study: plan.Study, workdir: Path, command: str
 ) -> tuple[str, list[Path]]:
-  """Writes all files of a study, as far as it is done.
+  """Writes all files of a study, from the trials that are done.
 
   Args:
     study: The study.

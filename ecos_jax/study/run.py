@@ -95,7 +95,7 @@ def listing(study: plan.Study, workdir: Path) -> str:
 
 
 def _processes() -> int:
-  """Returns how many processes run at once: one a core, as memory allows.
+  """Returns how many processes run at once: one per core, as memory allows.
 
   An accelerator serves one process.
   """
@@ -175,7 +175,7 @@ def run(
     study: The study.
     trials: Those to look at.
     workdir: The folder of the study, locked by the caller.
-    count: How many processes; by default one a core, as memory allows.
+    count: How many processes; by default one per core, as memory allows.
 
   Raises:
     EcosError: A trial was done with another configuration.

@@ -1,7 +1,7 @@
 """Runs trials in a child process; stages that several trials need run once.
 
-A stage is known by what it is made from: its part of the configuration and the
-digests of its inputs. The first trial that makes it leaves it in the store,
+Two stages are the same if their parts of the configuration and the digests of
+their inputs are. The first trial that makes a stage leaves it in the store,
 under a digest of these; the others take its files from there as hard links, and
 check its manifest as if it were their own. The client's response is not shared,
 since it is random by design, nor are stages that no two trials have in common.

@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import answering
+from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
@@ -49,15 +51,31 @@ def _query(features):
   return queries.query_of(features[:5])
 
 
+def _opened(data, **more):
+  """Returns what opens features; what is callable opens, or fails, itself."""
+  private = encoding.Private
+  return (
+    data
+    if callable(data)
+    else lambda: private(len(data), lambda: [data], **more)
+  )
+
+
+def _unread(size, **more):
+  """Returns what opens data that must not be encoded."""
+  return lambda: encoding.Private(size, _unreachable, **more)
+
+
 def _scores(query, data, path, mechanism=MECHANISM, **changes):
-  blocks = data if callable(data) else lambda: [data]
   account = _account(path, **changes)
-  return answering.answer_query(query, blocks, mechanism, account).answer
+  return answering.answer_query(query, _opened(data), mechanism, account).answer
 
 
 def _labels(request, samples, path, terms=label_requests.TERMS, **changes):
   epsilon = changes.pop("epsilon", 50.0)
-  opened = samples if callable(samples) else lambda: samples
+  opened = samples
+  if not callable(samples):
+    opened = _opened(samples.features, labels=samples.labels)
   return answering.answer_request(
     request, opened, terms, _account(path, **changes), epsilon=epsilon
   ).answer
@@ -128,7 +146,7 @@ def test_who_does_not_agree_spends_nothing(query, tmp_path):
     raise errors.EcosError("no")
 
   with pytest.raises(errors.EcosError, match="no"):
-    _scores(query, _unreachable, path, consent=refuse)
+    _scores(query, _unread(37), path, consent=refuse)
   for part in ("5 centroids", "hog", "5 integers", "0.276049", "0.5838"):
     assert part in told[0]
   assert "0.723951 is left of 1" in told[0]
@@ -202,7 +220,12 @@ def test_no_label_is_spent_without_consent(request_, samples, tmp_path):
     raise errors.EcosError("no")
 
   with pytest.raises(errors.EcosError, match="no"):
-    _labels(request_, _unreachable, path, consent=refuse)
+    _labels(
+      request_,
+      _unread(len(samples.labels), labels=samples.labels),
+      path,
+      consent=refuse,
+    )
   for part in ("3 classes", "60 public samples", "hog", "is left of 60"):
     assert part in told[0]
   assert str(len(samples.labels)) not in told[0]
@@ -240,12 +263,12 @@ def test_scores_on_arrays(query, features, images, path, tmp_path):
 def test_labels_on_arrays(request_, samples, path):
   question = request_.to_bytes()
   options = {"ledger": path, "epsilon": 50.0}
-  answer = answering.label(question, *samples, **options)
+  answer = answering.label(question, *samples[:2], **options)
   response = messages.LabelResponse.from_bytes(answer)
   assert response.terms == request_.terms and response.epsilon <= 50
-  assert answering.label(question, *samples, **options) == answer
+  assert answering.label(question, *samples[:2], **options) == answer
   terms = label_requests.changed(sigma_vote=5.0)
-  other = answering.label(question, *samples, terms=terms, **options)
+  other = answering.label(question, *samples[:2], terms=terms, **options)
   assert messages.LabelResponse.from_bytes(other).terms == terms
 
 
@@ -268,7 +291,7 @@ def test_wrong_arguments_are_named_and_hostile_questions_touch_nothing(
       with pytest.raises(messages.ProtocolError):
         answering.answer(hostile, features, sigma=10.0, ledger=path)
       with pytest.raises(messages.ProtocolError):
-        answering.label(hostile, *samples, epsilon=9.0, ledger=path)
+        answering.label(hostile, *samples[:2], epsilon=9.0, ledger=path)
   assert ledger.read(path).entries == []
   wrong = (
     (samples.features[:, :4], samples.labels, r"\[n, 5\]"),
@@ -281,6 +304,106 @@ def test_wrong_arguments_are_named_and_hostile_questions_touch_nothing(
   assert ledger.read(path).entries == []
 
 
+# Persons, and data of which there are none.
+
+
+@pytest.fixture(name="by_person")
+def _by_person(tmp_path):
+  """A ledger of persons, without a limit."""
+  ledger.create(tmp_path / "persons", max_epsilon=math.inf, unit="person")
+  return tmp_path / "persons"
+
+
+def test_a_person_has_one_vote_however_many_samples(
+  query, features, path, by_person
+):
+  question = query.to_bytes()
+  data = np.concatenate([np.repeat(features[:1], 5000, axis=0), features[1:9]])
+  ids = ["ann"] * 5000 + [f"other {i}" for i in range(8)]
+  options = {"sigma": 3.0, "gamma": 1.0}
+  answer = answering.answer(
+    question, data, persons=ids, ledger=by_person, **options
+  )
+  response = messages.Response.from_bytes(answer)
+  assert response.statement.unit == "person"
+  assert response.scores.sum() < 9 + 12 * 3 * 5**0.5
+  whole = answering.answer(question, data, ledger=path, **options)
+  assert messages.Response.from_bytes(whole).scores.sum() > 4000
+  (entry,) = ledger.read(by_person).entries
+  assert entry.terms["unit"] == "person"
+  with pytest.raises(errors.EcosError, match="an id for each sample"):
+    answering.answer(
+      question, data, persons=ids[1:], sigma=9.0, ledger=by_person
+    )
+
+
+def test_a_ledger_is_for_one_unit(
+  query, request_, features, samples, path, by_person
+):
+  question = query.to_bytes()
+  ids = np.arange(len(features))
+  with pytest.raises(errors.EcosError, match="`persons` must be given"):
+    answering.answer(question, features, sigma=9.0, ledger=by_person)
+  with pytest.raises(errors.EcosError, match="`persons` must be given"):
+    answering.answer(question, features, persons=ids, sigma=9.0, ledger=path)
+  mechanism = mechanisms.Mechanism.of(
+    None, 9.0, 0.8, 1e-5, "add_remove", unit="person"
+  )
+  for unit, book in (("person", path), ("sample", by_person)):
+    terms = label_requests.changed(unit=unit)
+    with pytest.raises(ledger.LedgerError, match="another ledger"):
+      _labels(request_, _unreachable, book, terms)
+  with pytest.raises(ledger.LedgerError, match="cannot be added up"):
+    _scores(query, _unreachable, path, mechanism)
+  assert ledger.read(path).entries == ledger.read(by_person).entries == []
+
+
+def test_the_owner_is_told_the_unit_and_what_drowns(
+  query, features, path, by_person
+):
+  told = []
+  mechanism = mechanisms.Mechanism.of(
+    None, 10.0, 0.8, 1e-5, "add_remove", unit="person"
+  )
+  opened = _opened(features, persons=np.arange(len(features)) // 5)
+  _scores(query, opened, by_person, mechanism, consent=told.append)
+  for part in ("one sample each", "per person", "most counts would drown"):
+    assert part in told[0]
+  many = np.repeat(features, 10, axis=0)
+  _scores(query, many, path, consent=told.append)
+  assert "warning" not in told[1] and "per sample" in told[1]
+
+
+def test_no_data_are_answered_with_noise(query, request_, samples, path):
+  told = []
+  nothing = np.zeros((0, query.dimension), np.float32)
+  response = _scores(query, nothing, path, consent=told.append)
+  assert np.abs(response.scores).max() < 120 and response.scores.any()
+  # Not a single label, and no sample at all.
+  for rows, label in ((samples.features, -1), (samples.features[:0], 0)):
+    given = _labels(
+      request_,
+      _opened(rows, labels=np.full(len(rows), label)),
+      path,
+      label_requests.changed(threshold=0.0 if label else 0.5),
+      consent=told.append,
+    )
+    assert (given.labels >= 0).any()
+  assert "noise alone" in told[0]
+  assert all("no sample has a label" in text for text in told[1:])
+
+
+def test_labels_by_persons(request_, samples, by_person):
+  answer = answering.label(
+    request_.to_bytes(),
+    *samples[:2],
+    persons=np.arange(240) // 12,
+    ledger=by_person,
+    epsilon=50.0,
+  )
+  assert messages.LabelResponse.from_bytes(answer).terms.unit == "person"
+
+
 # Runs answers in forked processes that are killed at a random line of the
 # package, and reports what was on the disk then, and after one more run.
 _KILLED = """
@@ -288,6 +411,7 @@ import json, os, pathlib, random, signal, sys
 import numpy as np
 from ecos_jax import messages
 from ecos_jax.client import answering
+from ecos_jax.client import encoding
 from ecos_jax.privacy import ledger
 
 terms = messages.Terms(10.0, 0.8, 1e-5, "add_remove")

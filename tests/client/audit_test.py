@@ -80,6 +80,12 @@ class Seeded(mechanisms.Mechanism):
     return mechanisms.Mechanism(self.terms, 7).noised(coverage)
 
 
+class EverySampleVotes(mechanisms.Mechanism):
+  def voters(self, n, persons, repetitions=1):
+    drawn = self.subsample(repetitions * len(persons)).reshape(repetitions, -1)
+    return drawn[:, persons.ids]
+
+
 @pytest.mark.parametrize(
   ("broken", "sigma", "gamma", "trials"),
   [
@@ -104,6 +110,18 @@ def test_the_shipped_mechanism_is_not_refuted(relation):
   mechanism = _mechanism(1.0, relation=relation)
   bound = _bound(mechanism, 10_000, relation)
   assert 1.0 < bound <= mechanism.statement.epsilon
+
+
+@pytest.mark.parametrize("bins", [1, 9])
+def test_a_person_of_50_samples_is_hidden_and_caught_if_all_vote(bins):
+  terms = messages.Terms(1.0, 0.8, DELTA, "add_remove", unit="person")
+  shipped = mechanisms.Mechanism(terms, bins=bins)
+  claim = shipped.statement.epsilon
+  assert 1.0 < _bound(shipped, 10_000) <= claim
+  terms = dataclasses.replace(terms, sigma=10.0)
+  broken = EverySampleVotes(terms, bins=bins)
+  bound = _bound(broken, 10_000, confidence=0.99)
+  assert bound > 10 * broken.statement.epsilon
 
 
 @pytest.mark.parametrize("votes", [1, 8])

@@ -13,6 +13,7 @@ from sklearn import neighbors as sklearn_neighbors
 
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.client import encoding
 from ecos_jax.client import neighbours
 from ecos_jax.client import private_knn
 from ecos_jax.data import pools
@@ -38,7 +39,7 @@ def test_without_noise_the_labels_are_those_of_scikit_learn(
 ):
   monkeypatch.setattr(mechanisms.Mechanism, "noised", lambda self, x: x)
   response = _label(request_, samples, changed(gamma=1.0, threshold=0.0))
-  model = sklearn_neighbors.KNeighborsClassifier(15).fit(*samples)
+  model = sklearn_neighbors.KNeighborsClassifier(15).fit(*samples[:2])
   np.testing.assert_array_equal(
     response.labels, model.predict(request_.features)
   )
@@ -232,7 +233,6 @@ def test_who_has_no_class_does_not_vote(request_, samples):
   np.testing.assert_array_equal(voters.features, samples.features[kept])
   np.testing.assert_array_equal(voters.labels, samples.labels[kept])
   for features, classes, said in (
-    (samples.features, np.full(240, -1), "no sample has a label"),
     (samples.features[:, :4], samples.labels, r"\[n, 5\]"),
     (samples.features, samples.labels[1:], "`labels`"),
   ):
@@ -240,17 +240,23 @@ def test_who_has_no_class_does_not_vote(request_, samples):
       private_knn.voting(request_, private_knn.Samples(features, classes))
 
 
+def _opened(request, source, batch_size):
+  labels = source.labels(np.arange(len(source)))
+  return encoding.opened(request, source, batch_size=batch_size, labels=labels)
+
+
 def test_images_are_encoded_with_the_request_s_encoder(samples):
   random = np.random.default_rng(0)
   images = random.integers(0, 256, (21, 28, 28, 3), np.uint8)
   features = registry.encode(registry.get("hog"), images)
   source = pools.ArraySource("mine", images, samples.labels[:21])
-  encoded = private_knn.encode(request_for(features), source, batch_size=8)
+  request = request_for(features)
+  encoded = private_knn.encode(request, _opened(request, source, 8))
   np.testing.assert_allclose(encoded.features, features, atol=1e-6)
   np.testing.assert_array_equal(encoded.labels, samples.labels[:21])
   other = dataclasses.replace(request_for(features), encoder_digest="0" * 64)
   with pytest.raises(messages.ProtocolError, match="encoder_digest"):
-    private_knn.encode(other, source)
+    private_knn.encode(other, _opened(other, source, 8))
 
 
 def _folder_of(path, names):
@@ -283,9 +289,9 @@ def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
 
   def votes():
     source = pools.open_source(str(tmp_path), classes=classes)
-    samples = private_knn.encode(request, source, batch_size=64)
+    samples = private_knn.encode(request, _opened(request, source, 64))
     voters = neighbours.Neighbours(
-      *private_knn.voting(request, samples), k=7, classes=3
+      *private_knn.voting(request, samples)[:2], k=7, classes=3
     )
     taken = np.ones((12, len(voters)), bool)
     return voters.votes(request.features, taken), len(voters)

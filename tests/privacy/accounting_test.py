@@ -1,4 +1,6 @@
 from fractions import Fraction
+import functools
+import itertools
 import math
 from pathlib import Path
 import re
@@ -8,6 +10,7 @@ import hypothesis
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+from scipy import stats
 
 from ecos_jax import errors
 from ecos_jax.privacy import accounting
@@ -160,3 +163,92 @@ def test_the_table_in_the_documentation_is_what_is_computed():
 @hypothesis.given(st.floats(2.0**-12, 1.0))
 def test_every_gamma_is_drawn_exactly(gamma):
   assert (Fraction(gamma) * 2**64).denominator == 1
+
+
+# Groups of samples.
+
+
+def _group(votes, sigma, gamma):
+  """The outputs without and with samples of these votes, straight from it."""
+  x = np.arange(-int(12 * sigma) - 9, int(12 * sigma) + 10 + len(votes))
+  p0 = np.exp(-(x**2) / (2 * sigma**2))
+  p0 /= p0.sum()
+  shape = (1 + max(votes)) * [len(x)]
+  present = np.zeros(shape)
+  for coins in itertools.product((0, 1), repeat=len(votes)):
+    drawn = sum(coins)
+    weight = gamma**drawn * (1 - gamma) ** (len(votes) - drawn)
+    counts = np.zeros(len(shape), int)
+    np.add.at(counts, list(votes), coins)
+    bins = [np.roll(p0, count) for count in counts]
+    present += weight * functools.reduce(np.multiply.outer, bins)
+  return functools.reduce(np.multiply.outer, len(shape) * [p0]), present
+
+
+def _hockey_stick(pair, epsilon):
+  return max(
+    np.maximum(p - math.exp(epsilon) * q, 0).sum()
+    for p, q in (pair, pair[::-1])
+  )
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("sigma", [0.3, 0.7, 2.0, 6.0])
+def test_a_group_costs_what_brute_force_says_and_one_bin_is_the_worst(
+  sigma, gamma
+):
+  for size in (1, 2, 4):
+    delta = 1e-4
+    epsilon = accounting.group_epsilon(sigma, gamma, delta, size)
+    together = _group([0] * size, sigma, gamma)
+    assert _hockey_stick(together, epsilon) <= delta
+    assert _hockey_stick(together, epsilon - 1e-5) > delta
+  # However 4 samples lie in two bins, no event tells more.
+  for votes in ([0, 0, 1, 1], [0, 1, 1, 1], [0, 1]):
+    other = _group(votes, sigma, gamma)
+    one = _group([0] * len(votes), sigma, gamma)
+    for epsilon in (0.05, 0.3, 1.0, 3.0, 8.0):
+      bound = _hockey_stick(one, epsilon)
+      assert _hockey_stick(other, epsilon) <= bound * (1 + 1e-9) + 1e-13
+
+
+def test_a_group_at_the_default_terms():
+  terms = (10.0, 0.8, 1e-5)
+  one = accounting.epsilon(*terms, "add_remove")
+  assert accounting.group_epsilon(*terms, 1) == pytest.approx(one, abs=1e-4)
+  # Much more than k times as much.
+  for size, epsilon in ((10, 3.53), (30, 13.13), (100, 69.04)):
+    got = accounting.group_epsilon(*terms, size)
+    assert got == pytest.approx(epsilon, abs=6e-3)
+    assert got > size * one
+  # With all samples drawn it is a Gaussian of sensitivity k.
+  exact = dp_accounting.get_epsilon_gaussian(40.0 / 10, 1e-5)
+  got = accounting.group_epsilon(40.0, 1.0, 1e-5, 10)
+  assert got == pytest.approx(exact, rel=2e-3)
+  for size in (0, 10**6):
+    with pytest.raises(errors.EcosError, match="`size`"):
+      accounting.group_epsilon(*terms, size)
+  with pytest.raises(errors.EcosError, match="gamma"):
+    accounting.group_epsilon(10.0, 2.0, 1e-5, 3)
+
+
+def test_the_table_of_groups_in_the_documentation_is_what_is_computed():
+  text = Path("docs/privacy.md").read_text()
+  rows = re.findall(
+    r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.e-]+) \|$", text, re.MULTILINE
+  )
+  assert len(rows) == 7
+  for size, epsilon, times, delta in rows:
+    exact = accounting.group_epsilon(10.0, 0.8, DELTA, int(size))
+    assert float(epsilon) == math.ceil(exact * 1e4) / 1e4
+    assert float(times) == pytest.approx(int(size) * 0.276, abs=0.006)
+    # The delta at k times epsilon, from the definition.
+    x = np.arange(-130, 131 + int(size))
+    p0 = stats.norm.pdf(x, 0, 10)
+    drawn = np.arange(int(size) + 1)
+    weights = stats.binom.pmf(drawn, int(size), 0.8)
+    m = weights @ stats.norm.pdf(x, drawn[:, None], 10)
+    grow = math.exp(int(size) * 0.27605)
+    orders = ((p0, m), (m, p0))
+    found = max(np.maximum(p - grow * q, 0).sum() for p, q in orders)
+    assert float(delta) == pytest.approx(found, rel=0.03)
