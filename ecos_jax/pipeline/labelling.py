@@ -26,6 +26,7 @@ from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import Stage
+from ecos_jax.privacy import accounting
 from ecos_jax.training import tasks
 
 _LABELS = "labels.npy"
@@ -127,10 +128,11 @@ def _labels(job: Job, path: Path) -> LabelsResult:
   labels = np.empty(len(response.labels), np.int64)
   labels[workdir.load_array(job.path(REQUEST) / _ORDER)] = response.labels
   np.save(path / _LABELS, labels)
-  accuracy = _write_dataset(job, path, labels, response.epsilon)
+  epsilon = accounting.alone(response)
+  accuracy = _write_dataset(job, path, labels, epsilon)
   answered = int((labels >= 0).sum())
   outcome = private_knn.outcome(len(labels), response.considered, answered)
-  privacy = f"epsilon {response.epsilon:.4g}"
+  privacy = f"epsilon {epsilon:.4g}"
   if not response.private:
     privacy = "NOT PRIVATE"
   return LabelsResult(
