@@ -12,7 +12,6 @@ All of it post-processes the answer, and costs no privacy.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import functools
 import heapq
 from typing import NamedTuple
@@ -68,7 +67,6 @@ def choose(
   within: config.Within | str = config.Sampling.within,
   likely: float = config.Sampling.likely,
   central: float = config.Sampling.central,
-  best: float = config.Sampling.best,
 ) -> Choice:
   """Returns the samples of the pool that are most like the client's.
 
@@ -94,8 +92,6 @@ def choose(
     within: Inside a cluster: `kcenter`, `nearest` to the centroid or `random`.
     likely: Share of a cluster to choose from, where the client is densest.
     central: Share of these samples to choose from, nearest to the centroid.
-    best: For an answer about directions: share of a cluster to choose from at
-      random, where the client is densest.
 
   Raises:
     EcosError: An argument is refused, or does not fit the others.
@@ -131,7 +127,6 @@ def choose(
       "within": within,
       "likely": likely,
       "central": central,
-      "best": best,
     },
   )
   wrong += checks.range_errors(options)
@@ -157,8 +152,7 @@ def samples(
   two at most where no cluster is full, and by more where one is. Its samples of
   a cluster are the same where the quotas are, unless the cluster gives all it
   has (these are in random order) or more than 512 samples or more than the
-  shares `likely` and `central` (or `best`) of it, where candidates depend on
-  the quota.
+  shares `likely` and `central` of it, where candidates depend on the quota.
 
   Args:
     features: [N, d].
@@ -178,17 +172,18 @@ def samples(
       answer.sums.sum(axis=0),
       answer.scale * len(answer.sums) ** 0.5,
     )
+    counts = None
+    if answer.scores is not None:
+      counts = directions_lib.Counts(
+        answer.scores, answer.sigma, book.assignment, book.sizes
+      )
     at = directions_lib.density(
-      features, book.directions, answer.votes, total, scale, key
+      features, book.directions, answer.votes, total, scale, key, counts
     )
-    options = dataclasses.replace(
-      options, likely=options.best, central=1.0, within=config.Within.RANDOM
-    )
-  if answer.scores is not None:
-    votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
-  else:
-    assert at is not None
     votes = at.in_clusters(features, book.assignment, len(book.sizes))
+  else:
+    assert answer.scores is not None
+    votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
   density = scores_lib.density(votes, book.sizes)
   weights = votes * density**options.density_power
   quota = quotas(weights, book.sizes, options.budget)

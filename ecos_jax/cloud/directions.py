@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 
 from ecos_jax import errors
 from ecos_jax.clustering import chunks
@@ -32,6 +33,8 @@ _SHIFT_ROWS = 4096
 _FITTED_ROWS = 1 << 15
 _NEWTON_STEPS = 20
 _LEAST_GAIN = 1e-9
+# Of a cluster's log density, beyond what votes say, before it is known.
+_LEVEL_VARIANCE = 2.0
 _EVERYWHERE = jax.P()
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -184,6 +187,23 @@ def fit(
   return Directions(axes, mean.astype(np.float32))
 
 
+@jax.jit
+def coordinates(
+  features: jax.typing.ArrayLike,
+  axes: jax.typing.ArrayLike,
+  mean: jax.typing.ArrayLike,
+) -> jax.Array:
+  """Returns the coordinates of samples, float32 [n, p].
+
+  Args:
+    features: float32 [n, d].
+    axes: float32 [p, d].
+    mean: float32 [d].
+  """
+  centered = jnp.asarray(features) - mean
+  return jnp.dot(centered, jnp.asarray(axes).T, precision=_HIGHEST)
+
+
 @functools.partial(jax.jit, static_argnames=("count",))
 def votes(
   features: jax.typing.ArrayLike,
@@ -201,39 +221,54 @@ def votes(
     mean: float32 [d].
     count: m, from 1 to p.
   """
-  centered = jnp.asarray(features) - mean
-  z = jnp.dot(centered, jnp.asarray(axes).T, precision=_HIGHEST)
+  z = coordinates(features, axes, mean)
   size = jnp.abs(z)
   least = jax.lax.top_k(size, count)[0][:, -1:]
   return jnp.where(size >= least, jnp.sign(z), 0)
 
 
-class Density(NamedTuple):
-  """The client's density over the pool's: exp(v . tilt - offset).
+class Counts(NamedTuple):
+  """What a client was asked about clusters, beside directions.
 
-  Here v are the signed votes of a sample.
+  Attributes:
+    scores: [R], noisy counts of its samples in each cluster.
+    sigma: Scale of the noise in each.
+    assignment: int32 [N], the cluster of each sample of the pool; -1: in none.
+    sizes: int64 [R], samples of the pool in each cluster.
+  """
+
+  scores: np.ndarray
+  sigma: float
+  assignment: np.ndarray
+  sizes: np.ndarray
+
+
+class Density(NamedTuple):
+  """The client's density over the pool's: exp(v . tilt + level - offset).
+
+  Here v are the signed votes of a sample, and level is that of its cluster.
 
   Attributes:
     directions: What the client voted on.
     votes: m, the votes of a sample.
     tilt: float64 [p].
     offset: Makes the mean over the pool 1.
+    levels: float64 [R]; None if the client was not asked about clusters.
   """
 
   directions: Directions
   votes: int
   tilt: np.ndarray
   offset: float
+  levels: np.ndarray | None = None
 
   def log_at(self, features: np.ndarray | jax.Array) -> np.ndarray:
-    """Returns the logarithm of the density at samples, float64 [n].
+    """Returns the logarithm of the density, float64 [n], without the level.
 
     Args:
       features: float32 [n, d].
     """
-    cast = votes(
-      features, self.directions.axes, self.directions.mean, self.votes
-    )
+    cast = votes(features, *self.directions, self.votes)
     return np.asarray(cast) @ self.tilt - self.offset
 
   def in_clusters(
@@ -256,7 +291,12 @@ class Density(NamedTuple):
       labels = np.asarray(assignment[start : start + valid])
       known = labels >= 0
       result += np.bincount(labels[known], values[known], size)
-    return result
+    return result if self.levels is None else result * np.exp(self.levels)
+
+
+def sample(n: int, key: jax.Array) -> np.ndarray:
+  """Returns random rows that stand for all n, sorted; 32,768 at most."""
+  return start_lib.subsample(n, min(n, _FITTED_ROWS), key)
 
 
 def density(
@@ -266,6 +306,7 @@ def density(
   sums: np.ndarray,
   scale: float,
   key: jax.Array,
+  counts: Counts | None = None,
 ) -> Density:
   """Returns the client's density over the pool's, from noisy sums of votes.
 
@@ -280,6 +321,11 @@ def density(
   votes, and g the gap of mu to the pool's own mean votes (Altun and Smola,
   COLT 2006: maximum entropy under a tolerance of the moments).
 
+  With counts of clusters, the level of each cluster is one more number of the
+  tilt, and its count over the number of voters one more mean. The rho of a
+  cluster that holds the share f of the pool is t^2 / (2 f), t the noise of that
+  mean: the levels have the variance 2 before the answer is known.
+
   Args:
     features: [N, d], the pool; a random sample of it stands for all.
     directions: What the client voted on.
@@ -287,18 +333,11 @@ def density(
     sums: int64 [p + 1], noisy sums of votes, and the noisy number of voters.
     scale: Scale of the noise in each number.
     key: Random key, of the sample.
+    counts: The client's answer about clusters, if it was asked.
   """
-  rows = start_lib.subsample(
-    features.shape[0], min(features.shape[0], _FITTED_ROWS), key
-  )
-  pool = np.asarray(
-    votes(
-      chunks.take(features, rows),
-      directions.axes,
-      directions.mean,
-      votes_of_sample,
-    )
-  ).astype(np.float64)
+  rows = sample(features.shape[0], key)
+  cast = votes(chunks.take(features, rows), *directions, votes_of_sample)
+  pool = np.asarray(cast).astype(np.float64)
   # Fewer voters than this are lost in the noise, whatever they voted.
   voters = max(float(sums[-1]), scale, 1.0)
   mean = pool.mean(axis=0)
@@ -306,8 +345,23 @@ def density(
   noise = (scale / voters) ** 2
   signal = max(np.mean(gap**2) - noise, noise / 1000)
   ridge = noise * pool.var(axis=0).mean() / signal
-  tilt = _maximum_entropy(pool, mean + gap, ridge)
-  return Density(directions, votes_of_sample, tilt, _log_mean_exp(pool @ tilt))
+  within = target = ridges = None
+  if counts is not None:
+    labels = np.asarray(counts.assignment[rows])
+    known = np.flatnonzero(labels >= 0)
+    within = sparse.csr_array(
+      (np.ones(len(known)), (labels[known], known)),
+      (len(counts.sizes), len(rows)),
+    )
+    shares = np.maximum(counts.sizes, 1) / features.shape[0]
+    # As with votes: the gap to the whole pool, from the mean of the sample.
+    target = within.mean(axis=1) + counts.scores / voters - shares
+    ridges = (counts.sigma / voters) ** 2 / (_LEVEL_VARIANCE * shares)
+  return Density(
+    directions,
+    votes_of_sample,
+    *_maximum_entropy(pool, mean + gap, ridge, within, target, ridges),
+  )
 
 
 def _log_mean_exp(values: np.ndarray) -> float:
@@ -316,38 +370,68 @@ def _log_mean_exp(values: np.ndarray) -> float:
 
 
 def _maximum_entropy(
-  rows: np.ndarray, mean: np.ndarray, ridge: float
-) -> np.ndarray:
-  """Returns argmax over t of t.mean - log mean exp(rows t) - ridge |t|^2 / 2.
+  rows: np.ndarray,
+  mean: np.ndarray,
+  ridge: float,
+  within: sparse.csr_array | None = None,
+  target: np.ndarray | None = None,
+  ridges: np.ndarray | None = None,
+) -> tuple[np.ndarray, float, np.ndarray | None]:
+  """Returns the maximum of the formula of `density`: tilt, offset and levels.
 
-  By Newton's method: the function is concave.
+  By Newton's method: the function is concave. Each sample is in one cluster at
+  most, so that the levels have a diagonal curvature, and are eliminated.
 
   Args:
-    rows: float64 [n, p].
-    mean: float64 [p].
-    ridge: Positive.
+    rows: float64 [n, p], the votes.
+    mean: float64 [p], of the client's votes.
+    ridge: rho, positive.
+    within: [R, n], 1 where a sample is in a cluster; None: no clusters.
+    target: float64 [R], shares of the clusters.
+    ridges: float64 [R], rho of the clusters, positive.
   """
+  n, p = rows.shape
+  if within is None or target is None or ridges is None:
+    within = sparse.csr_array((0, n))
+    target = ridges = np.zeros(0)
+  aim = np.concatenate([mean, target])
+  damping = np.concatenate([np.full(p, ridge), ridges])
 
-  def value(tilt: np.ndarray) -> float:
-    linear = float(tilt @ mean) - ridge * float(tilt @ tilt) / 2
-    return linear - _log_mean_exp(rows @ tilt)
+  def logs(point: np.ndarray) -> np.ndarray:
+    return rows @ point[:p] + within.T @ point[p:]
 
-  tilt = np.zeros(rows.shape[1])
-  reached = value(tilt)
+  def value(point: np.ndarray) -> float:
+    return float(point @ (aim - damping * point / 2)) - _log_mean_exp(
+      logs(point)
+    )
+
+  point = np.zeros(len(aim))
+  reached = value(point)
   for _ in range(_NEWTON_STEPS):
-    logs = rows @ tilt
-    weights = np.exp(logs - logs.max())
+    weights = logs(point)
+    weights = np.exp(weights - weights.max())
     weights /= weights.sum()
-    here = weights @ rows
-    curvature = (rows * weights[:, None]).T @ rows - np.outer(here, here)
-    curvature += ridge * np.eye(len(tilt))
-    slope = mean - here - ridge * tilt
-    step = np.linalg.solve(curvature, slope)
+    weighted = rows * weights[:, None]
+    here = np.concatenate([weights @ rows, within @ weights])
+    slope = aim - here - damping * point
+    # The curvature is [[a, b^T], [b, diagonal]] - here here^T.
+    a, b = weighted.T @ rows + ridge * np.eye(p), within @ weighted
+    diagonal = here[p:] + ridges
+    right = np.stack([slope, here], axis=1)
+    eliminated = b / diagonal[:, None]
+    top = np.linalg.solve(
+      a - b.T @ eliminated, right[:p] - eliminated.T @ right[p:]
+    )
+    solved = np.concatenate([top, (right[p:] - b @ top) / diagonal[:, None]])
+    # Sherman and Morrison's formula.
+    factor = (here @ solved[:, 0]) / (1 - here @ solved[:, 1])
+    step = solved[:, 0] + factor * solved[:, 1]
     # Half of it is what the value would gain if it were a parabola.
     gain = slope @ step
     if gain < _LEAST_GAIN:
       break
-    while (following := value(tilt + step)) <= reached and gain > _LEAST_GAIN:
+    while (following := value(point + step)) <= reached and gain > _LEAST_GAIN:
       step, gain = step / 2, gain / 2
-    tilt, reached = tilt + step, following
-  return tilt
+    point, reached = point + step, following
+  levels = point[p:] if len(target) else None
+  return point[:p], _log_mean_exp(logs(point)), levels

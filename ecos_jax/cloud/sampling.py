@@ -33,17 +33,24 @@ _GROUP_ROWS = 1 << 15
 _MIN_WIDTH = 64
 # The density at a sample is interpolated between so many nearby clusters.
 _NEIGHBOURS = 8
+# Of the weight of a sample, which float32 must hold times a squared distance.
+_LEAST_LOG = -60.0
 
 
 @jax.jit
 def farthest_first(
-  features: jax.Array, nearest: jax.Array, start: jax.Array, steps: jax.Array
+  features: jax.Array,
+  nearest: jax.Array,
+  start: jax.Array,
+  steps: jax.Array,
+  weights: jax.Array | None = None,
 ) -> jax.Array:
   """Returns the order of k-center greedy in several sets, int32 [g, m].
 
   Each step chooses in every set the sample farthest from those chosen before
-  (Gonzalez 1985); ties go to the lowest index. All sets advance together: a
-  step is one pass over the features.
+  (Gonzalez 1985), or that with the largest weight times distance (the weighted
+  k-center problem: Dyer and Frieze 1985); ties go to the lowest index. All sets
+  advance together: a step is one pass over the features.
 
   Args:
     features: float32 [g, m, d], g sets of m samples.
@@ -51,6 +58,7 @@ def farthest_first(
       infinity if there is none; minus infinity for samples never to choose.
     start: int32 [g], the first choice in each set.
     steps: int32, the number of samples to choose in each set.
+    weights: float32 [g, m], squares of the weights, positive; None: all are 1.
 
   Returns:
     The step at which each sample was chosen; `steps` or more if it was not.
@@ -71,7 +79,8 @@ def farthest_first(
     distances = norms - 2 * products + norms[sets, chosen, None]
     nearest = jnp.minimum(nearest, jnp.maximum(distances, 0))
     nearest = nearest.at[sets, chosen].set(-jnp.inf)
-    return order, nearest, assign.argmax(nearest)[1]
+    weighted = nearest if weights is None else nearest * weights
+    return order, nearest, assign.argmax(weighted)[1]
 
   order = jnp.full(nearest.shape, jnp.iinfo(jnp.int32).max, jnp.int32)
   order, _, _ = jax.lax.fori_loop(0, steps, step, (order, nearest, start))
@@ -233,6 +242,9 @@ def _ordered(
     order = np.full((sets, width), width)
     nearest = np.full((sets, width), -np.inf, np.float32)
     first = np.zeros(sets, np.int32)
+    weights = None
+    if isinstance(density, directions.Density):
+      weights = np.ones((sets, width), np.float32)
     members = [np.sort(candidates[r]) for r in clusters]
     taken = chunks.take(features, np.concatenate(members))
     parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
@@ -258,12 +270,16 @@ def _ordered(
       padded[i, : len(part)] = part
       nearest[i, among] = np.inf
       first[i] = among[0]
+      if weights is not None:
+        logs = at[i] - at[i][among].max()
+        weights[i, : len(part)] = np.exp(np.clip(2 * logs, _LEAST_LOG, 0))
+        first[i] = among[np.argmax(logs[among])]
       if options.within is config.Within.RANDOM:
         among = among[np.argsort(ranks[among])]
       order[i, among] = np.arange(len(among))
     if options.within is config.Within.KCENTER:
       steps = np.int32(quotas[clusters].max())
-      order = farthest_first(padded, nearest, first, steps)
+      order = farthest_first(padded, nearest, first, steps, weights)
     yield clusters, members, order
 
 
@@ -279,7 +295,9 @@ def decompress(
 
   The samples of a cluster are in the order of their choice. `within=kcenter`
   begins with the sample nearest to the centroid and always adds the one
-  farthest from all chosen; `nearest` goes from the centroid outwards; `random`
+  farthest from all chosen; where the density is known at every sample, it
+  begins with the densest, and adds the one whose density times the distance to
+  all chosen is largest. `nearest` goes from the centroid outwards; `random`
   is random, as is the order of a cluster that gives all it has.
 
   They choose among the candidates (see the module): first the share `likely`

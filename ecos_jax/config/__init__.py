@@ -90,6 +90,13 @@ class Within(enum.Enum):
   NEAREST = "nearest"
 
 
+class LabelledBy(enum.Enum):
+  """How the client labels the proxy."""
+
+  KNN = "knn"
+  VOTES = "votes"
+
+
 class Task(enum.Enum):
   """Where the labels of the proxy come from."""
 
@@ -227,7 +234,7 @@ class Codebook:
   """Signs: p, the number of directions; at most the length of a feature."""
   votes: int = number(32, f"[1, {limits.MAX_DIRECTIONS}]")
   """Signs: m, on how many of the directions a sample votes."""
-  weight: int = number(6, f"[1, {limits.MAX_WEIGHT}]")
+  weight: int = number(3, f"[1, {limits.MAX_WEIGHT}]")
   """Both: what a vote for a centroid counts beside those on directions."""
 
 
@@ -262,8 +269,8 @@ class Privacy:
 class Sampling:
   """Choice of the proxy; the formulas are in docs/sampling.md.
 
-  An answer about directions tells the density at every sample: inside a cluster
-  `best` then takes the place of `within`, `likely` and `central`.
+  An answer about directions tells the density at every sample, which `likely`
+  and `within` then use; `filter` and `estimate` are for counts alone.
 
   The method `ecos_paper` sets the fields from `filter` on as the paper does
   (`PAPER`), whatever they are here.
@@ -288,9 +295,6 @@ class Sampling:
   samples are densest."""
   central: float = number(1.0, "(0, 1]")
   """Share of these samples to choose among: those nearest to the centroid."""
-  best: float = number(0.3, "(0, 1]")
-  """Signs, both: share of a cluster's samples to choose among at random: those
-  with the highest density."""
 
   def resolved(self) -> "Sampling":
     """Returns the options that the method runs with."""
@@ -343,15 +347,26 @@ class Train:
 
 @dataclasses.dataclass
 class Labelling:
-  """Labels by the client with private kNN, for `train.task=client`.
+  """Labels by the client, for `train.task=client`.
 
-  For each request, a random subset of the client's samples is drawn, and the
+  With `votes` the question about directions is asked for each class, and the
+  cloud labels the proxy by the answer: no second question, and no more epsilon.
+  With `knn`, private kNN, the cloud asks about each sample of the proxy. For
+  each request, a random subset of the client's samples is drawn, and the
   nearest of them vote for their class. If the largest vote count, with noise of
   `sigma_screen`, reaches `threshold`, the answer is the class with the most
   votes after noise of `sigma_vote` on each count. The defaults are for 5,000
   requests, of which 1,000 are answered for an epsilon of 5.
   """
 
+  by: LabelledBy = LabelledBy.KNN
+  """Private kNN, or the signed votes of each class; those need
+  `codebook.question` signs or both."""
+  certain: float = number(0.0, "[0, 1]")
+  """Votes: the least probability of a label; other samples have none."""
+  soft: bool = False
+  """Votes: whether to train on the probabilities of all classes instead of the
+  likeliest class."""
   neighbours: int = number(150, f"[1, {limits.MAX_SAMPLES}]")
   """k: the client's samples that vote on one request."""
   gamma: float = number(0.5, _GAMMA)

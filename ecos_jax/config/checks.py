@@ -183,6 +183,14 @@ def _labelling_errors(config: config_lib.Config) -> list[str]:
       f"{config.privacy.relation.value}"
     )
   if (
+    config.labelling.by is config_lib.LabelledBy.VOTES
+    and config.codebook.question is config_lib.Question.COUNTS
+  ):
+    found.append(
+      "`labelling.by`=votes needs votes on directions: give "
+      "`codebook.question`=both or signs"
+    )
+  if (
     config.labelling.abstained_as_unlabelled
     and not config.train.unlabelled_ratio
   ):

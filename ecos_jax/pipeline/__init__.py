@@ -48,8 +48,11 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
   if method is not config_lib.Method.LOCAL:
     yield selection.PROXY
   if labelling.wanted(config):
-    yield labelling.REQUEST
-    yield labelling.LABELS
+    if asking.labelled_by_votes(config):
+      yield labelling.VOTED
+    else:
+      yield labelling.REQUEST
+      yield labelling.LABELS
   if distillation.wanted(config):
     yield distillation.TEACHER
     if config.distill.logits is config_lib.Logits.CACHED:
@@ -138,7 +141,9 @@ def _check_terms(job: stages.Job) -> None:
   try:
     for asked in asking.rounds(job.config):
       asking.terms(job.config, first=asked is asking.FIRST)
-    if labelling.wanted(job.config):
+    if labelling.wanted(job.config) and not asking.labelled_by_votes(
+      job.config
+    ):
       group = "labelling"
       labelling.terms(job)
   except messages.ProtocolError as error:

@@ -208,6 +208,25 @@ def terms(config: config_lib.Config, *, first: bool = False) -> messages.Terms:
   return messages.Terms(sigma, *rest, unit=privacy.unit.value)
 
 
+def classes(job: Job) -> int:
+  """Returns the number of classes that the query asks about; 0: none.
+
+  Raises:
+    EcosError: It is not known.
+  """
+  return job.classes if labelled_by_votes(job.config) else 0
+
+
+def labelled_by_votes(config: config_lib.Config) -> bool:
+  """Returns whether the answer to the query labels the proxy."""
+  return (
+    config.train.task is config_lib.Task.CLIENT
+    and config.train.steps > 0
+    and config.sampling.method in config_lib.ASKING
+    and config.labelling.by is config_lib.LabelledBy.VOTES
+  )
+
+
 def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
   """Clusters the bank, or what the first round leaves of it."""
   config, within = job.config.codebook, None
@@ -263,6 +282,7 @@ def _query(job: Job, path: Path, *, exchange: client.Exchange) -> MessageResult:
     job.encoder,
     terms(job.config, first=exchange.first),
     job.config.codebook,
+    classes(job),
   )
   return sent(path / exchange.message, job.keep(here.query, query))
 
@@ -337,6 +357,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
       FIELDS.codebook.weight,
     ),
     inputs=(codebook,),
+    brought=lambda job: {"classes": str(n)} if (n := classes(job)) else {},
     read=client.reader(messages.Query, exchange.message),
   )
   response = Stage(

@@ -1,4 +1,4 @@
-"""Labels by the client: the request for the proxy's labels, and the answer.
+"""Labels by the client: for a request about the proxy, or by its votes.
 
 The labels that the pool may have are never trained on: a simulation only counts
 with them how many of the client's labels are right.
@@ -18,6 +18,7 @@ from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
+from ecos_jax.cloud import question
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.pipeline import asking
@@ -30,6 +31,7 @@ from ecos_jax.privacy import accounting
 from ecos_jax.training import tasks
 
 _LABELS = "labels.npy"
+_POSTERIOR = "posterior.npy"
 _ORDER = "order.npy"
 _EXCHANGE = client.Exchange(
   "request",
@@ -129,7 +131,14 @@ def _labels(job: Job, path: Path) -> LabelsResult:
   labels[workdir.load_array(job.path(REQUEST) / _ORDER)] = response.labels
   np.save(path / _LABELS, labels)
   epsilon = accounting.alone(response)
-  accuracy = _write_dataset(job, path, labels, epsilon)
+  if not (labels >= 0).any():
+    raise errors.EcosError(
+      f"the client answered none of {len(labels)} requests; it has spent the "
+      f"epsilon of {epsilon:.4g} all the same, and its ledger says "
+      "so. In another `workdir` lower `labelling.threshold`, or raise "
+      "`sampling.budget`"
+    )
+  accuracy = _write_dataset(job, path, labels)
   answered = int((labels >= 0).sum())
   outcome = private_knn.outcome(len(labels), response.considered, answered)
   privacy = f"epsilon {epsilon:.4g}"
@@ -162,25 +171,65 @@ LABELS = Stage(
 )
 
 
-def _write_dataset(
-  job: Job, path: Path, labels: np.ndarray, epsilon: float
-) -> float | None:
-  """Writes the answered samples as a TFDS dataset.
+def _voted(job: Job, path: Path) -> LabelsResult:
+  """Labels the proxy by the votes of each class."""
+  indices, book = job.read(selection.PROXY), job.read(asking.LAST.codebook)
+  answer = question.combine(
+    [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+  )
+  assert answer.sums is not None and book.directions is not None
+  posterior = labels_lib.posterior(
+    job.read(asking.BANK),
+    indices,
+    book.directions,
+    answer.sums,
+    answer.scale,
+    job.key("labels"),
+  )
+  labels = posterior.argmax(axis=1)
+  labels[posterior.max(axis=1) < job.config.labelling.certain] = -1
+  answered = int((labels >= 0).sum())
+  if not answered:
+    raise errors.EcosError(
+      f"no label has the probability `labelling.certain`="
+      f"{job.config.labelling.certain:g}: lower it"
+    )
+  np.save(path / _LABELS, labels)
+  np.save(path / _POSTERIOR, posterior.astype(np.float32))
+  return LabelsResult(
+    digest=files.digest(labels.data, posterior.astype(np.float32).data),
+    text=f"{answered:,} of {len(labels):,} labelled by the votes of each class",
+    bytes=0,
+    terms={},
+    requests=len(labels),
+    considered=len(labels),
+    answered=answered,
+    accuracy=_write_dataset(job, path, labels),
+  )
+
+
+# In place of `REQUEST` and `LABELS`, whose name it has for the stages after.
+VOTED = Stage(
+  "labels",
+  LabelsResult,
+  _voted,
+  fields=(FIELDS.labelling.by, FIELDS.labelling.certain, FIELDS.seed),
+  inputs=(
+    asking.BANK,
+    asking.LAST.codebook,
+    asking.LAST.response,
+    selection.PROXY,
+  ),
+)
+
+
+def _write_dataset(job: Job, path: Path, labels: np.ndarray) -> float | None:
+  """Writes the labelled samples as a TFDS dataset.
 
   Returns:
-    The share of right answers, where the pool has labels and no real client.
-
-  Raises:
-    EcosError: There is no answer.
+    The share of right labels, where the pool has labels and no real client.
   """
   given = labels >= 0
-  if not given.any():
-    raise errors.EcosError(
-      f"the client answered none of {len(labels)} requests; it has spent the "
-      f"epsilon of {epsilon:.4g} all the same, and its ledger says so. In "
-      "another `workdir` lower `labelling.threshold`, or raise "
-      "`sampling.budget`"
-    )
   pool, indices = job.problem.pool, job.read(selection.PROXY)[given]
   clusters = selection.clusters(job, indices)
   proxy_lib.write(
@@ -198,6 +247,9 @@ def task(job: Job) -> tasks.Task:
   labelled = selection.dataset(job, LABELS)
   indices = job.read(selection.PROXY)
   given = workdir.load_array(job.path(LABELS) / _LABELS) >= 0
+  if asking.labelled_by_votes(job.config) and job.config.labelling.soft:
+    posterior = workdir.load_array(job.path(LABELS) / _POSTERIOR)
+    labelled = selection.Beside(labelled, probabilities=posterior[given])
   pool = job.problem.pool
   rest = np.setdiff1d(np.arange(len(pool)), indices[given])
   if job.config.labelling.abstained_as_unlabelled:

@@ -127,6 +127,8 @@ def stage(config: config_lib.Config) -> Stage:
     fields += (FIELDS.distill,)
   if labelling.wanted(config):
     fields += (FIELDS.labelling.abstained_as_unlabelled,)
+  if asking.labelled_by_votes(config):
+    fields += (FIELDS.labelling.soft,)
   return dataclasses.replace(MODEL, fields=fields)
 
 

@@ -203,14 +203,14 @@ def dataset(job: Job, stage: Stage) -> loader.Samples:
     return loader.proxy_source(path / DATASET, job.config.train.image_size)
 
 
-class Unlabelled:
-  """The images of a source without its labels, and other arrays beside them."""
+class Beside:
+  """The samples of a source, and other arrays beside them."""
 
   def __init__(self, source: loader.Samples, **arrays: np.ndarray):
     """Wraps a source.
 
     Args:
-      source: The images, and perhaps labels that nobody may see.
+      source: The samples.
       **arrays: [n, ...], added to its batches by name.
     """
     self._source = source
@@ -223,4 +223,13 @@ class Unlabelled:
   def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the samples at `indices` [b]."""
     arrays = {name: array[indices] for name, array in self._arrays.items()}
-    return {"image": self._source.batch(indices)["image"]} | arrays
+    return self._source.batch(indices) | arrays
+
+
+class Unlabelled(Beside):
+  """The images of a source without its labels, which nobody may see."""
+
+  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the samples at `indices` [b], without labels."""
+    batch = super().batch(indices)
+    return {name: array for name, array in batch.items() if name != "label"}

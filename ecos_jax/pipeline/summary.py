@@ -187,7 +187,7 @@ def _spent(job: Job) -> spending.Spending:
         )
       )
       fixed &= len(rounds) == 1 or proposed <= taken
-  if job.get(labelling.LABELS) is not None:
+  if job.get(labelling.REQUEST) is not None:
     response = job.read(labelling.LABELS)
     answers["labels"] = response
     # The number of labels is that of the budget, unless the proxy came out

@@ -65,14 +65,21 @@ class Task(Protocol):
 
 
 def _cross_entropy(
-  logits: jax.Array, labels: jax.Array
+  logits: jax.Array, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, Metrics]:
-  """Returns loss and accuracy, means over the samples with a known label."""
+  """Returns loss and accuracy, means over the samples with a known label.
+
+  The loss is against `probabilities` [b, num_classes] where the batch has them.
+  """
+  labels = batch["label"]
   known = labels >= 0
   count = jnp.maximum(known.sum(), 1)
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, jnp.where(known, labels, 0)
-  )
+  if "probabilities" in batch:
+    losses = optax.softmax_cross_entropy(logits, batch["probabilities"])
+  else:
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, jnp.where(known, labels, 0)
+    )
   right = (logits.argmax(-1) == labels) & known
   return (losses * known).sum() / count, {"accuracy": right.sum() / count}
 
@@ -94,9 +101,7 @@ class Supervised:
   ) -> tuple[jax.Array, Metrics]:
     """Returns the mean cross-entropy, and the accuracy on the views."""
     batch = batches["labelled"]
-    return _cross_entropy(
-      model(augment.weak(batch["image"], key)), batch["label"]
-    )
+    return _cross_entropy(model(augment.weak(batch["image"], key)), batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +150,7 @@ class FixMatch:
     )
     logits = model(views)
     batch_size = len(labelled["image"])
-    loss, metrics = _cross_entropy(logits[:batch_size], labelled["label"])
+    loss, metrics = _cross_entropy(logits[:batch_size], labelled)
     confident = probabilities.max(-1) >= self.confidence
     losses = optax.softmax_cross_entropy_with_integer_labels(
       logits[batch_size:], probabilities.argmax(-1)

@@ -58,7 +58,7 @@ def test_an_encoder_that_mixes_samples_is_refused_before_anything_is_spent(
   with pytest.raises(errors.EcosError, match="mine gives an image other"):
     answering.answer_query(
       query,
-      lambda: encoding.blocks(query, _IMAGES, encoder, 16),
+      lambda: encoding.opened(query, _IMAGES, encoder, 16),
       mechanism,
       answering.Account(path),
     )

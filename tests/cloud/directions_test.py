@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import optimize
+from scipy import sparse
 from sklearn import decomposition
 
 from ecos_jax import errors
@@ -126,15 +127,53 @@ def test_the_tilt_is_the_largest_of_its_formula():
   random = np.random.default_rng(2)
   rows = random.integers(-1, 2, (400, 5)).astype(np.float64)
   mean = rows[:40].mean(axis=0) + 0.1
-  for ridge in (0.01, 1.0, 30.0):
+  labels = random.integers(-1, 3, 400)
+  inside = (labels == np.arange(3)[:, None]).astype(np.float64)
+  target, ridges = np.array([0.4, 0.1, 0.2]), np.array([0.02, 0.3, 1.0])
+  for ridge, clusters in ((0.01, 0), (1.0, 0), (30.0, 0), (0.05, 3)):
+    columns = np.concatenate([rows, inside[:clusters].T], axis=1)
+    aim = np.append(mean, target[:clusters])
+    damping = np.append(np.full(5, ridge), ridges[:clusters])
 
-    def loss(tilt, ridge=ridge):
-      powers = np.exp(rows @ tilt).mean()
-      return np.log(powers) - tilt @ mean + ridge * tilt @ tilt / 2
+    def loss(point, columns=columns, aim=aim, damping=damping):
+      powers = np.exp(columns @ point).mean()
+      return np.log(powers) - point @ aim + damping @ point**2 / 2
 
-    expected = optimize.minimize(loss, np.zeros(5), tol=1e-12).x
-    got = directions._maximum_entropy(rows, mean, ridge)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    expected = optimize.minimize(loss, np.zeros(len(aim)), tol=1e-12).x
+    given = (sparse.csr_array(inside), target, ridges) if clusters else ()
+    got = directions._maximum_entropy(rows, mean, ridge, *given)
+    np.testing.assert_allclose(got[0], expected[:5], atol=1e-5)
+    scale = np.log(np.exp(columns @ expected).mean())
+    assert got[1] == pytest.approx(scale, abs=1e-5)
+    if clusters:
+      np.testing.assert_allclose(got[2], expected[5:], atol=1e-5)
+    else:
+      assert got[2] is None
+
+
+def test_counts_tell_what_no_direction_does():
+  features = _pool(4000)
+  found = directions.fit(features, 6, KEY)
+  votes = np.asarray(directions.votes(features, *found, 3))
+  random = np.random.default_rng(5)
+  assignment = random.integers(-1, 8, 4000).astype(np.int32)
+  sizes = np.bincount(assignment[assignment >= 0], minlength=8)
+  # The client has samples in two clusters that no direction separates.
+  taken = random.choice(
+    np.flatnonzero((assignment >= 0) & (assignment < 2)), 900
+  )
+  scores = np.bincount(assignment[taken], minlength=8)
+  sums = _sums(votes, taken)
+  counts = directions.Counts(scores, 1.0, assignment, sizes)
+  got = directions.density(features, found, 3, sums, 1.0, KEY, counts)
+  held = got.in_clusters(features, assignment, 8)
+  np.testing.assert_allclose(held / 4000, scores / 900, atol=0.02)
+  # Counts that drown in noise change nothing.
+  lost = directions.Counts(scores, 1e6, assignment, sizes)
+  got = directions.density(features, found, 3, sums, 1.0, KEY, lost)
+  alone = directions.density(features, found, 3, sums, 1.0, KEY)
+  np.testing.assert_allclose(got.levels, 0, atol=1e-3)
+  np.testing.assert_allclose(got.tilt, alone.tilt, atol=1e-3)
 
 
 def test_noise_alone_tilts_nothing():

@@ -1,9 +1,12 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from ecos_jax import messages
+from ecos_jax.client import coverage
+from ecos_jax.cloud import directions
 from ecos_jax.cloud import labels
 from ecos_jax.encoders import registry
 
@@ -85,3 +88,60 @@ def test_numbers_that_do_not_fit_together_are_refused(
 def test_a_client_that_stopped_early_says_so(asked):
   answer = _answer(asked, [0, 1, -1, -1], answers=2, considered=2)
   assert labels.read(answer.to_bytes(), asked).considered == 2
+
+
+@pytest.fixture(name="blobs", scope="module")
+def _blobs():
+  """A pool of three classes, and the votes of a client by class."""
+  random = np.random.default_rng(5)
+  places = 4 * random.normal(size=(3, 12))
+  truth = random.integers(0, 3, 3000)
+  pool = (places[truth] + random.normal(size=(3000, 12))).astype(np.float32)
+  axes = directions.fit(pool, 8, jax.random.key(1))
+  votes = coverage.signs(pool[:1000], *axes, 4)
+  own = truth[:1000]
+  sums = np.stack(
+    [
+      np.append(votes[own == k].sum(axis=0, dtype=np.int64), sum(own == k))
+      for k in range(3)
+    ]
+  )
+  return pool, truth, axes, sums
+
+
+def _posterior(blobs, sums, scale):
+  pool, _, axes, _ = blobs
+  rows = np.arange(1000, 3000)
+  return labels.posterior(pool, rows, axes, sums, scale, jax.random.key(2))
+
+
+def test_the_votes_of_each_class_label_the_pool(blobs):
+  _, truth, _, sums = blobs
+  for scale in (1e-3, 5.0):
+    noise = np.random.default_rng(6).normal(0, scale, sums.shape).round()
+    found = _posterior(blobs, sums + noise.astype(int), scale)
+    assert found.shape == (2000, 3)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert np.mean(found.argmax(axis=1) == truth[1000:]) > 0.9
+  # Surer labels are more often right.
+  sure = found.max(axis=1) > np.median(found.max(axis=1))
+  right = found.argmax(axis=1) == truth[1000:]
+  assert right[sure].mean() >= right[~sure].mean()
+
+
+def test_noise_alone_gives_every_sample_the_odds_of_the_classes(blobs):
+  sums = np.zeros((3, 9), np.int64)
+  sums[:, -1] = [3000, 2000, 1000]
+  found = _posterior(blobs, sums, 900.0)
+  np.testing.assert_allclose(found, np.tile([3 / 6, 2 / 6, 1 / 6], (2000, 1)))
+
+
+def test_the_posterior_is_its_formula(blobs):
+  pool, _, axes, sums = blobs
+  found = _posterior(blobs, sums, 0.0)
+  z = (pool.astype(np.float64) - axes.mean) @ axes.axes.T.astype(np.float64)
+  z = (z / z.std(axis=0))[1000:]
+  means = sums[:, :-1] / sums[:, -1:]
+  logs = 1.5 * z @ means.T - 0.75 * (means**2).sum(axis=1) + np.log(sums[:, -1])
+  expected = np.exp(logs) / np.exp(logs).sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(found, expected, atol=1e-3)

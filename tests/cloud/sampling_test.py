@@ -7,6 +7,7 @@ import pytest
 
 from ecos_jax import config
 from ecos_jax.cloud import codebook
+from ecos_jax.cloud import directions
 from ecos_jax.cloud import sampling
 from tests.cloud import banks
 
@@ -57,29 +58,39 @@ def clusters(sizes, d=5, seed=0):
   return banks.Rows(features), assignment, centroids
 
 
-def greedy(features, quota, first):
+def greedy(features, quota, first, weights=None):
   """k-center greedy, one sample and one distance at a time."""
+  weights = np.ones(len(features)) if weights is None else weights
   chosen = [first]
   while len(chosen) < quota:
     best, farthest = None, -1.0
     for i in range(len(features)):
       if i not in chosen:
         gap = min(np.sum((features[i] - features[j]) ** 2) for j in chosen)
+        gap *= weights[i]
         if gap > farthest:
           best, farthest = i, gap
     chosen.append(best)
   return chosen
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("d", [1, 8])
-def test_farthest_first_equals_a_loop(d):
+def test_farthest_first_equals_a_loop(d, weighted):
   random = np.random.default_rng(d)
   features = random.integers(-9, 9, (3, 40, d)).astype(np.float32)
   start = np.array([0, 17, 39], np.int32)
   nearest = np.full((3, 40), np.inf, np.float32)
-  order = sampling.farthest_first(features, nearest, start, jnp.int32(15))
+  weights = None
+  if weighted:
+    # Powers of two: products of them are exact.
+    weights = np.exp2(random.integers(-5, 1, (3, 40))).astype(np.float32)
+  order = sampling.farthest_first(
+    features, nearest, start, jnp.int32(15), weights
+  )
   for i in range(3):
-    expected = greedy(features[i], 15, int(start[i]))
+    each = None if weights is None else weights[i]
+    expected = greedy(features[i], 15, int(start[i]), each)
     np.testing.assert_array_equal(np.argsort(order[i])[:15], expected)
 
 
@@ -105,6 +116,33 @@ def test_farthest_first_after_earlier_choices():
 
 SIZES = [0, 1, 3, 64, 65, 300, 120, 0, 130]
 QUOTAS = np.array([0, 1, 2, 64, 30, 7, 0, 0, 12])
+
+
+def test_kcenter_where_the_density_is_known_at_samples():
+  bank, assignment, centroids = clusters([40, 70])
+  features = bank.take(np.arange(110))
+  axes = np.eye(5, dtype=np.float32)
+  directed = directions.Directions(axes, np.zeros(5, np.float32))
+  # Squared densities are powers of two: products of them are exact.
+  tilt = np.array([3, -1, 2, 1, -2]) * np.log(2) / 2
+  density = directions.Density(directed, 5, tilt, 0.0)
+  logs = np.sign(features) @ tilt
+  got = in_order(
+    bank,
+    assignment,
+    centroids,
+    np.array([6, 9]),
+    config.Within.KCENTER,
+    density=density,
+  )
+  for r, chosen in enumerate(got):
+    members = np.flatnonzero(assignment == r)
+    weights = np.exp2(np.round(2 * logs[members] / np.log(2)))
+    # The densest; of several, the one nearest to the centroid.
+    gaps = np.sum((features[members] - centroids[r]) ** 2, axis=1)
+    first = int(np.lexsort((gaps, -weights))[0])
+    expected = greedy(features[members], len(chosen), first, weights)
+    np.testing.assert_array_equal(chosen, members[expected])
 
 
 def test_kcenter_equals_a_loop():

@@ -203,3 +203,32 @@ def test_what_the_configuration_allows_a_message_takes():
       config.privacy.sigma, config.privacy.gamma = sigma, gamma
       checks.validate(config)
       messages.Terms(sigma, gamma, config.privacy.delta, "add_remove")
+
+
+def test_questions_that_cannot_be_are_refused_each_naming_its_flag():
+  config = config_lib.Config()
+  for question in config_lib.Question:
+    config.codebook.question = question
+    checks.validate(config)
+  config.codebook.votes = 65
+  config.codebook.first_round = 10
+  config.privacy.relation = config_lib.Relation.REPLACE_ONE
+  config.sampling.method = config_lib.Method.ECOS_PAPER
+  with pytest.raises(errors.ConfigError) as refusal:
+    checks.validate(config)
+  for field in (
+    "codebook.votes",
+    "codebook.first_round",
+    "privacy.relation",
+    "sampling.method",
+  ):
+    assert f"`{field}`" in str(refusal.value)
+
+
+def test_labels_by_votes_need_votes_on_directions():
+  config = digits_client.get_config("smoke")
+  config.labelling.by = config_lib.LabelledBy.VOTES
+  with pytest.raises(errors.ConfigError, match=r"codebook\.question"):
+    checks.validate(config)
+  config.codebook.question = config_lib.Question.BOTH
+  checks.validate(config)

@@ -377,3 +377,39 @@ def test_two_machines(tmp_path, capsys):
       if file.suffix == ".json":
         # Seconds, such as 0.197, are not counts of samples.
         assert not re.search(rf"(?<![\d.]){len(images)}\b", data.decode()), file
+
+
+@pytest.mark.parametrize("question", ["both", "signs"])
+def test_one_answer_chooses_and_labels(tmp_path, question):
+  config = _config(budget=64)
+  config.codebook.question = config_lib.Question(question)
+  config.labelling.by = config_lib.LabelledBy.VOTES
+  config.labelling.certain, config.labelling.soft = 0.4, True
+  config.privacy.sigma = 1.0
+  summary = pipeline.run(config, tmp_path)
+  assert summary is not None
+  assert not (tmp_path / "request").exists()
+  assert summary["epsilon"] == summary["scores_epsilon"]
+  assert summary["labels_epsilon"] is None
+  assert summary["epsilon_answers"] == 1
+  query, response = (
+    kind.from_bytes((tmp_path / f"{name}/{name}.safetensors").read_bytes())
+    for kind, name in (
+      (messages.Query, "query"),
+      (messages.Response, "response"),
+    )
+  )
+  assert query.classes == 10
+  assert response.sums.shape == (10, 65)
+  assert summary["bytes_up"] == len(response.to_bytes())
+  labels = np.load(tmp_path / "labels/labels.npy")
+  posterior = np.load(tmp_path / "labels/posterior.npy")
+  sure = posterior.max(axis=1) >= 0.4
+  np.testing.assert_array_equal(
+    labels, np.where(sure, posterior.argmax(axis=1), -1)
+  )
+  assert summary["labels_answered"] == sure.sum()
+  dataset = proxy.open_proxy(tmp_path / "labels/dataset")
+  np.testing.assert_array_equal(
+    [example["label"] for example in dataset], labels[sure]
+  )

@@ -43,6 +43,18 @@ def test_supervised_is_cross_entropy_of_known_labels_on_weak_views():
   np.testing.assert_allclose(values["accuracy"], right)
 
 
+def test_supervised_on_probabilities_is_their_cross_entropy():
+  images, labels = _images(4), jnp.array([0, 2, -1, 1])
+  soft = _RNG.dirichlet(np.ones(3), 4).astype(np.float32)
+  batch = {"image": images, "label": labels, "probabilities": soft}
+  task = tasks.Supervised(3, _source(4))
+  loss, _ = task.loss(_mean_colours, {"labelled": batch}, _KEY)
+  logits = np.float64(_mean_colours(augment.weak(images, _KEY)))
+  beliefs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  each = -(soft * np.log(beliefs)).sum(-1)
+  np.testing.assert_allclose(loss, each[[0, 1, 3]].mean(), rtol=1e-4)
+
+
 def test_supervised_without_any_label_is_zero():
   task = tasks.Supervised(3, _source(2))
   batches = {"labelled": {"image": _images(2), "label": jnp.full(2, -1)}}
