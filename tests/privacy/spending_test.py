@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
@@ -123,3 +124,18 @@ def test_an_epsilon_that_a_client_states_is_not_believed():
   spent = spending.spent({"scores": forged}, fixed=True)
   assert spent.scores_epsilon == spent.epsilon
   assert spent.epsilon == pytest.approx(ONE["add_remove"], abs=1e-3)
+
+
+def test_the_unit_is_told_and_two_units_do_not_add_up():
+  by_sample = _scores()
+  assert spending.spent({"scores": by_sample}, fixed=True).unit == "sample"
+  statement = dataclasses.replace(by_sample.statement, unit="person")
+  by_person = dataclasses.replace(by_sample, statement=statement)
+  assert spending.spent({"scores": by_person}, fixed=True).unit == "person"
+  assert spending.spent({}, fixed=True).unit is None
+  for answers, entries in (
+    ({"first": by_sample, "scores": by_person}, ()),
+    ({"scores": by_person}, [_entry(by_sample)]),
+  ):
+    with pytest.raises(errors.EcosError, match="cannot be added up"):
+      spending.spent(answers, entries, fixed=True)
