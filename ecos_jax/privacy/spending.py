@@ -51,7 +51,7 @@ class Spending:
 
 
 def _stated(answer: Answer) -> messages.Statement | messages.LabelResponse:
-  """Returns what says the answer's epsilon, and whether it is private."""
+  """Returns what says whether the answer is private."""
   return answer.statement if isinstance(answer, messages.Response) else answer
 
 
@@ -107,7 +107,9 @@ def spent(
     _stated(answer).private for answer in everything
   )
   alone = {
-    name: _stated(answer).epsilon for name, answer in answers.items() if private
+    name: accounting.alone(answer)
+    for name, answer in answers.items()
+    if private
   }
   paper, scores = None, answers.get("scores")
   if private and isinstance(scores, messages.Response):
