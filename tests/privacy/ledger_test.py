@@ -200,6 +200,16 @@ def test_an_answer_over_the_budget_is_refused(path):
     book.check_budget(_cost(1.0))
 
 
+def test_all_of_the_budget_may_be_spent_and_no_more(tmp_path):
+  ledger.create(tmp_path / "free", max_epsilon=math.inf)
+  total = ledger.read(tmp_path / "free").epsilon(_cost(1.0))
+  ledger.create(tmp_path / "enough", max_epsilon=total)
+  ledger.read(tmp_path / "enough").check_budget(_cost(1.0))
+  ledger.create(tmp_path / "less", max_epsilon=total * (1 - 1e-6))
+  with pytest.raises(ledger.BudgetError):
+    ledger.read(tmp_path / "less").check_budget(_cost(1.0))
+
+
 # What is asked for again.
 
 
