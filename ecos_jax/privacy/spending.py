@@ -9,11 +9,13 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import filter as filter_lib
 from ecos_jax.privacy import ledger
 
 Answer = messages.Response | messages.LabelResponse
@@ -69,8 +71,8 @@ def spent(
     entries: Of the client's ledger, as far as it is known. They may hold
       `answers`, which count once.
     fixed: Whether the terms of `answers` were fixed before the first one was
-      given. Then they compose; see `accounting.Cost.total` for terms that may
-      depend on earlier answers.
+      given. Then they compose; see `filter.Filter` for terms that may depend on
+      earlier answers.
     exposed: Whether the run also used the client's data without noise, as some
       simulations do.
 
@@ -99,7 +101,8 @@ def spent(
     if fixed and len(everything) == len(answers):
       epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
     else:
-      epsilon = accounting.Cost.total(costs, delta, relation)
+      unlimited = filter_lib.Filter.of(math.inf, delta)
+      epsilon = unlimited.epsilon(costs, delta, relation)
   private = not exposed and all(
     _stated(answer).private for answer in everything
   )
