@@ -294,11 +294,9 @@ class Density(NamedTuple):
     return result if self.levels is None else result * np.exp(self.levels)
 
 
-def sample(features: chunks.Features, key: jax.Array) -> np.ndarray:
-  """Returns random rows that stand for all, float32 [n, d]; 32,768 at most."""
-  n = features.shape[0]
-  rows = start_lib.subsample(n, min(n, _FITTED_ROWS), key)
-  return chunks.take(features, rows)
+def sample(n: int, key: jax.Array) -> np.ndarray:
+  """Returns random rows that stand for all n, sorted; 32,768 at most."""
+  return start_lib.subsample(n, min(n, _FITTED_ROWS), key)
 
 
 def density(
@@ -337,7 +335,8 @@ def density(
     key: Random key, of the sample.
     counts: The client's answer about clusters, if it was asked.
   """
-  cast = votes(sample(features, key), *directions, votes_of_sample)
+  rows = sample(features.shape[0], key)
+  cast = votes(chunks.take(features, rows), *directions, votes_of_sample)
   pool = np.asarray(cast).astype(np.float64)
   # Fewer voters than this are lost in the noise, whatever they voted.
   voters = max(float(sums[-1]), scale, 1.0)

@@ -103,9 +103,8 @@ def posterior(
   gaps, noise = means - common, (scale / voters) ** 2
   signal = np.maximum((gaps**2).mean(axis=1, keepdims=True) - noise, 0)
   means = common + gaps * signal / (signal + noise)
-  pool = directions_lib.coordinates(
-    directions_lib.sample(features, key), *directions
-  )
+  rows = directions_lib.sample(features.shape[0], key)
+  pool = directions_lib.coordinates(chunks.take(features, rows), *directions)
   deviations = np.maximum(np.asarray(pool).std(axis=0), np.finfo("f4").tiny)
   found = directions_lib.coordinates(
     chunks.take(features, indices), *directions

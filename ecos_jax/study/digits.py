@@ -53,8 +53,6 @@ def study(
 ) -> plan.Study:
   """Returns a study that is named for its file.
 
-  All noise comes from the seed, so that a study can be repeated.
-
   Args:
     file: Path of the study's file.
     argument: `smoke`, or nothing.

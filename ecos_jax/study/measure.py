@@ -1,10 +1,8 @@
 """What only a simulation can know of a trial, since it reads the client's data.
 
 NOT PRIVATE, none of it: the distance between the proxy and the client's data,
-the size of the client's data, the work of the client; nor does a run itself
-train the linear classifier. A study keeps these
-beside a trial's summary; none of them goes back into a run, or into the cloud's
-workdir.
+the number of its samples, its work, the accuracy of a linear classifier. A
+study keeps these beside a trial's summary, never in a run or its workdir.
 """
 
 from collections.abc import Callable, Collection
@@ -23,11 +21,11 @@ from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
 from ecos_jax.pipeline import stages
 
-# The distance looks at so many samples of each side.
+# The most samples of each side that the distance reads.
 _SAMPLES = 2000
 # A training step costs the forward pass, and twice that for the gradients.
 _PASSES = 3
-# Of ridge regression on features of unit norm, standardised.
+# The penalty of ridge regression on standardised features.
 _RIDGE = 3000.0
 
 
@@ -113,9 +111,8 @@ def _features(
   """
   batch_size = config.encoder.batch_size
   if isinstance(source, pools.Pool) and source.feature_sources:
-    features = np.empty(
-      (len(indices), source.feature_sources[0].dimension), np.float32
-    )
+    dimension = source.feature_sources[0].dimension
+    features = np.empty((len(indices), dimension), np.float32)
     for part, rows, local in source.by_source(indices):
       features[rows] = encode.of_rows(part, local, None, batch_size)
     return features
@@ -128,15 +125,12 @@ def _distance(
 ) -> float:
   """Returns the distance between proxy and client, from samples of both."""
   rng = np.random.default_rng(0)
-  assert problem.client is not None
-  own, indices = (
-    rng.permutation(rows)[:_SAMPLES]
-    for rows in (np.arange(len(problem.client)), indices)
-  )
-  return squared_mmd(
-    _features(config, problem.client, own),
-    _features(config, problem.pool, indices),
-  )
+  client = problem.client
+  assert client is not None
+  own = rng.permutation(len(client))[:_SAMPLES]
+  chosen = rng.permutation(indices)[:_SAMPLES]
+  proxy = _features(config, problem.pool, chosen)
+  return squared_mmd(_features(config, client, own), proxy)
 
 
 def _linear_accuracy(
