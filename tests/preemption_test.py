@@ -94,12 +94,8 @@ def test_in_training_with_nothing_compiled_before(
 
   def stopped_after(step):
     job = start_job(*flags)
-    deadline = time.monotonic() + 240
-    while (
-      not metrics.exists() or f'{{"step": {step},' not in metrics.read_text()
-    ):
-      assert time.monotonic() < deadline, job.err
-      time.sleep(0.01)
+    row = f'{{"step": {step},'
+    job.wait_until(lambda: metrics.exists() and row in metrics.read_text())
     job.signal(signal.SIGTERM)
     begin = time.monotonic()
     assert job.wait() == 75, job.err

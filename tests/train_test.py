@@ -25,20 +25,6 @@ def _start(*flags, python=()) -> subprocess.Popen:
   )
 
 
-def _run(*flags) -> tuple[int, str, str]:
-  with _start(*flags) as process:
-    out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
-
-
-def _error_line(*flags) -> str:
-  code, _, err = _run(*flags)
-  assert code == 1
-  assert "Traceback" not in err
-  [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-  return line
-
-
 @pytest.mark.parametrize(
   ("flags", "said"),
   [
@@ -55,12 +41,20 @@ def _error_line(*flags) -> str:
     ((), "--config"),
   ],
 )
-def test_bad_input_gets_one_line(flags, said, tmp_path):
-  assert said in _error_line(f"--workdir={tmp_path}", *flags)
+def test_bad_input_gets_one_line(flags, said, start_job, tmp_path):
+  job = start_job(f"--workdir={tmp_path}", *flags)
+  assert job.wait() == 1
+  assert "Traceback" not in job.err
+  [line] = [line for line in job.err.splitlines() if line.startswith("error: ")]
+  assert said in line
 
 
 def test_a_missing_workdir_is_named():
-  assert "--workdir" in _error_line(_SMOKE)
+  with _start(_SMOKE) as process:
+    _, err = process.communicate(timeout=300)
+  assert process.returncode == 1
+  [line] = err.splitlines()
+  assert line.startswith("error: ") and "--workdir" in line
 
 
 def test_importing_the_package_is_cheap():

@@ -94,12 +94,18 @@ def start(
   Raises:
     EcosError: The name is unknown, or the weights do not fit.
   """
-  model = get(name, num_classes, rngs)
   published = weights_lib.PUBLISHED.get(name)
-  if published is not None:
-    path = weights_lib.find(weights or published.source, _FLAG)
-    tensors = weights_lib.read(path, _FLAG)
-    weights_lib.assign(model, tensors, published, f"{_FLAG}: {path}")
+  if published is None:
+    return get(name, num_classes, rngs)
+  path = weights_lib.find(weights or published.source, _FLAG)
+  tensors = weights_lib.read(path, _FLAG)
+  model = nnx.eval_shape(lambda: get(name, num_classes, nnx.Rngs(0)))
+  weights_lib.assign(model, tensors, published, f"{_FLAG}: {path}")
+  # The compiler leaves out the random weights that are not returned.
+  head = nnx.jit(
+    lambda rngs: getattr(get(name, num_classes, rngs), published.head)
+  )
+  setattr(model, published.head, head(rngs))
   return model
 
 

@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -92,10 +91,7 @@ def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(
     f"--scratch={scratch}",
     f"--output={output}",
   )
-  deadline = time.monotonic() + 120
-  while not (output.exists() and _strict(output)["rows"]):
-    assert time.monotonic() < deadline, job.out + job.err
-    time.sleep(0.05)
+  job.wait_until(lambda: output.exists() and _strict(output)["rows"])
   job.signal(sent)
   assert job.wait() == 130
   assert "the rows so far" in job.err

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 import re
@@ -344,3 +345,85 @@ def test_the_table_in_the_documentation_is_what_is_computed():
     cost = accounting.labels(terms, int(requests), int(answers))
     epsilon = cost.epsilon(1e-5, "add_remove")
     assert float(shown) == math.ceil(100 * epsilon) / 100
+
+
+# Persons.
+
+
+def _drawn(ids, gamma):
+  """Yields every draw of one sample each of some persons, with its weight."""
+  persons = [np.flatnonzero(ids == name) for name in np.unique(ids)]
+  choices = [
+    [(1 - gamma, None), *((gamma / len(own), row) for row in own)]
+    for own in persons
+  ]
+  for draw in itertools.product(*choices):
+    rows = [row for _, row in draw if row is not None]
+    yield math.prod(weight for weight, _ in draw), rows
+
+
+def _noisy(votes, ids, sigma, gamma):
+  """Returns the laws of the noisy largest count [x] and counts [x, x]."""
+  x, p0 = _noise(sigma)
+  largest, both = np.zeros(len(x)), np.zeros((len(x), len(x)))
+  for weight, rows in _drawn(ids, gamma):
+    taken = np.zeros((1, len(ids)), bool)
+    taken[0, rows] = True
+    (counts,) = votes.votes(np.zeros((1, 1), np.float32), taken)
+    shifted = [np.roll(p0, count) for count in counts]
+    largest += weight * np.roll(p0, counts.max())
+    both += weight * np.multiply.outer(*shifted)
+  return largest, both
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_person_is_worth_no_more_than_a_sample_by_brute_force(seed):
+  """A person with three samples, of two classes, near and far.
+
+  The bounds are those of one sample: one count up, and one down with it.
+  """
+  random, sigma, gamma = np.random.default_rng(seed), 1.5, 0.6
+  ids = np.array([0, 1, 1, 2, 3, 3, 3])
+  features = random.normal(size=(7, 1)).astype(np.float32)
+  labels = random.integers(0, 2, 7)
+
+  def laws(rows):
+    votes = neighbours.Neighbours(features[rows], labels[rows], 2, 2)
+    return _noisy(votes, ids[rows], sigma, gamma)
+
+  _, p0 = _noise(sigma)
+  up, down = np.roll(p0, 1), np.roll(p0, -1)
+  absent = p0, np.outer(p0, p0)
+  present = (
+    (1 - gamma) * p0 + gamma * up,
+    (1 - gamma) * absent[1] + gamma * np.outer(up, down),
+  )
+  pairs = zip(
+    laws(slice(0, 7)), laws(slice(0, 4)), absent, present, strict=True
+  )
+  for with_one, without, q, m in pairs:
+    for epsilon in (0.1, 0.4, 1.0, 2.0):
+      grow = math.exp(epsilon)
+      for p, other, a, b in (
+        (with_one, without, m, q),
+        (without, with_one, q, m),
+      ):
+        found = np.maximum(p - grow * other, 0).sum()
+        bound = np.maximum(a - grow * b, 0).sum()
+        assert found <= bound * (1 + 1e-9) + 1e-12
+
+
+def test_of_each_person_one_labelled_sample_votes(monkeypatch):
+  monkeypatch.setattr(mechanisms.Mechanism, "noised", lambda self, x: x)
+  # 30 samples of one person against 5 of five persons; 9 have no class.
+  labels = np.array([0] * 30 + [1] * 5 + [-1] * 9)
+  ids = np.array([9] * 30 + [1, 2, 3, 4, 5] + [6] * 9)
+  samples = private_knn.Samples(np.zeros((44, 5), np.float32), labels, ids)
+  terms = changed(gamma=1.0, neighbours=44, threshold=5.0, unit="person")
+  request = request_for(np.zeros((20, 5)), terms)
+  assert (_label(request, samples, terms).labels == 1).all()
+  by_sample = dataclasses.replace(terms, unit="sample")
+  with pytest.raises(errors.EcosError, match="`persons`"):
+    _label(request, samples, by_sample)
+  samples = samples._replace(persons=None)
+  assert (_label(request, samples, by_sample).labels == 0).all()

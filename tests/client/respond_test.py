@@ -1,4 +1,5 @@
 import numpy as np
+from PIL import Image
 import pytest
 
 from ecos_jax import messages
@@ -162,3 +163,43 @@ def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
   assert "costs nothing" in again.out
   assert "changes to the data" in again.out
   assert (tmp_path / "out").read_bytes() == out
+
+
+def test_persons_have_one_vote_each_and_the_ledger_keeps_the_unit(
+  run, tmp_path, images, features
+):
+  for number, image in enumerate(np.repeat(images[:1], 40, axis=0)):
+    folder = tmp_path / "data" / ("ann" if number else "bob")
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / f"{number}.png")
+  query = query_of(features[:5])
+  (tmp_path / "query").write_bytes(query.to_bytes())
+  data = f"--data=folder:{tmp_path}/data"
+  code, job = run(data, "--sigma=1", "--gamma=1", "--unit=person", "--yes")
+  assert code == 0, job.err
+  assert "per person" in job.out and "noise" in job.out
+  response = messages.Response.from_bytes((tmp_path / "out").read_bytes())
+  assert response.statement.unit == "person"
+  # 2 persons, and noise of scale 1: not 40 samples.
+  assert response.scores.max() < 2 + 12
+  for wrong, said in (
+    (("--unit=sample",), "by person"),
+    (("--unit=person", "--persons=gone.npy"), "--persons=gone.npy"),
+    (("--unit=person", "--persons=age"), "metadata.csv"),
+  ):
+    code, job = run(data, "--sigma=20", "--yes", *wrong)
+    assert code == 1 and said in job.err, job.err
+
+
+def test_an_empty_folder_is_answered_with_noise(run, tmp_path, features):
+  (tmp_path / "query").write_bytes(query_of(features[:5]).to_bytes())
+  (tmp_path / "data").mkdir()
+  code, job = run(
+    f"--data=folder:{tmp_path}/data",
+    "--sigma=10",
+    "--yes",
+  )
+  assert code == 0, job.err
+  assert "noise alone" in job.out
+  response = messages.Response.from_bytes((tmp_path / "out").read_bytes())
+  assert np.abs(response.scores).max() < 120

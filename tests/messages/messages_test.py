@@ -116,6 +116,24 @@ def test_a_message_is_a_safetensors_file(message):
     np.testing.assert_array_equal(array, own[name])
 
 
+def test_terms_and_statements_say_the_unit():
+  for message, name in (
+    (QUERY, "terms"),
+    (RESPONSE, "statement"),
+    (LABEL_RESPONSE, "terms"),
+  ):
+    assert getattr(message, name).unit == "sample"
+    terms = dataclasses.replace(getattr(message, name), unit="person")
+    other = dataclasses.replace(message, **{name: terms})
+    received = type(message).from_bytes(other.to_bytes())
+    assert getattr(received, name).unit == "person"
+    for wrong in ("household", ..., 1):
+      with pytest.raises(messages.ProtocolError, match="unit"):
+        type(message).from_bytes(_with_fields(message, unit=wrong))
+  with pytest.raises(messages.ProtocolError, match=r"version must be 3.*newer"):
+    messages.Query.from_bytes(_with_fields(QUERY, version=2))
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=KINDS)
 def test_other_kinds_are_refused(message):
   for other in MESSAGES:

@@ -17,3 +17,16 @@ def test_batch_statistics_are_used_in_training_only():
   np.testing.assert_allclose(
     forward(model, others)[:3], forward(model, images)[:3], atol=1e-5
   )
+
+
+def test_the_initial_weights_are_those_that_flax_draws_by_default():
+  model, key = (
+    convnet.ConvNet(10, nnx.Rngs(0), convnet.SMALL),
+    jax.random.key(0),
+  )
+  lecun = nnx.initializers.lecun_normal()
+  # A convolution takes one key, a normalisation two.
+  for i, layer in ((0, model.convolutions[0]), (9, model.head)):
+    kernel = layer.kernel[...]
+    expected = lecun(jax.random.fold_in(key, i), kernel.shape)
+    np.testing.assert_array_equal(kernel, expected)

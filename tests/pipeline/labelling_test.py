@@ -2,7 +2,6 @@ import dataclasses
 from pathlib import Path
 import re
 import shutil
-import subprocess
 import sys
 
 import dp_accounting
@@ -304,36 +303,37 @@ def test_every_method_ends_in_a_summary(method, tmp_path):
   assert (summary["labels_asked"] is None) == (method == "local")
 
 
-def _client(folder: Path, command: str, *flags) -> None:
-  subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      f"ecos_jax.client.{command}",
+@pytest.fixture
+def client(start_job, tmp_path):
+  """Returns a function that runs a command of the client to its end."""
+  folder = tmp_path / "client"
+  folder.mkdir()
+
+  def run(command, *flags):
+    job = start_job(
       f"--data={folder}/images.npz",
       f"--ledger={folder}/ledger",
       "--yes",
       *flags,
-    ],
-    check=True,
-    capture_output=True,
-  )
+      module=f"ecos_jax.client.{command}",
+    )
+    return job.wait(), job.err
+
+  return run
 
 
 @pytest.mark.slow
-def test_two_machines(tmp_path, capsys):
+def test_two_machines(client, tmp_path, capsys):
   config = _config()
   config.client.remote = True
-  cloud, client = tmp_path / "cloud", tmp_path / "client"
-  client.mkdir()
+  cloud, folder = tmp_path / "cloud", tmp_path / "client"
   private = digits.load(config.data, config.seed).client
   # A number that is nowhere in the configuration.
   every = np.arange(len(private))[:197]
   images = private.images(every, digits.SIZE)
-  np.savez(client / "images.npz", images=images, labels=private.labels(every))
+  np.savez(folder / "images.npz", images=images, labels=private.labels(every))
   assert pipeline.run(config, cloud) is None
-  _client(
-    client,
+  code, err = client(
     "respond",
     f"--query={cloud}/query/query.safetensors",
     "--epsilon=1",
@@ -341,6 +341,7 @@ def test_two_machines(tmp_path, capsys):
     "--max_epsilon=4.5",
     f"--out={cloud}/response.safetensors",
   )
+  assert code == 0, err
   assert pipeline.run(config, cloud) is None
   assert "ecos_jax.client.label" in capsys.readouterr().out
   label = (
@@ -349,16 +350,16 @@ def test_two_machines(tmp_path, capsys):
     f"--out={cloud}/label_response.safetensors",
   )
   # Another budget is refused: there is no answer, and the cloud waits.
-  with pytest.raises(subprocess.CalledProcessError) as caught:
-    _client(client, *label, "--epsilon=4", "--max_epsilon=6")
-  assert b"was made for epsilon 4.5" in caught.value.stderr
+  code, err = client(*label, "--epsilon=4", "--max_epsilon=6")
+  assert code == 1 and "was made for epsilon 4.5" in err
   assert pipeline.run(config, cloud) is None
   # An answer to something else is refused.
   response = cloud / "label_response.safetensors"
   response.write_bytes((cloud / "response.safetensors").read_bytes())
   with pytest.raises(messages.ProtocolError):
     pipeline.run(config, cloud)
-  _client(client, *label, "--epsilon=4")
+  code, err = client(*label, "--epsilon=4")
+  assert code == 0, err
   summary = pipeline.run(config, cloud)
   assert summary is not None
   assert summary["accuracy"] is None
@@ -366,7 +367,7 @@ def test_two_machines(tmp_path, capsys):
   assert 1 < summary["epsilon"] <= 4.5
   assert "the client's ledger has the total" in capsys.readouterr().out
   assert summary["epsilon"] == pytest.approx(
-    _recomputed(client / "ledger"), rel=0.03
+    _recomputed(folder / "ledger"), rel=0.03
   )
   # Nothing of the client but its answers is in the cloud's workdir.
   secrets = [image.tobytes()[200:264] for image in images[::20]]

@@ -3,8 +3,6 @@ import json
 from pathlib import Path
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -30,6 +28,7 @@ from ecos_jax.models import weights
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import stages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 from ecos_jax.report import collect
 from ecos_jax.report import page
@@ -301,13 +300,14 @@ def remote(tmp_path):
   return config, cloud, client, images
 
 
-def _respond(cloud, client):
-  subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "ecos_jax.client.respond",
-      f"--query={cloud}/query/query.safetensors",
+@pytest.fixture
+def respond(remote, start_job):
+  """Returns a function that brings the client's answer to a folder's query."""
+  _, cloud, client, _ = remote
+
+  def respond(asking):
+    job = start_job(
+      f"--query={asking}/query/query.safetensors",
       f"--data=images:{client}/images.npy",
       "--epsilon=1",
       f"--ledger={client}/ledger",
@@ -315,19 +315,20 @@ def _respond(cloud, client):
       "--max_epsilon=2",
       f"--out={client}/response.safetensors",
       "--yes",
-    ],
-    check=True,
-    capture_output=True,
-  )
-  return (client / "response.safetensors").read_bytes()
+      module="ecos_jax.client.respond",
+    )
+    assert job.wait() == 0, job.err
+    shutil.copy(client / "response.safetensors", cloud)
+
+  return respond
 
 
 @pytest.mark.slow
-def test_two_machines(remote, capsys):
-  config, cloud, client, images = remote
+def test_two_machines(remote, respond, capsys):
+  config, cloud, _, images = remote
   assert pipeline.run(config, cloud) is None
   assert "ecos_jax.client.respond" in capsys.readouterr().out
-  (cloud / "response.safetensors").write_bytes(_respond(cloud, client))
+  respond(cloud)
   summary = pipeline.run(config, cloud)
   assert summary is not None
   assert 0 < summary["epsilon"] <= 1
@@ -347,17 +348,17 @@ def test_two_machines(remote, capsys):
 
 
 @pytest.mark.slow
-def test_a_response_to_another_query_is_refused(remote, tmp_path):
-  config, cloud, client, _ = remote
+def test_a_response_to_another_query_is_refused(remote, respond, tmp_path):
+  config, cloud, _, _ = remote
   other = tmp_path / "other"
   config.seed = 2
   assert pipeline.run(config, other) is None
-  (cloud / "response.safetensors").write_bytes(_respond(other, client))
+  respond(other)
   config.seed = 1
   with pytest.raises(errors.EcosError, match="query"):
     pipeline.run(config, cloud)
   # The right one is still taken.
-  (cloud / "response.safetensors").write_bytes(_respond(cloud, client))
+  respond(cloud)
   assert pipeline.run(config, cloud) is not None
 
 
@@ -577,3 +578,20 @@ def test_a_redone_response_has_the_noise_that_is_asked_for_now(
       job.run(stage)
   name = Path("response", "response.safetensors")
   assert (copy / name).read_bytes() != (path / name).read_bytes()
+
+
+def test_persons_are_the_unit_of_a_simulated_client(tmp_path):
+  config = _config()
+  config.privacy.unit, config.data.persons = config_lib.Unit.PERSON, 10
+  config.privacy.insecure_noise_seed = None
+  config.train.steps = 0
+  summary = pipeline.run(config, tmp_path)
+  assert summary["unit"] == "person"
+  assert ledger.read(tmp_path / "client/ledger").guarantee.unit == "person"
+  data = (tmp_path / "response/response.safetensors").read_bytes()
+  response = messages.Response.from_bytes(data)
+  assert response.statement.unit == "person"
+  # A tenth of the client's samples, and noise.
+  persons = len(digits.load(config.data, config.seed).client) / 10
+  spread = config.privacy.sigma * len(response.scores) ** 0.5
+  assert response.scores.sum() < persons + 8 * spread

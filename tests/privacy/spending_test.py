@@ -1,9 +1,11 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
@@ -111,3 +113,18 @@ def test_a_seeded_answer_in_the_ledger_makes_the_run_not_private():
 def test_data_used_without_noise_have_no_epsilon():
   spent = spending.spent({"scores": _scores()}, fixed=True, exposed=True)
   assert spent.epsilon is spent.noise_epsilon is spent.delta is None
+
+
+def test_the_unit_is_told_and_two_units_do_not_add_up():
+  by_sample = _scores()
+  assert spending.spent({"scores": by_sample}, fixed=True).unit == "sample"
+  statement = dataclasses.replace(by_sample.statement, unit="person")
+  by_person = dataclasses.replace(by_sample, statement=statement)
+  assert spending.spent({"scores": by_person}, fixed=True).unit == "person"
+  assert spending.spent({}, fixed=True).unit is None
+  for answers, entries in (
+    ({"first": by_sample, "scores": by_person}, ()),
+    ({"scores": by_person}, [_entry(by_sample)]),
+  ):
+    with pytest.raises(errors.EcosError, match="cannot be added up"):
+      spending.spent(answers, entries, fixed=True)

@@ -60,13 +60,6 @@ def start(start_job, tmp_path):
   return lambda *flags: start_job(*standard, *flags, module="ecos_jax.study")
 
 
-def _wait_for(path: Path, job) -> None:
-  deadline = time.monotonic() + 240
-  while not path.exists():
-    assert time.monotonic() < deadline, job.out + job.err
-    time.sleep(0.005)
-
-
 def _children(pid: int) -> list[int]:
   tasks = Path(f"/proc/{pid}/task").glob("*/children")
   return [int(child) for task in tasks for child in task.read_text().split()]
@@ -87,7 +80,7 @@ def test_killed_at_any_time_it_goes_on_and_failures_are_kept(start, tmp_path):
   # The study dies, and takes its child along.
   job = start()
   first = trials / "method=random,budget=32,seed=1" / run.ROW
-  _wait_for(first, job)
+  job.wait_until(first.exists)
   [child] = _children(job.pid)
   job.signal(signal.SIGKILL)
   assert job.wait() == -signal.SIGKILL
@@ -99,7 +92,7 @@ def test_killed_at_any_time_it_goes_on_and_failures_are_kept(start, tmp_path):
 
   # The child dies in a trial: the others go on.
   job = start()
-  _wait_for(trials / "method=ecos,budget=32,seed=1" / "pool", job)
+  job.wait_until((trials / "method=ecos,budget=32,seed=1/pool").exists)
   [child] = _children(job.pid)
   os.kill(child, signal.SIGKILL)
   assert job.wait() == 1

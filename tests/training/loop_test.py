@@ -391,9 +391,9 @@ def _kill_after(process, checkpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ratio", [0, 1])
-def test_a_killed_run_goes_on_and_ends_bitwise_the_same(tmp_path, ratio):
-  arguments = {"ratio": ratio, "steps": 300, "checkpoint_every": 20}
+def test_a_killed_run_goes_on_and_ends_bitwise_the_same(tmp_path):
+  # With unlabelled images there are two streams to go on with.
+  arguments = {"ratio": 1, "steps": 300, "checkpoint_every": 20}
   whole = _finish(_start(tmp_path / "whole", **arguments))
   for checkpoint in ("20", "120"):
     _kill_after(
