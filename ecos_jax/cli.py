@@ -1,6 +1,7 @@
 """How every command of the package starts and ends."""
 
 from collections.abc import Callable, Collection
+import io
 import logging as standard_logging
 import math
 import os
@@ -153,6 +154,10 @@ def run(
         _fail(error)
       distributed.fail(error)
 
+  # A name that is not UTF-8 must not end a command that has spent something.
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   signal.signal(signal.SIGINT, _leave)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)

@@ -96,6 +96,11 @@ def lock(file: IO[Any], *, wait: bool = True) -> bool:
   return True
 
 
+def printable(name: str) -> str:
+  """Returns the name of a file as text that any file and terminal can hold."""
+  return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def digest(*parts: bytes | memoryview) -> str:
   """Returns the sha256 of the parts in order, as hex."""
   sha = hashlib.sha256()

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 from absl import flags
 import pytest
 
@@ -43,3 +47,21 @@ def test_an_unknown_field_gets_the_valid_ones():
   assert "--config.sampling.bugdet" in str(caught.value)
   assert "sampling.budget" in str(caught.value)
   cli.check_overrides(["--config.sampling.budget=3", "--workdir=x"])
+
+
+def test_a_name_that_is_not_utf8_does_not_end_a_command():
+  """A client's answer was in the ledger when the name of the file was shown."""
+  code = """
+import os
+from ecos_jax import cli
+cli.run(lambda argv: print("wrote", os.fsdecode(b"caf\\xe9")))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == "wrote caf\\udce9\n"

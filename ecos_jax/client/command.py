@@ -17,8 +17,11 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import encoding
+from ecos_jax.client import probing
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import features
+from ecos_jax.data import folder
 from ecos_jax.data import persons
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -91,6 +94,7 @@ def define_shared_flags(data: str) -> None:
     "each, or a column of the metadata. Without, the folders in folder:DIR are "
     "the persons, or the array persons of images:FILE.npz.",
   )
+  define_list_unreadable()
   flags.DEFINE_bool("yes", False, "Answer without asking.")
   flags.DEFINE_integer(
     "batch_size", 1024, "Images to encode at once.", lower_bound=1
@@ -204,16 +208,51 @@ def classes(count: int) -> list[str] | None:
   return names
 
 
+def define_list_unreadable() -> None:
+  """Defines the flag of commands that open folders."""
+  flags.DEFINE_string(
+    "list_unreadable",
+    None,
+    "A new file for the names of the files in folder:DIR that cannot be read, "
+    "and why. Without, only their number is told.",
+  )
+
+
 def open_data(classes: list[str] | None = None) -> pools.Source:
-  """Returns the private data that --data names.
+  """Returns the private data that --data names; tells what is wrong with them.
 
   Args:
     classes: As in `pools.open_source`.
+
+  Raises:
+    EcosError: They cannot be opened, or --list_unreadable exists.
   """
   f = flags.FLAGS
   with errors.about("data", f.data):
     # A refusal of an empty folder would show that it is empty.
-    return pools.open_source(f.data, f.data_dir, classes, may_be_empty=True)
+    data = pools.open_source(f.data, f.data_dir, classes, may_be_empty=True)
+  if f.list_unreadable is not None:
+    lines = [f"{file.name}: {file.why}" for file in _unreadable(data)]
+    text = "".join(f"{files.printable(line)}\n" for line in lines)
+    try:
+      Path(f.list_unreadable).open("xb").close()
+    except FileExistsError:
+      raise errors.EcosError(
+        f"--list_unreadable: {f.list_unreadable} exists: name a new file"
+      ) from None
+    files.write(Path(f.list_unreadable), text.encode())
+  if isinstance(data, features.FeatureSource):
+    empty = data.rows_of_nan()
+    if empty:
+      print(
+        f"data     {empty:,} rows are NaN throughout: they count as zeros, and "
+        "their votes say nothing: leave them out"
+      )
+  return data
+
+
+def _unreadable(data: pools.Source) -> list[folder.File]:
+  return getattr(data, "unreadable", [])
 
 
 def persons_of(
@@ -235,12 +274,16 @@ def persons_of(
 def encoder_of(message: messages.Question) -> registry.Encoder:
   """Returns the encoder of a message: --encoder, or with --weights.
 
+  Also tells what encoding takes.
+
   Raises:
-    EcosError: It cannot be loaded, or is not the message's.
+    EcosError: It cannot be loaded, is not the message's, or mixes samples.
   """
   f = flags.FLAGS
   own = f.encoder and registry.get(f.encoder, flags=encoding.FLAGS)
-  return encoding.encoder_of(message, own, f.weights)
+  encoder = encoding.encoder_of(message, own, f.weights)
+  print(probing.describe(encoder, f.batch_size))
+  return encoder
 
 
 def write(out: Path, data: bytes, stored: str | None) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.client import probing
 from ecos_jax.config import limits
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
@@ -109,11 +110,11 @@ def blocks(
     message: From the cloud.
     data: The private samples.
     encoder: As in `encoder_of`.
-    batch_size: Images to read and encode at once.
+    batch_size: Images to read and encode at once; fewer if they are large.
 
   Raises:
     EcosError: An image cannot be read, the encoder is not the one installed
-      here, or d differs.
+      here or mixes samples, or d differs.
   """
   if not hasattr(data, "images"):
     data = np.asarray(data)
@@ -124,6 +125,8 @@ def blocks(
     data = pools.ArraySource("`data`", data)
   if not isinstance(data, feature_files.FeatureSource):
     encoder = encoder_of(message, encoder)
+    batch_size = probing.batch_size(encoder, batch_size)
+    probing.seconds(encoder, batch_size)
   elif data.dimension != message.dimension:
     raise errors.EcosError(
       f"`data` must hold features [n, {message.dimension}], as the query's"

@@ -135,6 +135,7 @@ if __name__ == "__main__":
     required=True,
   )
   command.define_classes()
+  command.define_list_unreadable()
   flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
   flags.DEFINE_integer(
     "batch_size", 256, "Images to classify at once.", lower_bound=1

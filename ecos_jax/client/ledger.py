@@ -52,7 +52,7 @@ def _table(book: ledger.Ledger) -> str:
         "labels" if "neighbours" in entry.terms else "scores",
         _noise(entry.cost),
         f"{entry.epsilon:.4g}",
-        f"{book.guarantee.total(costs):.4g}",
+        f"{book.total(costs):.4g}",
       )
     )
   return text_tables.aligned(rows, left=range(5))

@@ -20,6 +20,8 @@ from ecos_jax.client import coverage
 _MEMORY_BUDGET = 2**28
 # Bytes per pair of request and sample: products, distances, keys, order.
 _PAIR_BYTES = 32
+# Bytes for a count of a class: OpenDP takes and gives lists of integers.
+_COUNT_BYTES = 128
 _SAMPLES = 2**14
 _REQUESTS = 2**9
 # Larger distances count as this; minus infinity marks who does not vote.
@@ -85,7 +87,7 @@ class Neighbours:
         is smaller.
       classes: C, the number of classes.
       memory_budget: Bytes for the arrays with an entry for each pair of a
-        request and a sample.
+        request and a sample, or a class.
     """
     n = len(features)
     self._n = n
@@ -95,7 +97,8 @@ class Neighbours:
     self._samples = max(1, min(n, _SAMPLES))
     # Subsampling takes 9 more bytes for each pair: a draw and a flag.
     row_bytes = _PAIR_BYTES * (self._samples + self._k) + 9 * n
-    self.rows = int(np.clip(memory_budget // row_bytes, 1, _REQUESTS))
+    most = memory_budget // max(row_bytes, _COUNT_BYTES * classes)
+    self.rows = int(np.clip(most, 1, _REQUESTS))
     pad = -n % self._samples if n else 1
     self._points = np.pad(coverage.rounded(features), ((0, pad), (0, 0)))
     self._labels = np.pad(labels.astype(np.int32), (0, pad))

@@ -17,6 +17,8 @@ MAX_CENTROIDS = 100_000
 MAX_DIMENSION = 8192
 MAX_LABELS = 10_000_000
 MAX_CLASSES = 100_000
+# Requests times classes: each is a count that gets noise, some minutes in all.
+MAX_LABEL_COUNTS = 10**8
 # More samples than any client has; bounds the counts in a response.
 MAX_SAMPLES = 2**40
 # Far more votes than samples, so no threshold of use is refused.

@@ -10,7 +10,10 @@ from typing import NoReturn
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax import files
+from ecos_jax.data import images as image_files
 
+_ROWS = 2**14  # to read at once
 _ROW_FILES = (".jsonl", ".parquet")
 
 
@@ -43,7 +46,7 @@ class FeatureSource:
     if not self.files:
       raise errors.EcosError(f"{path} holds no .npy file")
     self._arrays = [_open(file) for file in self.files]
-    self.name = path.resolve().name if folder else path.stem
+    self.name = files.printable(path.resolve().name if folder else path.stem)
     self.dimension = self._arrays[0].shape[1]
     for file, array in zip(self.files, self._arrays, strict=True):
       if array.shape[1] != self.dimension:
@@ -77,6 +80,15 @@ class FeatureSource:
       own = files == file
       features[own] = self._arrays[file][indices[own] - self._offsets[file]]
     return features
+
+  def rows_of_nan(self) -> int:
+    """Returns the number of features that are NaN throughout."""
+    starts = range(0, len(self), _ROWS)
+    blocks = (range(s, min(s + _ROWS, len(self))) for s in starts)
+    return sum(
+      int(np.isnan(self.features(np.array(rows))).all(1).sum())
+      for rows in blocks
+    )
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
     """Returns -1 for each index, [n] int64: there are no labels."""
@@ -123,7 +135,8 @@ def _open(file: Path) -> np.ndarray:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise errors.EcosError(
-      f"{file} cannot be read as a .npy file: {error}"
+      f"{file} cannot be read as a .npy file: "
+      f"{image_files.why_no_arrays(error)}"
     ) from error
   shape = getattr(array, "shape", ())
   if len(shape) != 2 or array.dtype.kind != "f":

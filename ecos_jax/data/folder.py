@@ -52,7 +52,8 @@ class FolderSource:
   were numbered, one image more could change the labels of all.
 
   Hidden files are left out, and so are links to folders, with a warning: they
-  could form a cycle.
+  could form a cycle. Links to files are followed, with a warning if they lead
+  out of the folder.
 
   Attributes:
     path: The folder.
@@ -89,7 +90,7 @@ class FolderSource:
       raise errors.EcosError("`classes` names a class twice")
     if not path.is_dir():
       raise errors.EcosError(f"{path} is not a folder")
-    self.name = path.resolve().name
+    self.name = files_lib.printable(path.resolve().name)
     if part != (0, 100):
       self.name += f"[{part[0]}%:{part[1]}%]"
     self.path = path
@@ -245,18 +246,21 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       return files
     known = {file.name: file for file in files}
   began = time.time_ns()
-  folders, files, new, links = {}, [], [], []
+  folders, files, new = {}, [], []
+  links, outside, root = 0, 0, path.resolve()
   for folder, changed, entries in _folders(path):
     # If a folder changed just now, its next change might go unnoticed.
     folders[folder] = changed if began - changed > _SETTLED_NS else None
     for entry in entries:
       name = folder + entry.name
       if entry.is_symlink() and entry.is_dir():
-        links.append(name)
+        links += 1
       # A broken link is listed as unreadable; a pipe would be read for ever.
       is_file = entry.is_file() or (entry.is_symlink() and not entry.is_dir())
       if not is_file or not name.lower().endswith(_SUFFIXES):
         continue
+      if entry.is_symlink():
+        outside += not (path / name).resolve().is_relative_to(root)
       file = known.get(name)
       if file is not None and _stat(path / name) == file[1:3]:
         files.append(file)
@@ -276,19 +280,19 @@ def _listed(path: Path, listing: Path | None) -> list[File]:
       files.append(file)
       bar.update()
   files.sort()
-  bad = [file for file in files if file.why is not None]
-  if bad:
-    logging.warning(
-      "%s (%s), and perhaps others, cannot be read as images and are left out",
-      path / bad[0].name,
-      bad[0].why,
-    )
-  if links:
-    logging.warning(
-      "%s, and perhaps others, is a link to a folder and is left out: name the "
-      "folder as a source of its own, or put it in the place of the link",
-      path / links[0],
-    )
+  # No names: a client's files are private, and stderr may be a log.
+  bad = sum(file.why is not None for file in files)
+  for count, what in (
+    (bad, "cannot be read as images and are left out"),
+    (outside, "are links to files outside of the folder, which are used"),
+    (
+      links,
+      "are links to folders and are left out: name such a folder as a source "
+      "of its own, or put it in the place of the link",
+    ),
+  ):
+    if count:
+      logging.warning("%s: %d of the files %s", path, count, what)
   # The second of several processes finds the listing as it should be.
   if listing is not None and files != list(known.values()):
     kept = {"version": _VERSION, "folders": folders, "files": files}

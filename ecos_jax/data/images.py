@@ -4,9 +4,11 @@ from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import io
+import math
 from pathlib import Path
 import re
 import tokenize
+from typing import IO
 import zipfile
 import zlib
 
@@ -22,12 +24,60 @@ from ecos_jax import errors
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # JPEG includes MPO
 # 358 MB decoded, as RGBA; Pillow warns of more, up to twice as many.
 MAX_PIXELS = 89_478_485
+# A compressed array may be so many times as large as its bytes in the file; one
+# below _INFLATED bytes always.
+_MAX_RATIO = 100
+_INFLATED = 2**28
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
 _COMMON = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 # What numpy raises if a file is missing, damaged, or no array file.
 _NO_ARRAYS = (
   *(OSError, ValueError, TypeError, EOFError, RuntimeError),
   *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
+
+
+def why_no_arrays(error: Exception) -> str:
+  """Returns why numpy cannot read a file.
+
+  numpy's own text has the sizes of arrays, which are private.
+  """
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return "it is damaged, or no file of arrays that numpy saved without pickle"
+
+
+def _check_sizes(file: IO[bytes], path: Path) -> None:
+  """Checks that no array of an .npz file is far larger than the file.
+
+  Raises:
+    EcosError: One is, or has not the size that it says.
+    ValueError, OSError, BadZipFile: It is no such file.
+  """
+  with zipfile.ZipFile(file) as archive:
+    for member in archive.infolist():
+      most = max(_INFLATED, _MAX_RATIO * member.compress_size)
+      if member.file_size > most:
+        raise errors.EcosError(
+          f"cannot read {path}: {member.filename} would inflate to more than "
+          f"{_MAX_RATIO} times its bytes: save it with numpy.savez"
+        )
+      with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = _HEADERS.get(version)
+        if read is None:
+          raise ValueError("unknown version")
+        shape, _, dtype = read(stream)
+        size = stream.tell() + math.prod(shape) * dtype.itemsize
+      # Object arrays are pickles, which numpy refuses.
+      if size != member.file_size and not dtype.hasobject:
+        raise errors.EcosError(
+          f"cannot read {path}: {member.filename} has not the size that it says"
+        )
+  file.seek(0)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -42,10 +92,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
   try:
     if path.suffix == ".npy":
       return {"images": np.load(path, mmap_mode="r")}
-    with path.open("rb") as file, np.load(file) as arrays:
-      return dict(arrays)
+    with path.open("rb") as file:
+      _check_sizes(file, path)
+      with np.load(file) as arrays:
+        return dict(arrays)
   except _NO_ARRAYS as error:
-    raise errors.EcosError(f"cannot read {path}: {error}") from error
+    raise errors.EcosError(
+      f"cannot read {path}: {why_no_arrays(error)}"
+    ) from error
 
 
 def opened(data: bytes) -> Image.Image:

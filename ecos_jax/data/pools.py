@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features
 from ecos_jax.data import folder
@@ -160,7 +161,7 @@ def _open_arrays(path: Path) -> ArraySource:
   stat = path.stat()
   identity = json.dumps([path.name, stat.st_size, stat.st_mtime_ns])
   return ArraySource(
-    path.stem,
+    files.printable(path.stem),
     arrays["images"],
     arrays.get("labels"),
     identity=identity,

@@ -34,6 +34,20 @@ class LabelRequest(Question):
   ]
   terms: terms_lib.LabelTerms
 
+  def __post_init__(self):
+    """Also bounds the number of counts.
+
+    Raises:
+      ProtocolError: A field is refused.
+    """
+    super().__post_init__()
+    if len(self.features) * self.terms.classes > limits.MAX_LABEL_COUNTS:
+      raise wire.ProtocolError(
+        f"features: {len(self.features):,} requests for {self.terms.classes:,} "
+        f"classes are more than {limits.MAX_LABEL_COUNTS:,} counts: ask for "
+        "fewer"
+      )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelResponse(Message):

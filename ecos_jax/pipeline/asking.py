@@ -304,7 +304,9 @@ def _response(
   data = job.client.answer(query, exchange)
   response = job.keep(here.response, question.read(data, query))
   files.write(path / exchange.answer, data)
-  statement = response.statement
+  statement = dataclasses.replace(
+    response.statement, epsilon=accounting.alone(response)
+  )
   privacy = f"epsilon {statement.epsilon:.4g}"
   if not statement.private:
     privacy = "NOT PRIVATE (noise from a seed)"

@@ -27,6 +27,7 @@ from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import Stage
+from ecos_jax.privacy import accounting
 from ecos_jax.training import tasks
 
 _LABELS = "labels.npy"
@@ -129,17 +130,18 @@ def _labels(job: Job, path: Path) -> LabelsResult:
   labels = np.empty(len(response.labels), np.int64)
   labels[workdir.load_array(job.path(REQUEST) / _ORDER)] = response.labels
   np.save(path / _LABELS, labels)
+  epsilon = accounting.alone(response)
   if not (labels >= 0).any():
     raise errors.EcosError(
       f"the client answered none of {len(labels)} requests; it has spent the "
-      f"epsilon of {response.epsilon:.4g} all the same, and its ledger says "
+      f"epsilon of {epsilon:.4g} all the same, and its ledger says "
       "so. In another `workdir` lower `labelling.threshold`, or raise "
       "`sampling.budget`"
     )
   accuracy = _write_dataset(job, path, labels)
   answered = int((labels >= 0).sum())
   outcome = private_knn.outcome(len(labels), response.considered, answered)
-  privacy = f"epsilon {response.epsilon:.4g}"
+  privacy = f"epsilon {epsilon:.4g}"
   if not response.private:
     privacy = "NOT PRIVATE"
   return LabelsResult(

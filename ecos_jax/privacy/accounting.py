@@ -29,6 +29,7 @@ from ecos_jax.privacy.composition import Release
 __all__ = [
   "Cost",
   "Release",
+  "alone",
   "cost",
   "epsilon",
   "group_epsilon",
@@ -77,6 +78,19 @@ def cost(answer: messages.Response | messages.LabelResponse) -> Cost:
       ),
     )
   )
+
+
+def alone(answer: messages.Response | messages.LabelResponse) -> float:
+  """Returns the epsilon of one answer, from its terms.
+
+  What the answer states may be wrong, or forged, and is not used.
+  """
+  said = (
+    answer.terms
+    if isinstance(answer, messages.LabelResponse)
+    else (answer.statement)
+  )
+  return cost(answer).epsilon(said.delta, said.relation)
 
 
 def epsilon(

@@ -19,8 +19,8 @@ What five answers cost together:
     >>> once = Cost((Release(sigma=3.26, gamma=0.8),))
     >>> round(once.epsilon(1e-5, "add_remove"), 1)
     1.0
-    >>> round(Cost.total(5 * [once], 1e-5, "add_remove"), 1)
-    2.4
+    >>> round(sum(5 * [once], Cost()).epsilon(1e-5, "add_remove"), 1)
+    2.3
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ class Release:
 
 
 def log_noise(
-  sigma: float, bins: int = 1, weight: int = 0
+  sigma: float, bins: int = 1, weight: int = 0, order: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns integers and the log-probability of the noise at each, both [n].
 
@@ -114,11 +114,14 @@ def log_noise(
     sigma: Scale of the noise.
     bins: As in `Release`.
     weight: As in `Release`.
+    order: The integers also reach as far as Renyi divergences of this order
+      need: the powers p^order q^(1 - order) lie around order times the shift.
   """
   shift = bins + weight**2
   if shift > max(1, 32 * sigma**2):
     raise ValueError("sigma is too small for so many votes")
-  reach = math.ceil(_SPAN * sigma * math.sqrt(shift)) + 2 * shift
+  reach = math.ceil(_SPAN * sigma * math.sqrt(shift))
+  reach += math.ceil(order + 1) * shift
   x = np.arange(-reach, reach + 1)
   log_mass = -(x**2) / (2 * shift * sigma**2)
   if shift > 1:
@@ -136,9 +139,16 @@ def log_noise(
   return x, log_mass - np.log(np.exp(log_mass).sum())
 
 
-def _log_pair(release: Release) -> tuple[np.ndarray, np.ndarray]:
-  """Returns log-probabilities without the sample (p0) and with it (m)."""
-  _, log_mass = log_noise(release.sigma, release.bins, release.weight)
+def log_pair(
+  release: Release, order: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns log-probabilities without the sample (p0) and with it (m).
+
+  Args:
+    release: One release.
+    order: As in `log_noise`.
+  """
+  _, log_mass = log_noise(release.sigma, release.bins, release.weight, order)
   shift = release.shift
   absent, present = log_mass[shift:], log_mass[:-shift]
   if release.gamma < 1:
@@ -149,12 +159,12 @@ def _log_pair(release: Release) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _largest_loss(release: Release) -> float:
-  absent, present = _log_pair(release)
+  absent, present = log_pair(release)
   return float(np.abs(present - absent).max())
 
 
 def _root_mean_square_loss(release: Release) -> float:
-  absent, present = _log_pair(release)
+  absent, present = log_pair(release)
   squares = (present - absent) ** 2
   return math.sqrt(min(np.exp(present) @ squares, np.exp(absent) @ squares))
 
@@ -237,7 +247,7 @@ def _round_up(
 @functools.lru_cache(maxsize=16)
 def _plds(release: Release, interval: float, split: bool) -> tuple[_Pld, _Pld]:
   """Returns the PLDs of removing and of adding a sample."""
-  absent, present = _log_pair(release)
+  absent, present = log_pair(release)
   if split:
     remove = _split(absent, present, interval)
     add = _split(present, absent, interval)
@@ -249,26 +259,40 @@ def _plds(release: Release, interval: float, split: bool) -> tuple[_Pld, _Pld]:
   return remove.self_compose(release.times), add.self_compose(release.times)
 
 
-@functools.lru_cache(maxsize=16)
-def _worst(
-  releases: tuple[Release, ...], relation: config.Relation
-) -> tuple[_Pld, ...]:
-  """Returns the PLDs of all releases together, one for each direction."""
-  replace = relation is config.Relation.REPLACE_ONE
-  if replace and any(release.shift > 1 for release in releases):
+def check_relation(
+  releases: Sequence[Release], relation: config.Relation
+) -> None:
+  """Checks that a bound is proven.
+
+  Raises:
+    EcosError: None is.
+  """
+  if relation is config.Relation.REPLACE_ONE and any(
+    release.shift > 1 for release in releases
+  ):
     raise errors.EcosError(
       "no bound is proven for replace_one where a sample has several votes "
       "(signed votes, or votes of the k nearest): account for them with "
       "`relation` add_remove, and keep answers of the two relations in "
       "separate ledgers, about separate data"
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _worst(
+  releases: tuple[Release, ...], relation: config.Relation
+) -> tuple[_Pld, ...]:
+  """Returns the PLDs of all releases together, one for each direction."""
+  check_relation(releases, relation)
   interval, split = _interval(releases)
   removes, adds = zip(
     *(_plds(release, interval, split) for release in releases), strict=True
   )
   remove = functools.reduce(_composed, removes)
   add = functools.reduce(_composed, adds)
-  return (remove.compose(add),) if replace else (remove, add)
+  if relation is config.Relation.REPLACE_ONE:
+    return (remove.compose(add),)
+  return remove, add
 
 
 @functools.lru_cache(maxsize=1024)
@@ -293,7 +317,7 @@ class Cost:
   """What one or many releases cost together; `a + b` composes.
 
   The queries may depend on earlier answers; the terms of the releases must not
-  (docs/privacy.md). If they may, use `total`.
+  (docs/privacy.md). If they may, use `filter.Filter`.
 
   Attributes:
     releases: What was released.
@@ -334,33 +358,4 @@ class Cost:
       tuple(sorted(merged, key=dataclasses.astuple)),
       delta,
       config.Relation(relation),
-    )
-
-  @classmethod
-  def total(cls, costs: Sequence["Cost"], delta: float, relation: str) -> float:
-    """Returns the epsilon of answers whose terms may depend on earlier answers.
-
-    If this never exceeds a number that was fixed beforehand, all answers
-    together have that epsilon. Answers of equal cost are composed. If costs
-    differ, the epsilons are added, each at a share of delta that its place in
-    the order decides. docs/privacy.md has the proof ("Terms that depend on
-    earlier answers").
-
-    Args:
-      costs: Of all answers, in the order in which they were given.
-      delta: Of (epsilon, delta).
-      relation: `add_remove` or `replace_one`.
-
-    Raises:
-      EcosError: A term is out of range, or no bound is proven.
-    """
-    single = [cost.epsilon(delta, relation) for cost in costs]
-    if len(costs) < 2:
-      return sum(single)
-    # Half of delta for each of the two cases.
-    if len(set(costs)) == 1:
-      return sum(costs, cls())._epsilon(delta / 2, relation)
-    return math.fsum(
-      cost._epsilon(delta / (2 * place * (place + 1)), relation)
-      for place, cost in enumerate(costs, start=1)
     )

@@ -20,7 +20,7 @@ the line before it, is damage and is refused, since a cost might be missing. A
 file that is not a ledger is refused and left as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -82,6 +82,7 @@ class Ledger:
         "`max_epsilon`"
       )
     self.guarantee = lines.guarantee
+    self._filter = lines.filter
     self.entries = lines.entries
     self.incomplete = lines.size < len(data)
     self._last = lines.last
@@ -96,10 +97,17 @@ class Ledger:
       file.truncate(lines.size)
       os.fsync(file.fileno())
 
+  def total(self, costs: Sequence[accounting.Cost]) -> float:
+    """Returns the epsilon of answers, for the guarantee's delta and relation.
+
+    Raises:
+      EcosError: No bound is proven for the relation.
+    """
+    guarantee = self.guarantee
+    return self._filter.epsilon(costs, guarantee.delta, guarantee.relation)
+
   def epsilon(self, cost: accounting.Cost | None = None) -> float:
     """Returns the epsilon of all entries, about any data, and of `cost`.
-
-    It holds for the delta and the relation of the guarantee.
 
     Args:
       cost: Of a planned answer; None for what was spent before.
@@ -110,7 +118,7 @@ class Ledger:
     costs = [entry.cost for entry in self.entries]
     if cost is not None:
       costs.append(cost)
-    return self.guarantee.total(costs)
+    return self.total(costs)
 
   def check_budget(self, cost: accounting.Cost) -> None:
     """Checks that an answer keeps the guarantee.
@@ -182,7 +190,6 @@ def create(
   delta: float = 1e-5,
   relation: str = config.Relation.ADD_REMOVE.value,
   unit: str = config.Unit.SAMPLE.value,
-  votes_per_unit: int = 1,
 ) -> Guarantee:
   """Makes a ledger and returns its guarantee, which nothing changes later.
 
@@ -195,7 +202,6 @@ def create(
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`: what epsilon hides.
     unit: As in `Guarantee`.
-    votes_per_unit: As in `Guarantee`.
 
   Raises:
     EcosError: An argument is out of range, or the file has another guarantee or
@@ -203,11 +209,7 @@ def create(
   """
   path = Path(path)
   guarantee = Guarantee(
-    max_epsilon=max_epsilon,
-    delta=delta,
-    relation=relation,
-    unit=unit,
-    votes_per_unit=votes_per_unit,
+    max_epsilon=max_epsilon, delta=delta, relation=relation, unit=unit
   )
   with _locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
     lines = records.parse(file.read(), path)

@@ -12,7 +12,7 @@ whoever may write the file can write another history, with right checksums.
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -29,6 +29,7 @@ from ecos_jax.messages import fields
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.messages import wire
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import filter as filter_lib
 
 VERSION = 2
 # An incomplete line: a checksum, then the beginning of JSON.
@@ -55,32 +56,19 @@ class Guarantee(fields.Checked):
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`.
     unit: Who is hidden: one `sample`, or one `person` with all samples.
-    votes_per_unit: The most votes that a unit has.
   """
 
   max_epsilon: Annotated[float, fields.number(0.0, math.inf)]
   delta: terms_lib.Delta = 1e-5
   relation: terms_lib.Relation = config.Relation.ADD_REMOVE.value
   unit: terms_lib.Unit = config.Unit.SAMPLE.value
-  votes_per_unit: Annotated[int, fields.integer(1, _MOST)] = 1
-
-  def total(self, costs: Sequence[accounting.Cost]) -> float:
-    """Returns the epsilon of answers together, for the delta and the relation.
-
-    Raises:
-      EcosError: No bound is proven for the relation.
-    """
-    return accounting.Cost.total(costs, self.delta, self.relation)
 
   def __str__(self) -> str:
     """Returns the guarantee in words."""
     most = f"epsilon {self.max_epsilon:g}"
     if math.isinf(self.max_epsilon):
       most = "no limit of epsilon"
-    unit = self.unit
-    if self.votes_per_unit > 1:
-      unit += f" of up to {self.votes_per_unit} votes"
-    return f"{most} (delta {self.delta:g}, {self.relation}, by {unit})"
+    return f"{most} (delta {self.delta:g}, {self.relation}, by {self.unit})"
 
 
 def _named(value: object, field: str) -> object:
@@ -119,11 +107,21 @@ class Entry(fields.Checked):
 class _Release(fields.Checked):
   """The fields of an `accounting.Release` in the file."""
 
-  sigma: Annotated[float, fields.number(1e-9, 1e9)]
-  gamma: Annotated[float, fields.number(1e-9, 1.0)]
-  moved: Annotated[int, fields.integer(1, _MOST)]
+  sigma: Annotated[float, fields.number(limits.MIN_SIGMA, 2 * limits.MAX_SIGMA)]
+  gamma: Annotated[float, fields.number(limits.MIN_GAMMA, 1.0)]
+  moved: Annotated[int, fields.integer(1, limits.MAX_DIRECTIONS + 1)]
   times: Annotated[int, fields.integer(0, _MOST)]
   weight: Annotated[int, fields.integer(0, limits.MAX_WEIGHT)] = 0
+
+  def __post_init__(self):
+    """Also checks that the noise can be accounted for.
+
+    Raises:
+      ProtocolError: A field is refused.
+    """
+    super().__post_init__()
+    if self.release.shift > max(1, 32 * self.sigma**2):
+      raise wire.ProtocolError("moved is too large for sigma")
 
   @classmethod
   def of(cls, release: accounting.Release) -> "_Release":
@@ -142,6 +140,7 @@ class Lines(NamedTuple):
 
   Attributes:
     guarantee: Of its first line.
+    filter: Also of that line: what adds up the answers.
     entries: Of the others.
     last: The checksum of the last one.
     size: Bytes of all of them; what follows is an incomplete line.
@@ -149,6 +148,7 @@ class Lines(NamedTuple):
   """
 
   guarantee: Guarantee
+  filter: filter_lib.Filter
   entries: list[Entry]
   last: str
   size: int
@@ -163,8 +163,14 @@ def _line(values: dict[str, Any]) -> tuple[bytes, str]:
 
 
 def guarantee_line(guarantee: Guarantee) -> tuple[bytes, str]:
-  """Returns the first line of a ledger, and its checksum."""
+  """Returns the first line of a ledger, and its checksum.
+
+  The line also fixes the filter, so that another version of this program counts
+  as this one does.
+  """
   values: dict[str, Any] = dataclasses.asdict(guarantee)
+  chosen = filter_lib.Filter.of(guarantee.max_epsilon, guarantee.delta)
+  values["filter"] = dataclasses.asdict(chosen)
   if math.isinf(guarantee.max_epsilon):  # which JSON lacks
     values["max_epsilon"] = None
   return _line({"version": VERSION, **values})
@@ -232,7 +238,9 @@ def _reading(number: int, line: bytes, path: Path) -> Iterator[dict[str, Any]]:
     ) from error
 
 
-def _guarantee(values: dict[str, Any]) -> Guarantee:
+def _guarantee(
+  values: dict[str, Any],
+) -> tuple[Guarantee, filter_lib.Filter]:
   version = values.pop("version")
   if version == 1:
     raise LedgerError(
@@ -246,7 +254,8 @@ def _guarantee(values: dict[str, Any]) -> Guarantee:
     )
   if values["max_epsilon"] is None:
     values["max_epsilon"] = math.inf
-  return Guarantee(**values)
+  chosen = filter_lib.Filter(**values.pop("filter"))
+  return Guarantee(**values), chosen
 
 
 def _entry(values: dict[str, Any]) -> Entry:
@@ -271,7 +280,7 @@ def parse(data: bytes, path: Path) -> Lines | None:
   if not lines:
     return None
   with _reading(1, lines[0], path) as values:
-    guarantee = _guarantee(values)
+    guarantee, chosen = _guarantee(values)
   entries = []
   last = _checksum(lines[0])
   for number, line in enumerate(lines[1:], start=2):
@@ -283,7 +292,7 @@ def parse(data: bytes, path: Path) -> Lines | None:
         )
       entries.append(_entry(values))
     last = _checksum(line)
-  return Lines(guarantee, entries, last, size, unended)
+  return Lines(guarantee, chosen, entries, last, size, unended)
 
 
 def parse_version_1(

@@ -9,11 +9,13 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import filter as filter_lib
 from ecos_jax.privacy import ledger
 
 Answer = messages.Response | messages.LabelResponse
@@ -49,7 +51,7 @@ class Spending:
 
 
 def _stated(answer: Answer) -> messages.Statement | messages.LabelResponse:
-  """Returns what says the answer's epsilon, and whether it is private."""
+  """Returns what says whether the answer is private."""
   return answer.statement if isinstance(answer, messages.Response) else answer
 
 
@@ -69,8 +71,8 @@ def spent(
     entries: Of the client's ledger, as far as it is known. They may hold
       `answers`, which count once.
     fixed: Whether the terms of `answers` were fixed before the first one was
-      given. Then they compose; see `accounting.Cost.total` for terms that may
-      depend on earlier answers.
+      given. Then they compose; see `filter.Filter` for terms that may depend on
+      earlier answers.
     exposed: Whether the run also used the client's data without noise, as some
       simulations do.
 
@@ -99,12 +101,15 @@ def spent(
     if fixed and len(everything) == len(answers):
       epsilon = sum(costs, accounting.Cost()).epsilon(delta, relation)
     else:
-      epsilon = accounting.Cost.total(costs, delta, relation)
+      unlimited = filter_lib.Filter.of(math.inf, delta)
+      epsilon = unlimited.epsilon(costs, delta, relation)
   private = not exposed and all(
     _stated(answer).private for answer in everything
   )
   alone = {
-    name: _stated(answer).epsilon for name, answer in answers.items() if private
+    name: accounting.alone(answer)
+    for name, answer in answers.items()
+    if private
   }
   paper, scores = None, answers.get("scores")
   if private and isinstance(scores, messages.Response):

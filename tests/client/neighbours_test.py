@@ -121,3 +121,12 @@ def test_nan_in_a_sample_counts_as_zero():
     _votes(broken, labels, features[:5], taken, 4),
     _votes(features, labels, features[:5], taken, 4),
   )
+
+
+def test_many_classes_are_counted_for_a_few_requests_at_once():
+  """512 requests and 100,000 classes took 4 GB."""
+  features, labels = np.zeros((4, 2)), np.zeros(4, np.int64)
+  few = neighbours.Neighbours(features, labels, 2, 10)
+  many = neighbours.Neighbours(features, labels, 2, 100_000)
+  assert few.rows == 512
+  assert many.rows * 100_000 * 128 <= 2**28

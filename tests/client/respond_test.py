@@ -165,6 +165,32 @@ def test_the_command_keeps_the_epsilon_and_answers_again_for_free(
   assert (tmp_path / "out").read_bytes() == out
 
 
+def test_the_owner_is_told_what_is_wrong_with_the_data_before_paying(
+  run, tmp_path
+):
+  features = np.zeros((9, 72), np.float32)
+  features[:2] = np.nan
+  np.save(tmp_path / "f.npy", features)
+  query = query_of(np.zeros((2, 72)))
+  (tmp_path / "query").write_bytes(query.to_bytes())
+  code, job = run("--sigma=10", f"--data=features:{tmp_path}/f.npy")
+  assert code == 1 and "--yes" in job.err
+  assert "2 rows are NaN throughout" in job.out
+  folder = tmp_path / "own"
+  folder.mkdir()
+  Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(folder / "a.png")
+  (folder / "patient_7.png").write_bytes(b"no image")
+  named = ("--sigma=10", f"--data={folder}", f"--list_unreadable={tmp_path}/l")
+  code, job = run(*named)
+  assert code == 1 and "--yes" in job.err
+  assert "28 x 28 pixels with hog, 1024 at once" in job.out
+  assert "1 of the files cannot be read" in job.err
+  assert "patient" not in job.err + job.out
+  assert (tmp_path / "l").read_text().startswith("patient_7.png: not one of")
+  code, job = run(*named)
+  assert code == 1 and "--list_unreadable" in job.err
+
+
 def test_persons_have_one_vote_each_and_the_ledger_keeps_the_unit(
   run, tmp_path, images, features
 ):

@@ -140,3 +140,12 @@ def test_a_pool_is_of_one_kind_and_of_one_dimension(tmp_path):
     pools.Pool([a, images])
   with pytest.raises(errors.EcosError, match=r"d = \[4, 5\]"):
     pools.Pool([a, b])
+
+
+def test_rows_of_nan_are_counted(tmp_path):
+  array = rows(5)
+  array[1] = np.nan
+  array[3] = np.nan
+  array[4, 0] = np.nan
+  np.save(tmp_path / "a.npy", array)
+  assert features.FeatureSource(tmp_path / "a.npy").rows_of_nan() == 2

@@ -208,8 +208,8 @@ def test_a_link_to_a_folder_is_left_out_with_a_warning(tmp_path, caplog):
   (tmp_path / "pool/a/b").symlink_to(tmp_path / "away")
   (tmp_path / "pool/a/z.png").symlink_to(tmp_path / "away/y.png")
   assert len(folder.FolderSource(tmp_path / "pool")) == 2
-  [warning] = caplog.messages
-  assert warning.startswith(f"{tmp_path}/pool/a/b, and perhaps others, is a")
+  _, warning = caplog.messages
+  assert warning.startswith(f"{tmp_path}/pool: 1 of the files are links to fol")
 
 
 def test_a_file_changed_in_place_is_found_when_it_is_used(
@@ -288,3 +288,36 @@ def test_names_that_are_no_text_and_pipes(tmp_path):
   assert source.images(np.array([0]), 8).shape == (1, 8, 8, 3)
   again = folder.FolderSource(tmp_path, listing=tmp_path / "listing")
   assert again.digest == source.digest
+
+
+def test_unreadable_files_are_counted_and_not_named(tmp_path, caplog):
+  save(tmp_path / "a.png", random_images(9, 9, 3))
+  for name in ("patient_7.png", "patient_8.png"):
+    (tmp_path / name).write_bytes(b"no image")
+  source = folder.FolderSource(tmp_path)
+  [warning] = caplog.messages
+  assert warning.startswith(f"{tmp_path}: 2 of the files cannot be read")
+  assert "patient" not in warning
+  assert [file.name for file in source.unreadable] == [
+    "patient_7.png",
+    "patient_8.png",
+  ]
+
+
+def test_links_out_of_the_folder_are_followed_and_told(tmp_path, caplog):
+  save(tmp_path / "other/b.png", random_images(9, 9, 3))
+  save(tmp_path / "own/a.png", random_images(9, 9, 3))
+  (tmp_path / "own/inside.png").symlink_to(tmp_path / "own/a.png")
+  assert len(folder.FolderSource(tmp_path / "own")) == 2
+  assert not caplog.messages
+  (tmp_path / "own/outside.png").symlink_to("../other/b.png")
+  assert len(folder.FolderSource(tmp_path / "own")) == 3
+  [warning] = caplog.messages
+  assert "1 of the files are links to files outside of the folder" in warning
+
+
+def test_the_name_of_a_source_is_text_whatever_the_folder_s_is(tmp_path):
+  """It is written into datasets and summaries, after a client has spent."""
+  path = tmp_path / os.fsdecode(b"caf\xe9")
+  save(path / "a.png", random_images(9, 9, 3))
+  assert folder.FolderSource(path).name == "caf\\xe9"

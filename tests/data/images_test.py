@@ -1,6 +1,8 @@
 import io
 from pathlib import Path
 import subprocess
+import tracemalloc
+import zipfile
 
 import numpy as np
 from PIL import ExifTags
@@ -178,3 +180,49 @@ def test_squares_hands_on_an_error():
 
   with pytest.raises(errors.EcosError, match="image 7"):
     images.squares(read, np.array([7]), 4)
+
+
+def _zeros(path, shape, count):
+  """Writes an .npz whose array is `count` zeros, whatever its shape says."""
+  head = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    head, {"descr": "|u1", "fortran_order": False, "shape": shape}
+  )
+  with (
+    zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+    archive.open("images.npy", "w") as member,
+  ):
+    member.write(head.getvalue())
+    for start in range(0, count, 2**24):
+      member.write(bytes(min(2**24, count - start)))
+  return path
+
+
+@pytest.mark.parametrize(
+  ("shape", "count", "said"),
+  [
+    ((2**29,), 2**29, "would inflate to more than 100 times"),
+    ((2**40,), 9, "has not the size that it says"),
+    ((2, 2), 9, "has not the size that it says"),
+  ],
+)
+def test_arrays_far_larger_than_their_file_are_refused(
+  tmp_path, shape, count, said
+):
+  path = _zeros(tmp_path / "own.npz", shape, count)
+  tracemalloc.start()
+  try:
+    with pytest.raises(errors.EcosError, match=f"cannot read .*{said}"):
+      images.read_arrays(path)
+    assert tracemalloc.get_traced_memory()[1] < 2e6
+  finally:
+    tracemalloc.stop()
+
+
+def test_compressed_arrays_are_read(tmp_path):
+  pixels = np.zeros((50, 28, 28, 3), np.uint8)
+  labels = np.arange(50)
+  np.savez_compressed(tmp_path / "own.npz", images=pixels, labels=labels)
+  arrays = images.read_arrays(tmp_path / "own.npz")
+  np.testing.assert_array_equal(arrays["images"], pixels)
+  np.testing.assert_array_equal(arrays["labels"], labels)

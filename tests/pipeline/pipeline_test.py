@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 from pathlib import Path
 import re
 import shutil
@@ -28,6 +29,7 @@ from ecos_jax.models import weights
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import stages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import filter as filter_lib
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 from ecos_jax.report import collect
@@ -484,7 +486,8 @@ def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
     brought.write_bytes(answer)
   summary = pipeline.run(config, tmp_path)
   assert summary is not None
-  assert summary["epsilon"] == accounting.Cost.total(costs, 1e-5, "add_remove")
+  chosen = filter_lib.Filter.of(math.inf, 1e-5)
+  assert summary["epsilon"] == chosen.epsilon(costs, 1e-5, "add_remove")
 
 
 def _flip(file: Path) -> None:

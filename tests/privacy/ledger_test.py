@@ -1,4 +1,3 @@
-import base64
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -13,7 +12,9 @@ import pytest
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.privacy import accounting
+from ecos_jax.privacy import filter as filter_lib
 from ecos_jax.privacy import ledger
+from tests.privacy import version_1
 
 TERMS = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
 FIELDS = dataclasses.asdict(TERMS)
@@ -72,7 +73,10 @@ def test_the_names_in_the_file_are_those_of_version_2(path):
     "delta": 1e-5,
     "relation": "add_remove",
     "unit": "sample",
-    "votes_per_unit": 1,
+    "filter": {
+      name: list(values)
+      for name, values in vars(filter_lib.Filter.of(2.0, 1e-5)).items()
+    },
   }
   assert json.loads(second.partition(b" ")[2]) == {
     "previous": hashlib.sha256(first[65:]).hexdigest(),
@@ -119,7 +123,6 @@ def test_a_ledger_is_made_once_and_only_on_request(tmp_path):
     {"delta": 0.5},
     {"relation": "none"},
     {"unit": "hospital"},
-    {"votes_per_unit": 0},
   ],
 )
 def test_a_wrong_guarantee_makes_no_ledger(tmp_path, wrong):
@@ -127,6 +130,19 @@ def test_a_wrong_guarantee_makes_no_ledger(tmp_path, wrong):
   with pytest.raises(errors.EcosError, match=name):
     ledger.create(tmp_path / "ledger", **{"max_epsilon": 1.0} | wrong)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_the_filter_of_the_file_counts(path):
+  # A later version may choose other orders for new ledgers.
+  fields = json.loads(path.read_bytes()[65:])
+  fields["filter"] = {"orders": [2.0], "shares": [1.0]}
+  path.write_bytes(_line(fields))
+  _write(path, _entry(), _entry(query="q2"))
+  chosen = filter_lib.Filter((2.0,), (1.0,))
+  costs = [_cost(10.0), _cost(10.0)]
+  expected = chosen.epsilon(costs, 1e-5, "add_remove")
+  assert ledger.read(path).epsilon() == expected > 5
+  ledger.create(path, max_epsilon=2.0)
 
 
 def test_no_limit_is_written_without_infinity(tmp_path):
@@ -148,14 +164,16 @@ def test_killed_while_it_was_made_a_ledger_is_made_again(path):
     assert path.read_bytes() == whole
 
 
-def test_answers_of_one_cost_are_composed_whatever_their_data(path):
+def test_answers_are_added_up_whatever_their_data(path):
   _write(path, *(_entry(query=q, data=q) for q in ("q1", "q2", "q3")))
   book = ledger.read(path)
   total = book.epsilon()
-  assert total == accounting.Cost.total(3 * [_cost(10.0)], 1e-5, "add_remove")
+  chosen = filter_lib.Filter.of(2.0, 1e-5)
+  assert total == chosen.epsilon(3 * [_cost(10.0)], 1e-5, "add_remove")
   assert book.epsilon(_cost(10.0)) > total
-  alone = _cost(10.0).epsilon(1e-5, "add_remove")
-  assert alone < total < 3 * alone
+  assert total >= sum(3 * [_cost(10.0)], accounting.Cost()).epsilon(
+    1e-5, "add_remove"
+  )
 
 
 def test_the_delta_and_relation_of_the_ledger_count(tmp_path):
@@ -164,8 +182,9 @@ def test_the_delta_and_relation_of_the_ledger_count(tmp_path):
   # This answer states its own epsilon for another delta.
   _write(path, _entry(), _entry(query="q2"))
   book = ledger.read(path)
+  chosen = filter_lib.Filter.of(3.0, 1e-7)
   costs = [_cost(10.0), _cost(10.0)]
-  assert book.epsilon() == accounting.Cost.total(costs, 1e-7, "replace_one")
+  assert book.epsilon() == chosen.epsilon(costs, 1e-7, "replace_one")
   # Nothing is proven for labels there.
   votes = accounting.Cost((accounting.Release(9.0, 0.1, bins=2),))
   with pytest.raises(errors.EcosError, match="ledgers"):
@@ -317,30 +336,26 @@ def test_wrong_fields_with_a_right_checksum_are_refused(path):
 
 def test_an_old_ledger_is_copied_to_a_new_one(tmp_path):
   old, new = tmp_path / "old", tmp_path / "new"
-  lines = []
-  for entry in (_entry(), _entry(query="q2")):
-    entry.terms.update(delta=1e-6 if lines else 1e-5, relation="replace_one")
-    fields = dataclasses.asdict(entry) | {"version": 1}
-    fields["cost"] = [{"sigma": 10.0, "gamma": 0.8, "moved": 1, "times": 1}]
-    fields["response"] = base64.b64encode(entry.response).decode()
-    lines.append(_line(fields))
-  old.write_bytes(b"".join(lines))
+  entries = _entry(), _entry(query="q2")
+  for entry, delta in zip(entries, (1e-5, 1e-6), strict=True):
+    entry.terms.update(delta=delta, relation="replace_one")
+  content = version_1.ledger(*entries)
+  old.write_bytes(content)
   with pytest.raises(ledger.LedgerError, match=r"version 1.*client\.ledger"):
     ledger.read(old)
   with pytest.raises(ledger.LedgerError, match="version 1"):
     ledger.create(old, max_epsilon=2.0)
   book = ledger.upgrade(old, new, max_epsilon=2.0)
-  assert [entry.query_digest for entry in book.entries] == ["q1", "q2"]
-  assert book.entries[0].response == _entry().response
+  assert book.entries == list(entries)
   guarantee = book.guarantee
   assert (guarantee.delta, guarantee.relation) == (1e-6, "replace_one")
   assert stat.S_IMODE(new.stat().st_mode) == 0o600
-  assert old.read_bytes() == b"".join(lines)
+  assert old.read_bytes() == content
   with pytest.raises(ledger.LedgerError, match="`out`"):
     ledger.upgrade(old, new, max_epsilon=2.0)
   with pytest.raises(ledger.LedgerError, match="nothing to upgrade"):
     ledger.upgrade(new, tmp_path / "newer", max_epsilon=2.0)
-  old.write_bytes(b"".join(lines).replace(b"0.8", b"0.1"))
+  old.write_bytes(content.replace(b"0.8", b"0.1"))
   with pytest.raises(ledger.LedgerError, match=r"line 1 .* damaged"):
     ledger.upgrade(old, tmp_path / "newer", max_epsilon=2.0)
 

@@ -90,7 +90,9 @@ def test_the_strictest_delta_and_a_relation_that_holds_for_all_are_told():
   spent = spending.spent({"scores": second, "labels": _labels()}, fixed=True)
   assert spent.relation == config.Relation.ADD_REMOVE.value
   assert spent.epsilon > ONE["add_remove"]
-  assert spent.labels_epsilon == 0.2
+  # Not what it states.
+  cost = accounting.cost(_labels())
+  assert spent.labels_epsilon == cost.epsilon(1e-5, "add_remove") != 0.2
 
 
 @pytest.mark.parametrize("name", ["scores", "labels"])
@@ -113,6 +115,15 @@ def test_a_seeded_answer_in_the_ledger_makes_the_run_not_private():
 def test_data_used_without_noise_have_no_epsilon():
   spent = spending.spent({"scores": _scores()}, fixed=True, exposed=True)
   assert spent.epsilon is spent.noise_epsilon is spent.delta is None
+
+
+def test_an_epsilon_that_a_client_states_is_not_believed():
+  answer = _scores()
+  lower = dataclasses.replace(answer.statement, epsilon=0.001)
+  forged = dataclasses.replace(answer, statement=lower)
+  spent = spending.spent({"scores": forged}, fixed=True)
+  assert spent.scores_epsilon == spent.epsilon
+  assert spent.epsilon == pytest.approx(ONE["add_remove"], abs=1e-3)
 
 
 def test_the_unit_is_told_and_two_units_do_not_add_up():
