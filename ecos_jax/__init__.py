@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from ecos_jax.client.answering import answer
+  from ecos_jax.client.answering import label
   from ecos_jax.cloud.bank import FeatureBank
   from ecos_jax.cloud.choose import Choice
   from ecos_jax.cloud.choose import choose
@@ -55,6 +56,7 @@ __all__ = [
   "create_ledger",
   "encode",
   "fit_codebook",
+  "label",
   "open_proxy",
   "open_source",
   "write_proxy",
@@ -76,6 +78,7 @@ _HOMES = {
   "create_ledger": "privacy.ledger:create",
   "encode": "encoders.encode:encode",
   "fit_codebook": "cloud.codebook:fit",
+  "label": "client.answering:label",
   "open_proxy": "data.proxy:open_proxy",
   "open_source": "data.pools:open_source",
   "write_proxy": "data.proxy:write",

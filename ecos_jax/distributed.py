@@ -11,10 +11,12 @@ Both wait as long as another process is busy, which a collective operation on
 the devices would not.
 
 What JAX does: `jax.distributed` connects the processes, and its coordination
-service keeps the keys and values through which they share decisions. JAX has no
-public name for these, so this module takes them from `jax._src`. JAX also ends
-all processes when one is lost, but by an abort with a stack trace, and it tells
-the others nothing of an exit code. Hence, beside that, each process here
+service keeps the keys and values through which they share decisions. This
+module takes them from `jax._src`: up to JAX 0.12, `jax.distributed` has only
+`initialize`, `is_initialized` and `shutdown`, and what
+`jax.experimental.multihost_utils` broadcasts waits for the devices. JAX also
+ends all processes when one is lost, but by an abort with a stack trace, and it
+tells the others nothing of an exit code. Hence, beside that, each process here
 
 * writes a sign of life every half second, and misses those of the others;
 * tells the others when it leaves, and they leave with the same exit code.

@@ -74,13 +74,16 @@ def test_images_in_a_folder(tmp_path):
     _save(tmp_path / f"private/{i}.png", 180, 1000 + i)
   (tmp_path / "images/dog/bad.png").write_bytes(b"no image")
   recipe = _recipe("folder:images").replace("steps=300", "steps=2")
-  out = _run(recipe, tmp_path)
+  out = _run(f"{recipe}\ncloud  # once more", tmp_path)
   assert "1 files that cannot be read" in out
+  assert "Nothing to do" in out
   run = tmp_path / "runs/own"
   assert "dog/bad.png" in (run / "pool/unreadable.txt").read_text()
   summary = json.loads((run / "summary.json").read_bytes())
   assert summary["proxy_size"] == 200
   assert summary["model"]["name"] == "efficientnet_lite0"
+  for name in ("model.jaxexport", "model.safetensors"):
+    assert (run / "model" / name).exists()
   dataset = proxy.open_proxy(run / "proxy/dataset")
   labels = [item["label"] for item in dataset]
   # The client's images are like the dogs, half of the pool; no label said so.

