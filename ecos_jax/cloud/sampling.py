@@ -33,6 +33,9 @@ _GROUP_ROWS = 1 << 15
 _MIN_WIDTH = 64
 # The density at a sample is interpolated between so many nearby clusters.
 _NEIGHBOURS = 8
+# A squared distance has the weight density^power: the higher, the more similar
+# are the samples to the client's, and to one another.
+_DENSITY_POWER = 0.5
 # Of the weight of a sample, which float32 must hold times a squared distance.
 _LEAST_LOG = -60.0
 
@@ -48,9 +51,9 @@ def farthest_first(
   """Returns the order of k-center greedy in several sets, int32 [g, m].
 
   Each step chooses in every set the sample farthest from those chosen before
-  (Gonzalez 1985), or that with the largest weight times distance (the weighted
-  k-center problem: Dyer and Frieze 1985); ties go to the lowest index. All sets
-  advance together: a step is one pass over the features.
+  (Gonzalez 1985), or that with the largest weight times squared distance (the
+  weighted k-center problem: Dyer and Frieze 1985); ties go to the lowest index.
+  All sets advance together: a step is one pass over the features.
 
   Args:
     features: float32 [g, m, d], g sets of m samples.
@@ -58,7 +61,7 @@ def farthest_first(
       infinity if there is none; minus infinity for samples never to choose.
     start: int32 [g], the first choice in each set.
     steps: int32, the number of samples to choose in each set.
-    weights: float32 [g, m], squares of the weights, positive; None: all are 1.
+    weights: float32 [g, m], positive; None: all are 1.
 
   Returns:
     The step at which each sample was chosen; `steps` or more if it was not.
@@ -272,7 +275,8 @@ def _ordered(
       first[i] = among[0]
       if weights is not None:
         logs = at[i] - at[i][among].max()
-        weights[i, : len(part)] = np.exp(np.clip(2 * logs, _LEAST_LOG, 0))
+        logs = np.clip(_DENSITY_POWER * logs, _LEAST_LOG, 0)
+        weights[i, : len(part)] = np.exp(logs)
         first[i] = among[np.argmax(logs[among])]
       if options.within is config.Within.RANDOM:
         among = among[np.argsort(ranks[among])]
@@ -296,9 +300,10 @@ def decompress(
   The samples of a cluster are in the order of their choice. `within=kcenter`
   begins with the sample nearest to the centroid and always adds the one
   farthest from all chosen; where the density is known at every sample, it
-  begins with the densest, and adds the one whose density times the distance to
-  all chosen is largest. `nearest` goes from the centroid outwards; `random`
-  is random, as is the order of a cluster that gives all it has.
+  begins with the densest, and adds the one with the largest product of the root
+  of its density and its squared distance to all chosen. `nearest` goes from the
+  centroid outwards; `random` is random, as is the order of a cluster that gives
+  all it has.
 
   They choose among the candidates (see the module): first the share `likely`
   where the client's samples are densest, by interpolation between the nearby

@@ -123,8 +123,8 @@ def test_kcenter_where_the_density_is_known_at_samples():
   features = bank.take(np.arange(110))
   axes = np.eye(5, dtype=np.float32)
   directed = directions.Directions(axes, np.zeros(5, np.float32))
-  # Squared densities are powers of two: products of them are exact.
-  tilt = np.array([3, -1, 2, 1, -2]) * np.log(2) / 2
+  # Roots of densities are powers of two: products of them are exact.
+  tilt = np.array([3, -1, 2, 1, -2]) * np.log(2) * 2
   density = directions.Density(directed, 5, tilt, 0.0)
   logs = np.sign(features) @ tilt
   got = in_order(
@@ -137,7 +137,7 @@ def test_kcenter_where_the_density_is_known_at_samples():
   )
   for r, chosen in enumerate(got):
     members = np.flatnonzero(assignment == r)
-    weights = np.exp2(np.round(2 * logs[members] / np.log(2)))
+    weights = np.exp2(np.round(logs[members] / np.log(2) / 2))
     # The densest; of several, the one nearest to the centroid.
     gaps = np.sum((features[members] - centroids[r]) ** 2, axis=1)
     first = int(np.lexsort((gaps, -weights))[0])

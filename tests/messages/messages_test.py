@@ -421,3 +421,16 @@ def test_files_are_read_within_limits(tmp_path, monkeypatch):
   for missing in (tmp_path / "nothing", tmp_path):
     with pytest.raises(errors.EcosError, match="not a file"):
       wire.read_file(missing)
+
+
+def test_requests_times_classes_are_bounded():
+  """Each is a count that the client draws noise for."""
+  request = next(m for m in MESSAGES if isinstance(m, messages.LabelRequest))
+  terms = dataclasses.replace(request.terms, classes=100_000)
+  rows = np.zeros((1001, 1), np.float16)
+  few = dataclasses.replace(request, features=rows[:1000], terms=terms)
+  assert messages.LabelRequest.from_bytes(few.to_bytes()).terms == terms
+  with pytest.raises(
+    messages.ProtocolError, match="1,001 requests for 100,000"
+  ):
+    dataclasses.replace(request, features=rows, terms=terms)

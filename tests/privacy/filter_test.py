@@ -97,6 +97,24 @@ def test_divergences_agree_with_brute_force(sigma, gamma, bins, order):
     assert 0 <= ours - expected < 1e-9 * (1 + expected)
 
 
+def test_divergences_of_several_votes_agree_with_brute_force():
+  # One sample adds 1, 1 and 2 to three counts.
+  x, order, gamma = np.arange(-40, 41), 8.0, 0.5
+  grid = np.meshgrid(x, x, x, indexing="ij")
+  law = [
+    sum(-((g - s) ** 2) / 2 for g, s in zip(grid, by, strict=True))
+    for by in ((0, 0, 0), (1, 1, 2))
+  ]
+  p0, p1 = (mass - np.logaddexp.reduce(mass.ravel()) for mass in law)
+  m = np.logaddexp(math.log(1 - gamma) + p0, math.log(gamma) + p1)
+  release = Release(1.0, gamma, bins=2, weight=2)
+  ours = filter_lib._divergences(release, (order,))
+  for [value], (p, q) in zip(ours, ((m, p0), (p0, m)), strict=True):
+    terms = order * p + (1 - order) * q
+    expected = np.logaddexp.reduce(terms.ravel()) / (order - 1)
+    assert value == pytest.approx(expected, rel=1e-9)
+
+
 def test_an_order_and_its_share_decide():
   # By hand: Gaussians of scale 50 have the divergence order / (2 * 50^2).
   costs = 3 * [_cost(Release(50.0, 1.0))]
