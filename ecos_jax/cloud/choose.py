@@ -23,7 +23,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.cloud import codebook as codebook_lib
-from ecos_jax.cloud import directions as directions_lib
+from ecos_jax.cloud import density as density_lib
 from ecos_jax.cloud import question as question_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
@@ -80,8 +80,7 @@ def choose(
     codebook: The codebook, of R clusters.
     question: What the client was asked, from `question.ask`.
     answers: The client's answer, or those of several clients, to add up.
-    budget: B, the number of samples to choose. There are fewer if the clusters
-      with votes have fewer.
+    budget: B, how many to choose; fewer if the clusters with votes have fewer.
     key: Random key, for candidates in large clusters and for `random`.
     filter: `none`, or `threshold`: clusters with a lower score get no quota.
     threshold: The least score, in multiples of sigma.
@@ -165,7 +164,7 @@ def samples(
     EcosError: The budget is not positive, or no cluster has votes.
   """
   options = options.resolved()
-  at: directions_lib.Density | None = None
+  at: density_lib.Density | None = None
   if answer.sums is not None and book.directions is not None:
     # The noise of the classes adds up with their votes.
     total, scale = (
@@ -174,10 +173,10 @@ def samples(
     )
     counts = None
     if answer.scores is not None:
-      counts = directions_lib.Counts(
+      counts = density_lib.Counts(
         answer.scores, answer.sigma, book.assignment, book.sizes
       )
-    at = directions_lib.density(
+    at = density_lib.fit(
       features, book.directions, answer.votes, total, scale, key, counts
     )
     votes = at.in_clusters(features, book.assignment, len(book.sizes))

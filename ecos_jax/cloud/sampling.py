@@ -20,7 +20,7 @@ import tqdm
 
 from ecos_jax import config
 from ecos_jax.cloud import codebook
-from ecos_jax.cloud import directions
+from ecos_jax.cloud import density as density_lib
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start as start_lib
@@ -235,7 +235,7 @@ def _ordered(
   features: chunks.Features,
   candidates: list[np.ndarray],
   book: codebook.Codebook,
-  density: np.ndarray | directions.Density,
+  density: np.ndarray | density_lib.Density,
   quotas: np.ndarray,
   options: config.Sampling,
 ) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
@@ -246,12 +246,12 @@ def _ordered(
     nearest = np.full((sets, width), -np.inf, np.float32)
     first = np.zeros(sets, np.int32)
     weights = None
-    if isinstance(density, directions.Density):
+    if isinstance(density, density_lib.Density):
       weights = np.ones((sets, width), np.float32)
     members = [np.sort(candidates[r]) for r in clusters]
     taken = chunks.take(features, np.concatenate(members))
     parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
-    if isinstance(density, directions.Density):
+    if isinstance(density, density_lib.Density):
       at = [density.log_at(part) for part in parts]
     else:
       around = _neighbours(book.centroids, clusters)
@@ -290,7 +290,7 @@ def _ordered(
 def decompress(
   features: chunks.Features,
   book: codebook.Codebook,
-  density: np.ndarray | directions.Density,
+  density: np.ndarray | density_lib.Density,
   quotas: np.ndarray,
   options: config.Sampling,
   key: jax.Array,

@@ -11,126 +11,23 @@ from typing import Any
 
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
-
-
-class Benchmark(enum.Enum):
-  """Which benchmark's data a run without sources reads."""
-
-  DIGITS = "digits"
-  ICONS = "icons"
-
-
-class Split(enum.Enum):
-  """Where the client's domain lies (ECOS, section 4.1)."""
-
-  ID_OOD = "id_ood"
-  OOD = "ood"
-
-
-class Relation(enum.Enum):
-  """The neighbour relation that epsilon is claimed for."""
-
-  ADD_REMOVE = "add_remove"
-  REPLACE_ONE = "replace_one"
-
-
-class Unit(enum.Enum):
-  """Whose presence epsilon hides: what one neighbour has more or less."""
-
-  SAMPLE = "sample"
-  PERSON = "person"
-
-
-class Method(enum.Enum):
-  """How the proxy is chosen."""
-
-  ECOS = "ecos"
-  ECOS_PAPER = "ecos_paper"
-  RANDOM = "random"
-  KCENTER = "kcenter"
-  MAK = "mak"
-  ALL = "all"
-  IDEAL = "ideal"
-  LOCAL = "local"
-
-
-# These methods ask the client.
-ASKING = (Method.ECOS, Method.ECOS_PAPER)
-# These methods read the client's data, or know which source is like them.
-SIMULATION_ONLY = (Method.MAK, Method.IDEAL, Method.LOCAL)
-
-
-class Question(enum.Enum):
-  """What a query asks: votes on centroids, on directions, or on both."""
-
-  COUNTS = "counts"
-  SIGNS = "signs"
-  BOTH = "both"
-
-
-class Filter(enum.Enum):
-  """Which clusters get no quota, whatever their estimate."""
-
-  NONE = "none"
-  THRESHOLD = "threshold"
-
-
-class Estimate(enum.Enum):
-  """How the votes of a cluster are estimated from its noisy score."""
-
-  SCORE = "score"
-  POSTERIOR = "posterior"
-
-
-class Within(enum.Enum):
-  """How samples are chosen inside a cluster."""
-
-  KCENTER = "kcenter"
-  RANDOM = "random"
-  NEAREST = "nearest"
-
-
-class LabelledBy(enum.Enum):
-  """How the client labels the proxy."""
-
-  KNN = "knn"
-  VOTES = "votes"
-
-
-class Task(enum.Enum):
-  """Where the labels of the proxy come from."""
-
-  MANUAL = "manual"
-  CLIENT = "client"
-  DISTILL = "distill"
-
-
-class ComputeType(enum.Enum):
-  """The type that a pretrained encoder computes in, on every platform."""
-
-  FLOAT32 = "float32"
-  BFLOAT16 = "bfloat16"
-
-
-class FeatureType(enum.Enum):
-  """The type of the numbers in the feature bank."""
-
-  FLOAT16 = "float16"
-  FLOAT32 = "float32"
-
-
-class Algorithm(enum.Enum):
-  """Whether k-means reads its rows in every iteration, or once in batches."""
-
-  LLOYD = "lloyd"
-  MINI_BATCH = "mini_batch"
-
-
-class Logits(enum.Enum):
-  """When a teacher's logits are computed."""
-
-  CACHED = "cached"
-  ON_THE_FLY = "on_the_fly"
+from ecos_jax.config.enums import ASKING as ASKING
+from ecos_jax.config.enums import SIMULATION_ONLY as SIMULATION_ONLY
+from ecos_jax.config.enums import Algorithm
+from ecos_jax.config.enums import Benchmark
+from ecos_jax.config.enums import ComputeType
+from ecos_jax.config.enums import Estimate
+from ecos_jax.config.enums import FeatureType
+from ecos_jax.config.enums import Filter
+from ecos_jax.config.enums import LabelledBy
+from ecos_jax.config.enums import Logits
+from ecos_jax.config.enums import Method
+from ecos_jax.config.enums import Question
+from ecos_jax.config.enums import Relation
+from ecos_jax.config.enums import Split
+from ecos_jax.config.enums import Task
+from ecos_jax.config.enums import Unit
+from ecos_jax.config.enums import Within
 
 
 def number(default: Any, interval: str) -> Any:

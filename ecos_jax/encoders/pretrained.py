@@ -59,6 +59,25 @@ _NETWORKS = {
 }
 
 
+def _features(
+  graph: nnx.GraphDef, size: int, state: nnx.State, images: jax.Array
+) -> jax.Array:
+  """Returns the features of uint8 images of `size` pixels, float32 [b, d]."""
+  merged: Any = nnx.merge(graph, state)
+
+  def forward(images: jax.Array) -> jax.Array:
+    return merged.features(images.astype(jnp.float32) / 127.5 - 1.0)
+
+  with jax.default_matmul_precision("highest"):
+    if jax.default_backend() != "cpu":
+      return forward(images)
+    # A power of two divides most batches.
+    chunk = 1 << max((_CPU_PIXELS // size**2).bit_length() - 1, 0)
+    rows = math.gcd(len(images), chunk)
+    chunks = images.reshape(-1, rows, *images.shape[1:])
+    return jax.lax.map(forward, chunks).reshape(len(images), -1)
+
+
 def build(
   name: str,
   *,
@@ -105,22 +124,7 @@ def build(
   if isinstance(model, efficientnet.EfficientNetLite0):
     model.fold()
   graph, state = nnx.split(model)
-  chunk = 1 << max((_CPU_PIXELS // size**2).bit_length() - 1, 0)
-
-  def features(state: nnx.State, images: jax.Array) -> jax.Array:
-    merged: Any = nnx.merge(graph, state)
-
-    def forward(images: jax.Array) -> jax.Array:
-      return merged.features(images.astype(jnp.float32) / 127.5 - 1.0)
-
-    with jax.default_matmul_precision("highest"):
-      if jax.default_backend() != "cpu":
-        return forward(images)
-      # A power of two divides most batches.
-      rows = math.gcd(len(images), chunk)
-      chunks = images.reshape(-1, rows, *images.shape[1:])
-      return jax.lax.map(forward, chunks).reshape(len(images), -1)
-
+  features = functools.partial(_features, graph, size)
   settings: dict[str, int | float | str] = {
     "image_size": size,
     "dtype": dtype,

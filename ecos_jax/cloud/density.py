@@ -1,0 +1,227 @@
+"""The client's density over the pool's, from its noisy votes.
+
+It is known at every sample of the pool, and not only for every cluster.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+
+from ecos_jax.cloud import directions as directions_lib
+from ecos_jax.clustering import chunks
+
+_NEWTON_STEPS = 20
+_LEAST_GAIN = 1e-9
+# Of a cluster's log density, beyond what votes say, before it is known.
+_LEVEL_VARIANCE = 2.0
+
+
+class Counts(NamedTuple):
+  """What a client was asked about clusters, beside directions.
+
+  Attributes:
+    scores: [R], noisy counts of its samples in each cluster.
+    sigma: Scale of the noise in each.
+    assignment: int32 [N], the cluster of each sample of the pool; -1: in none.
+    sizes: int64 [R], samples of the pool in each cluster.
+  """
+
+  scores: np.ndarray
+  sigma: float
+  assignment: np.ndarray
+  sizes: np.ndarray
+
+
+class Density(NamedTuple):
+  """The client's density over the pool's: exp(v . tilt + level - offset).
+
+  Here v are the signed votes of a sample, and level is that of its cluster.
+
+  Attributes:
+    directions: What the client voted on.
+    votes: m, the votes of a sample.
+    tilt: float64 [p].
+    offset: Makes the mean over the pool 1.
+    levels: float64 [R]; None if the client was not asked about clusters.
+  """
+
+  directions: directions_lib.Directions
+  votes: int
+  tilt: np.ndarray
+  offset: float
+  levels: np.ndarray | None = None
+
+  def log_at(self, features: np.ndarray | jax.Array) -> np.ndarray:
+    """Returns the logarithm of the density, float64 [n], without the level.
+
+    Args:
+      features: float32 [n, d].
+    """
+    cast = directions_lib.votes(features, *self.directions, self.votes)
+    return np.asarray(cast) @ self.tilt - self.offset
+
+  def in_clusters(
+    self, features: chunks.Features, assignment: np.ndarray, size: int
+  ) -> np.ndarray:
+    """Returns the sum of the densities in each cluster, float64 [size].
+
+    Up to a factor these are the client's votes. Memory does not grow with N.
+
+    Args:
+      features: [N, d], the pool.
+      assignment: int32 [N], the cluster of each sample; -1: in none.
+      size: Number of clusters.
+    """
+    mesh = chunks.single_device_mesh()
+    rows, _ = chunks.plan(features.shape, len(self.tilt), mesh)
+    result = np.zeros(size)
+    for start, valid, chunk in chunks.read(features, rows, mesh):
+      values = np.exp(self.log_at(chunk.astype(jnp.float32))[:valid])
+      labels = np.asarray(assignment[start : start + valid])
+      known = labels >= 0
+      result += np.bincount(labels[known], values[known], size)
+    return result if self.levels is None else result * np.exp(self.levels)
+
+
+def fit(
+  features: chunks.Features,
+  directions: directions_lib.Directions,
+  votes_of_sample: int,
+  sums: np.ndarray,
+  scale: float,
+  key: jax.Array,
+  counts: Counts | None = None,
+) -> Density:
+  """Returns the client's density over the pool's, from noisy sums of votes.
+
+  Of all densities over the pool with the client's mean votes mu it is the one
+  of maximum entropy, exp(tilt . v), where the tilt is drawn to zero as far as
+  noise explains it:
+
+      maximise  tilt . mu - log mean_i exp(tilt . v_i) - rho |tilt|^2 / 2
+
+  over the samples i of the pool, with rho = t^2 c / max(mean(g^2) - t^2,
+  t^2 / 1000): t is the noise of a mean vote, c the mean variance of the pool's
+  votes, and g the gap of mu to the pool's own mean votes (Altun and Smola,
+  COLT 2006: maximum entropy under a tolerance of the moments).
+
+  With counts of clusters, the level of each cluster is one more number of the
+  tilt, and its count over the number of voters one more mean. The rho of a
+  cluster that holds the share f of the pool is t^2 / (2 f), t the noise of that
+  mean: the levels have the variance 2 before the answer is known.
+
+  Args:
+    features: [N, d], the pool; a random sample of it stands for all.
+    directions: What the client voted on.
+    votes_of_sample: m.
+    sums: int64 [p + 1], noisy sums of votes, and the noisy number of voters.
+    scale: Scale of the noise in each number.
+    key: Random key, of the sample.
+    counts: The client's answer about clusters, if it was asked.
+  """
+  rows = directions_lib.sample(features.shape[0], key)
+  cast = directions_lib.votes(
+    chunks.take(features, rows), *directions, votes_of_sample
+  )
+  pool = np.asarray(cast).astype(np.float64)
+  # Fewer voters than this are lost in the noise, whatever they voted.
+  voters = max(float(sums[-1]), scale, 1.0)
+  mean = pool.mean(axis=0)
+  gap = sums[:-1] / voters - mean
+  noise = (scale / voters) ** 2
+  signal = max(np.mean(gap**2) - noise, noise / 1000)
+  ridge = noise * pool.var(axis=0).mean() / signal
+  within = target = ridges = None
+  if counts is not None:
+    labels = np.asarray(counts.assignment[rows])
+    known = np.flatnonzero(labels >= 0)
+    within = sparse.csr_array(
+      (np.ones(len(known)), (labels[known], known)),
+      (len(counts.sizes), len(rows)),
+    )
+    shares = np.maximum(counts.sizes, 1) / features.shape[0]
+    # As with votes: the gap to the whole pool, from the mean of the sample.
+    target = within.mean(axis=1) + counts.scores / voters - shares
+    ridges = (counts.sigma / voters) ** 2 / (_LEVEL_VARIANCE * shares)
+  return Density(
+    directions,
+    votes_of_sample,
+    *_maximum_entropy(pool, mean + gap, ridge, within, target, ridges),
+  )
+
+
+def _log_mean_exp(values: np.ndarray) -> float:
+  most = values.max()
+  return float(most) + math.log(np.mean(np.exp(values - most)))
+
+
+def _maximum_entropy(
+  rows: np.ndarray,
+  mean: np.ndarray,
+  ridge: float,
+  within: sparse.csr_array | None = None,
+  target: np.ndarray | None = None,
+  ridges: np.ndarray | None = None,
+) -> tuple[np.ndarray, float, np.ndarray | None]:
+  """Returns the maximum of the formula of `fit`: tilt, offset and levels.
+
+  By Newton's method: the function is concave. Each sample is in one cluster at
+  most, so that the levels have a diagonal curvature, and are eliminated.
+
+  Args:
+    rows: float64 [n, p], the votes.
+    mean: float64 [p], of the client's votes.
+    ridge: rho, positive.
+    within: [R, n], 1 where a sample is in a cluster; None: no clusters.
+    target: float64 [R], shares of the clusters.
+    ridges: float64 [R], rho of the clusters, positive.
+  """
+  n, p = rows.shape
+  if within is None or target is None or ridges is None:
+    within = sparse.csr_array((0, n))
+    target = ridges = np.zeros(0)
+  aim = np.concatenate([mean, target])
+  damping = np.concatenate([np.full(p, ridge), ridges])
+
+  def logs(point: np.ndarray) -> np.ndarray:
+    return rows @ point[:p] + within.T @ point[p:]
+
+  def value(point: np.ndarray) -> float:
+    return float(point @ (aim - damping * point / 2)) - _log_mean_exp(
+      logs(point)
+    )
+
+  point = np.zeros(len(aim))
+  reached = value(point)
+  for _ in range(_NEWTON_STEPS):
+    weights = logs(point)
+    weights = np.exp(weights - weights.max())
+    weights /= weights.sum()
+    weighted = rows * weights[:, None]
+    here = np.concatenate([weights @ rows, within @ weights])
+    slope = aim - here - damping * point
+    # The curvature is [[a, b^T], [b, diagonal]] - here here^T.
+    a, b = weighted.T @ rows + ridge * np.eye(p), within @ weighted
+    diagonal = here[p:] + ridges
+    right = np.stack([slope, here], axis=1)
+    eliminated = b / diagonal[:, None]
+    top = np.linalg.solve(
+      a - b.T @ eliminated, right[:p] - eliminated.T @ right[p:]
+    )
+    solved = np.concatenate([top, (right[p:] - b @ top) / diagonal[:, None]])
+    # Sherman and Morrison's formula.
+    factor = (here @ solved[:, 0]) / (1 - here @ solved[:, 1])
+    step = solved[:, 0] + factor * solved[:, 1]
+    # Half of it is what the value would gain if it were a parabola.
+    gain = slope @ step
+    if gain < _LEAST_GAIN:
+      break
+    while (following := value(point + step)) <= reached and gain > _LEAST_GAIN:
+      step, gain = step / 2, gain / 2
+    point, reached = point + step, following
+  levels = point[p:] if len(target) else None
+  return point[:p], _log_mean_exp(logs(point)), levels
