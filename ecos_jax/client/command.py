@@ -280,7 +280,7 @@ def encoder_of(message: messages.Question) -> registry.Encoder:
     EcosError: It cannot be loaded, is not the message's, or mixes samples.
   """
   f = flags.FLAGS
-  own = f.encoder and registry.get(f.encoder, flags=encoding.FLAGS)
+  own = f.encoder and registry.get(f.encoder, called=encoding.CALLED)
   encoder = encoding.encoder_of(message, own, f.weights)
   print(probing.describe(encoder, f.batch_size))
   return encoder

@@ -25,7 +25,7 @@ from ecos_jax.privacy import units
 # a source.
 Data = np.ndarray | pools.Source
 
-FLAGS = registry.Flags(
+CALLED = registry.ArgumentNames(
   name="`encoder`",
   image_size="encoder_settings.image_size",
   weights="`weights`",
@@ -205,7 +205,7 @@ def _built(message: messages.Question, weights: str | None) -> registry.Encoder:
         f"{settings.get('source')}: give them as `weights`"
       )
     options = {"image_size": size, "dtype": dtype}
-  return registry.get(name, weights=weights, flags=FLAGS, **options)
+  return registry.get(name, weights=weights, called=CALLED, **options)
 
 
 def _difference(message: messages.Question, encoder: registry.Encoder) -> str:

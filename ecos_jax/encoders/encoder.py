@@ -40,7 +40,7 @@ class Encoder:
     return self.settings | ({"source": self.source} if self.source else {})
 
 
-class Flags(NamedTuple):
+class ArgumentNames(NamedTuple):
   """The arguments that errors about an encoder name."""
 
   name: str = "`encoder.name`"

@@ -84,7 +84,7 @@ def build(
   image_size: int | None,
   weights: str | None,
   dtype: str,
-  flags: encoder.Flags,
+  called: encoder.ArgumentNames,
 ) -> encoder.Encoder:
   """Returns an encoder.
 
@@ -93,7 +93,7 @@ def build(
     image_size: Height and width of the images; None for the network's own.
     weights: As in `weights.find`; None for the published weights.
     dtype: The type to compute in, 'float32' or 'bfloat16'.
-    flags: The names of these arguments in errors.
+    called: The names of these arguments in errors.
 
   Raises:
     EcosError: There are no such weights, or they do not fit the network.
@@ -102,11 +102,11 @@ def build(
   size = image_size or network.image_size
   if size < network.least_size:
     raise errors.EcosError(
-      f"{flags.image_size}={size}: {name} needs {network.least_size} or more"
+      f"{called.image_size}={size}: {name} needs {network.least_size} or more"
     )
   source = weights or published.source
-  path = weights_lib.find(source, flags.weights)
-  tensors = weights_lib.read(path, flags.weights)
+  path = weights_lib.find(source, called.weights)
+  tensors = weights_lib.read(path, called.weights)
   options: dict[str, int | bool] = {}
   if network.module is vit:
     options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
@@ -118,7 +118,7 @@ def build(
   if hasattr(model, published.head):
     delattr(model, published.head)
   digest = weights_lib.assign(
-    model, tensors, published, f"{flags.weights}: {path}"
+    model, tensors, published, f"{called.weights}: {path}"
   )
   model.eval()
   if isinstance(model, efficientnet.EfficientNetLite0):

@@ -30,8 +30,8 @@ import numpy as np
 
 from ecos_jax import errors
 from ecos_jax.encoders import hog
+from ecos_jax.encoders.encoder import ArgumentNames as ArgumentNames
 from ecos_jax.encoders.encoder import Encoder as Encoder
-from ecos_jax.encoders.encoder import Flags as Flags
 from ecos_jax.encoders.encoder import Settings
 from ecos_jax.encoders.encoder import digest
 
@@ -47,7 +47,7 @@ PRETRAINED = (
 # The weights of these come with a package: `get` downloads nothing.
 INSTALLED = PRETRAINED[:2]
 
-_MAIN_FLAGS = Flags()
+_IN_CONFIG = ArgumentNames()
 
 
 def _hog(name: str, apply: Callable, dimension: int, more: Settings) -> Encoder:
@@ -91,21 +91,21 @@ def identity(dimension: int) -> Encoder:
   )
 
 
-def _own(name: str, flags: Flags) -> Encoder:
+def _own(name: str, called: ArgumentNames) -> Encoder:
   """Returns the encoder of a user's `module:function`."""
   module, _, function = name.partition(":")
   try:
     encoder = getattr(importlib.import_module(module), function)()
   except Exception as error:
     raise errors.EcosError(
-      f"{flags.name}={name} cannot be loaded: {type(error).__name__}: {error}"
+      f"{called.name}={name} cannot be loaded: {type(error).__name__}: {error}"
     ) from error
   if not isinstance(encoder, Encoder):
     raise errors.EcosError(
-      f"{flags.name}={name} must return an encoders.registry.Encoder, got "
+      f"{called.name}={name} must return an encoders.registry.Encoder, got "
       f"{type(encoder).__name__}"
     )
-  _check_shapes(encoder, f"{flags.name}={name}")
+  _check_shapes(encoder, f"{called.name}={name}")
   settings = dict(encoder.settings)
   arrays = [
     np.asarray(leaf) for leaf in jax.tree.leaves(_partial(encoder.apply))
@@ -153,7 +153,7 @@ def get(
   image_size: int | None = None,
   weights: str | None = None,
   dtype: str = "float32",
-  flags: Flags = _MAIN_FLAGS,
+  called: ArgumentNames = _IN_CONFIG,
 ) -> Encoder:
   """Returns the encoder called `name`, the same object at each call.
 
@@ -166,7 +166,7 @@ def get(
       published weights.
     dtype: The type to compute in, 'float32' or 'bfloat16', for pretrained
       encoders.
-    flags: The names of these arguments in errors.
+    called: The names of these arguments in errors.
 
   Raises:
     EcosError: There is no such encoder, or its weights are not available.
@@ -176,16 +176,16 @@ def get(
     from ecos_jax.encoders import pretrained
 
     return pretrained.build(
-      name, image_size=image_size, weights=weights, dtype=dtype, flags=flags
+      name, image_size=image_size, weights=weights, dtype=dtype, called=called
     )
   if name not in names() and ":" not in name:
     raise errors.EcosError(
-      f"unknown encoder {name!r}: {flags.name} must be one of "
+      f"unknown encoder {name!r}: {called.name} must be one of "
       f"{', '.join(names())}, or module:function"
     )
   for flag, value, default in (
-    (flags.weights, weights, None),
-    (flags.dtype, dtype, "float32"),
+    (called.weights, weights, None),
+    (called.dtype, dtype, "float32"),
   ):
     if value != default:
       raise errors.EcosError(
@@ -196,9 +196,9 @@ def get(
   if name == IDENTITY:
     raise errors.EcosError(
       f"the encoder {IDENTITY} is for data that are features: give such data, "
-      f"or another {flags.name}"
+      f"or another {called.name}"
     )
-  return _own(name, flags)
+  return _own(name, called)
 
 
 def _partial(apply: Callable) -> jax.tree_util.Partial:
