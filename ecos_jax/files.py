@@ -35,6 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
     raise
 
 
+def remove_temporary(folder: Path) -> None:
+  """Removes the temporary files that killed writers left in a folder."""
+  for path in folder.rglob(".*.????????.tmp"):
+    if path.is_file():
+      path.unlink()
+
+
 def write(
   path: Path, *parts: bytes | memoryview, mode: int | None = None
 ) -> None:

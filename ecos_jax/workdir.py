@@ -286,6 +286,7 @@ class Workdir:
     started = path / _STARTED
     if resumable and started.exists():
       self._compare(path, _read_json(started, **_IDENTITY), identity)
+      files.remove_temporary(path)
     else:
       self._clear(path)
       files.write_json(path / _STARTED, identity)

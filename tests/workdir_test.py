@@ -59,6 +59,8 @@ def test_an_interrupted_stage_begins_anew(work):
 def test_an_interrupted_resumable_stage_finds_what_it_left(work):
   def interrupted(path):
     (path / "shard").write_text("done")
+    # As a kill while the next one is written.
+    (path / ".shard-2.npy.0123abcd.tmp").write_text("half")
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
@@ -67,6 +69,7 @@ def test_an_interrupted_resumable_stage_finds_what_it_left(work):
     work.stage("bank", {"x": 2}, {}, _fill([]), resumable=True)
   stage = work.stage("bank", {"x": 1}, {}, _fill([]), resumable=True)
   assert (stage.path / "shard").read_text() == "done"
+  assert not list(stage.path.glob("*.tmp"))
 
 
 def test_a_second_job_is_refused_with_the_holder(tmp_path):

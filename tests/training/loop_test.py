@@ -10,6 +10,7 @@ from unittest import mock
 
 from flax import nnx
 import jax
+from jax import export as export_lib
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ import pytest
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
-from ecos_jax.client import evaluate
+from ecos_jax import messages
 from ecos_jax.data import loader
+from ecos_jax.models import delivery
 from ecos_jax.models import networks
 from ecos_jax.training import evaluation
 from ecos_jax.training import export
@@ -431,9 +433,15 @@ def test_a_pretrained_network_is_fine_tuned_saved_and_exported(tmp_path):
   saved = loop.load(tmp_path / "checkpoints", name, 4, mesh)
   logits = evaluation.logits(result.model, source, mesh)
   np.testing.assert_array_equal(evaluation.logits(saved, source, mesh), logits)
+  # As a program for everyone, and as numbers for the client.
   export.write(tmp_path / export.FILE, saved, 36)
-  model = evaluate.load(tmp_path / export.FILE)
-  np.testing.assert_allclose(model.call(images), logits, atol=1e-4)
+  data = bytearray((tmp_path / export.FILE).read_bytes())
+  program = export_lib.deserialize(data)
+  np.testing.assert_allclose(program.call(images), logits, atol=1e-4)
+  sent = delivery.pack(saved, name, 4, 36).to_bytes()
+  received = delivery.unpack(messages.Model.from_bytes(sent))
+  got = evaluation.logits(received, source, mesh)
+  np.testing.assert_array_equal(got, logits)
 
 
 @pytest.mark.slow
