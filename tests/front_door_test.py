@@ -251,5 +251,9 @@ def test_signs_need_directions_and_their_own_codebook(parts, answered):
     ecos_jax.ask(codebook, question="signs", votes=5)
   question = ecos_jax.ask(codebook, question="signs", votes=2)
   answer = answered(question, private)
+  with pytest.raises(ecos_jax.EcosError, match=r"sampling\.estimate"):
+    ecos_jax.choose(
+      pool, codebook, question, answer, 300, KEY, estimate="score"
+    )
   with pytest.raises(ecos_jax.EcosError, match="not about `codebook`"):
     ecos_jax.choose(pool, without, question, answer, 300, KEY)

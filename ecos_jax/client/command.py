@@ -21,7 +21,6 @@ from ecos_jax.client import probing
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features
-from ecos_jax.data import folder
 from ecos_jax.data import persons
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -232,7 +231,8 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
     # A refusal of an empty folder would show that it is empty.
     data = pools.open_source(f.data, f.data_dir, classes, may_be_empty=True)
   if f.list_unreadable is not None:
-    lines = [f"{file.name}: {file.why}" for file in _unreadable(data)]
+    unreadable = getattr(data, "unreadable", [])
+    lines = [f"{file.name}: {file.why}" for file in unreadable]
     text = "".join(f"{files.printable(line)}\n" for line in lines)
     try:
       Path(f.list_unreadable).open("xb").close()
@@ -249,10 +249,6 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
         "their votes say nothing: leave them out"
       )
   return data
-
-
-def _unreadable(data: pools.Source) -> list[folder.File]:
-  return getattr(data, "unreadable", [])
 
 
 def persons_of(

@@ -161,16 +161,18 @@ def samples(
     key: Random key.
 
   Raises:
-    EcosError: The budget is not positive, or no cluster has votes.
+    EcosError: The budget is not positive, no cluster has votes, or the rule is
+      not for an answer about directions.
   """
   options = options.resolved()
   at: density_lib.Density | None = None
   if answer.sums is not None and book.directions is not None:
+    wrong = checks.errors_with_directions(options)
+    if wrong:
+      raise errors.ConfigError("; ".join(wrong))
     # The noise of the classes adds up with their votes.
-    total, scale = (
-      answer.sums.sum(axis=0),
-      answer.scale * len(answer.sums) ** 0.5,
-    )
+    total = answer.sums.sum(axis=0)
+    scale = answer.scale * len(answer.sums) ** 0.5
     counts = None
     if answer.scores is not None:
       counts = density_lib.Counts(

@@ -121,6 +121,26 @@ def _question_errors(config: config_lib.Config) -> list[str]:
     found.append(f"{asked} needs `sampling.method`=ecos")
   if book.first_round:
     found.append(f"{asked}: `codebook.first_round` must be 0")
+  return found + errors_with_directions(config.sampling)
+
+
+def errors_with_directions(sampling: config_lib.Sampling) -> list[str]:
+  """Returns which fields say nothing where votes on directions are known.
+
+  Args:
+    sampling: The rule. Its estimate and its filter are for counts alone.
+  """
+  found = []
+  for field in ("estimate", "filter"):
+    value, default = (
+      getattr(sampling, field),
+      getattr(config_lib.Sampling, field),
+    )
+    if value is not default:
+      found.append(
+        f"`sampling.{field}`={value.value} is for counts alone: with votes on "
+        f"directions it must be {default.value}"
+      )
   return found
 
 

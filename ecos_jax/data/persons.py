@@ -17,6 +17,7 @@ import numpy as np
 from ecos_jax import errors
 from ecos_jax.data import features
 from ecos_jax.data import folder
+from ecos_jax.data import images
 from ecos_jax.data import pools
 
 
@@ -41,7 +42,8 @@ def read(source: pools.Source, text: str | None) -> np.ndarray:
     return ids
   with errors.about("persons", text):
     if text.endswith(".npy"):
-      return _array(Path(text).expanduser())
+      # A lone array is read under this name.
+      return np.asarray(images.read_arrays(Path(text).expanduser())["images"])
     if isinstance(source, folder.FolderSource):
       ids = _of_files(source.path / "metadata.csv", source.names, text)
     else:
@@ -56,13 +58,6 @@ def read(source: pools.Source, text: str | None) -> np.ndarray:
         "not every sample has an integer or text in this column of the metadata"
       )
     return np.array([str(i) for i in ids], np.str_)
-
-
-def _array(path: Path) -> np.ndarray:
-  try:
-    return np.load(path)
-  except (OSError, ValueError, EOFError) as error:
-    raise errors.EcosError(f"cannot read the file: {error}") from error
 
 
 def _of_files(path: Path, names: list[str], column: str) -> list[str | None]:

@@ -16,11 +16,8 @@ from ecos_jax.messages.message import Question
 
 # The noise exceeds this many sigma with a probability below 1e-31.
 _NOISE_SPAN = 12
-
-
 # Numbers in the sums of a response: they get noise one by one.
 _MAX_SUMS = 2**20
-
 _Optional = np.ndarray | None
 
 

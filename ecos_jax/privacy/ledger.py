@@ -128,7 +128,8 @@ class Ledger:
       EcosError: No bound is proven for the relation.
     """
     total, most = self.epsilon(cost), self.guarantee.max_epsilon
-    if total > most:
+    # Written so that a total of NaN refuses.
+    if not total <= most:
       raise BudgetError(
         f"refused: {self.epsilon():g} of `max_epsilon`={most:g} is spent, and "
         f"with this answer it would be {total:g}; give a smaller `epsilon`"

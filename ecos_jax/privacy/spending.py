@@ -83,10 +83,7 @@ def spent(
   known = {answer.digest for answer in stored}
   own = [answer for answer in answers.values() if answer.digest not in known]
   everything = stored + own
-  terms = [
-    answer.statement if isinstance(answer, messages.Response) else answer.terms
-    for answer in everything
-  ]
+  terms = [accounting.terms(answer) for answer in everything]
   epsilon, delta, relation, unit = 0.0, 0.0, None, None
   if everything:
     unit, *others = {term.unit for term in terms}

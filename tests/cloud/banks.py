@@ -57,6 +57,14 @@ def build(path, pool=POOL, encoder=ENCODER, **options):
   return encode.build(path, pool, encoder, **options)
 
 
+def turned(n=3000, d=12, offset=0.0, seed=0):
+  """Returns features with components of very different variance."""
+  random = np.random.default_rng(seed)
+  mixed = random.normal(size=(n, d)) * np.geomspace(3, 0.2, d)
+  turn = np.linalg.qr(random.normal(size=(d, d)))[0]
+  return (mixed @ turn + offset).astype(np.float32)
+
+
 def read(bank, rows=7):
   return np.concatenate([block.copy() for _, block in bank.blocks(rows)])
 

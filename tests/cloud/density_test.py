@@ -11,21 +11,13 @@ from tests.cloud import banks
 KEY = jax.random.key(3)
 
 
-def _pool(n=3000, d=12, offset=0.0, seed=0):
-  """Returns features with components of very different variance."""
-  random = np.random.default_rng(seed)
-  mixed = random.normal(size=(n, d)) * np.geomspace(3, 0.2, d)
-  turn = np.linalg.qr(random.normal(size=(d, d)))[0]
-  return (mixed @ turn + offset).astype(np.float32)
-
-
 def _sums(votes, taken, noise=None):
   sums = np.append(votes[taken].sum(axis=0), len(taken))
   return sums if noise is None else sums + noise
 
 
 def test_without_noise_the_density_has_the_clients_mean_votes():
-  features = _pool()
+  features = banks.turned()
   found = directions.fit(features, 6, KEY)
   votes = np.asarray(directions.votes(features, *found, 3))
   random = np.random.default_rng(1)
@@ -70,7 +62,7 @@ def test_the_tilt_is_the_largest_of_its_formula():
 
 
 def test_counts_tell_what_no_direction_does():
-  features = _pool(4000)
+  features = banks.turned(4000)
   found = directions.fit(features, 6, KEY)
   votes = np.asarray(directions.votes(features, *found, 3))
   random = np.random.default_rng(5)
@@ -95,7 +87,7 @@ def test_counts_tell_what_no_direction_does():
 
 
 def test_noise_alone_tilts_nothing():
-  features = _pool()
+  features = banks.turned()
   found = directions.fit(features, 12, KEY)
   votes = np.asarray(directions.votes(features, *found, 6))
   random = np.random.default_rng(3)
@@ -108,7 +100,7 @@ def test_noise_alone_tilts_nothing():
 
 
 def test_densities_are_added_up_in_clusters():
-  features = _pool(700)
+  features = banks.turned(700)
   found = directions.fit(features, 4, KEY)
   density = density_lib.Density(found, 2, np.array([1.0, -1.0, 0.5, 0.0]), 0.3)
   assignment = np.random.default_rng(4).integers(-1, 5, 700).astype(np.int32)

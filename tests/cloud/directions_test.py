@@ -11,14 +11,6 @@ from tests.cloud import banks
 KEY = jax.random.key(3)
 
 
-def _pool(n=3000, d=12, offset=0.0, seed=0):
-  """Returns features with components of very different variance."""
-  random = np.random.default_rng(seed)
-  mixed = random.normal(size=(n, d)) * np.geomspace(3, 0.2, d)
-  turn = np.linalg.qr(random.normal(size=(d, d)))[0]
-  return (mixed @ turn + offset).astype(np.float32)
-
-
 def _coordinates(found, features):
   axes, mean = (part.astype(np.float64) for part in found)
   return (features - mean) @ axes.T
@@ -27,7 +19,7 @@ def _coordinates(found, features):
 # Around 10^4, float32 has steps of 0.001.
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_directions_are_whitened_principal_components(offset):
-  features = _pool(offset=offset)
+  features = banks.turned(offset=offset)
   found = directions.fit(features, 6, KEY)
   exact = features.astype(np.float64)
   np.testing.assert_allclose(
@@ -46,7 +38,7 @@ def test_directions_are_whitened_principal_components(offset):
 
 
 def test_many_dimensions_are_approximated(monkeypatch):
-  features = _pool(d=60)
+  features = banks.turned(d=60)
   exact = directions.fit(features, 8, KEY)
   monkeypatch.setattr(directions, "_EXACT", 10)
   found = directions.fit(features, 8, KEY)
@@ -61,7 +53,7 @@ def test_many_dimensions_are_approximated(monkeypatch):
 
 
 def test_a_bank_in_blocks_and_devices_give_the_same(monkeypatch):
-  features = _pool(5000)
+  features = banks.turned(5000)
   whole = directions.fit(features, 5, KEY)
   monkeypatch.setattr(directions.chunks, "_CPU_CHUNK_BYTES", 1 << 15)
   in_parts = directions.fit(banks.Rows(features), 5, KEY)
@@ -73,10 +65,10 @@ def test_a_bank_in_blocks_and_devices_give_the_same(monkeypatch):
 
 def test_what_has_no_directions_is_refused():
   with pytest.raises(errors.EcosError, match=r"between 1 and .* 12, got 13"):
-    directions.fit(_pool(50), 13, KEY)
+    directions.fit(banks.turned(50), 13, KEY)
   with pytest.raises(errors.EcosError, match="all the same"):
     directions.fit(np.ones((9, 3), np.float32), 2, KEY)
-  bad = _pool(50)
+  bad = banks.turned(50)
   bad[7, 3] = np.nan
   with pytest.raises(errors.EcosError, match="NaN"):
     directions.fit(bad, 2, KEY)
@@ -84,14 +76,14 @@ def test_what_has_no_directions_is_refused():
 
 def test_components_that_are_only_rounding_do_not_explode():
   flat = np.zeros((200, 5), np.float32)
-  flat[:, :2] = _pool(200, 2)
+  flat[:, :2] = banks.turned(200, 2)
   axes, _ = directions.fit(flat, 5, KEY)
   assert np.isfinite(axes).all()
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_the_pool_votes_as_the_client_does(count):
-  features = _pool(500, offset=2.0)
+  features = banks.turned(500, offset=2.0)
   found = directions.fit(features, 8, KEY)
   ours = np.asarray(directions.votes(features, *found, count))
   theirs = coverage.signs(features, *found, count)

@@ -214,9 +214,13 @@ def test_questions_that_cannot_be_are_refused_each_naming_its_flag():
   config.codebook.first_round = 10
   config.privacy.relation = config_lib.Relation.REPLACE_ONE
   config.sampling.method = config_lib.Method.ECOS_PAPER
+  config.sampling.estimate = config_lib.Estimate.SCORE
+  config.sampling.filter = config_lib.Filter.THRESHOLD
   with pytest.raises(errors.ConfigError) as refusal:
     checks.validate(config)
   for field in (
+    "sampling.estimate",
+    "sampling.filter",
     "codebook.votes",
     "codebook.first_round",
     "privacy.relation",

@@ -83,3 +83,13 @@ def test_a_column_of_the_metadata_of_features(tmp_path):
   assert _read(source, "patient") == ["0", "0", "1"]
   with pytest.raises(errors.EcosError, match="not every sample"):
     _read(source, "note")
+
+
+def test_a_damaged_file_of_ids_is_told_without_its_size(tmp_path):
+  np.savez(tmp_path / "images.npz", images=np.zeros((3, 4, 4, 3), np.uint8))
+  np.save(tmp_path / "ids.npy", np.arange(48611))
+  data = (tmp_path / "ids.npy").read_bytes()
+  (tmp_path / "ids.npy").write_bytes(data[:-8])
+  with pytest.raises(errors.EcosError, match="damaged") as refusal:
+    _read(tmp_path / "images.npz", f"{tmp_path}/ids.npy")
+  assert "48611" not in str(refusal.value).replace(str(tmp_path), "")
