@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import secrets
 from typing import IO, Any
 
@@ -101,6 +102,12 @@ def lock(file: IO[Any], *, wait: bool = True) -> bool:
   except BlockingIOError:
     return False
   return True
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+  """Returns a key of a name by which `2.tar` sorts before `10.tar`."""
+  parts = re.split("([0-9]+)", name)
+  return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
 
 
 def printable(name: str) -> str:

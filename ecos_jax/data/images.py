@@ -34,7 +34,7 @@ _HEADERS = {
 }
 _COMMON = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 # What numpy raises if a file is missing, damaged, or no array file.
-_NO_ARRAYS = (
+NO_ARRAYS = (
   *(OSError, ValueError, TypeError, EOFError, RuntimeError),
   *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
@@ -96,7 +96,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       _check_sizes(file, path)
       with np.load(file) as arrays:
         return dict(arrays)
-  except _NO_ARRAYS as error:
+  except NO_ARRAYS as error:
     raise errors.EcosError(
       f"cannot read {path}: {why_no_arrays(error)}"
     ) from error

@@ -96,10 +96,7 @@ def _bank(job: Job, path: Path) -> Result:
   """Encodes the pool."""
   pool, options = job.problem.pool, job.config.bank
   if pool.feature_sources:
-    files = [f for source in pool.feature_sources for f in source.files]
-    bank = encode.link(
-      path, files, encoder=job.encoder.digest, pool=pool.digest
-    )
+    bank = encode.of_features(path, pool, job.encoder, options.shard_rows)
   else:
     bank = encode.build(
       path,
