@@ -231,7 +231,7 @@ def _encoded(
   def read(batch: tuple[int, range, range]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features of a batch, and the images of those to encode."""
     indices = np.arange(batch[2].start, batch[2].stop)
-    if pool.feature_sources:
+    if encoder.name == registry.IDENTITY:
       return pool.features(indices), indices[:0]
     found = np.empty((len(indices), encoder.dimension), np.float32)
     if earlier is not None:

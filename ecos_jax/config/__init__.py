@@ -50,8 +50,9 @@ class Data:
   """The pool; in a simulation also the client's data and the test data.
 
   Sources are strings as in `ecos_jax.config.spec`: `folder:DIR`,
-  `images:FILE.npz`, `tfds:NAME:SPLIT`, `features:PATH`. Without sources, the
-  run is on a benchmark, and the fields from `dir` on choose its data.
+  `images:FILE.npz`, `tfds:NAME:SPLIT`, `webdataset:PATTERN`, `parquet:PATH`,
+  `hub:OWNER/NAME:SPLIT`, `features:PATH`. Without sources, the run is on a
+  benchmark, and the fields from `dir` on choose its data.
   """
 
   sources: tuple[str, ...] = ()

@@ -60,9 +60,10 @@ def open_rows(
       case _:
         rows = Lists(file, column, reader)
   except image_files.NO_ARRAYS as error:
+    is_table = file.path.lower().endswith(tables.SUFFIXES)
+    why = str(error) if is_table else image_files.why_no_arrays(error)
     raise errors.EcosError(
-      f"{file.path} cannot be read as features: "
-      f"{image_files.why_no_arrays(error)}"
+      f"{file.path} cannot be read as features: {why}"
     ) from error
   if len(rows.shape) != 2 or rows.dtype.kind != "f":
     # Errors contain no count: a client's number of samples is private.
