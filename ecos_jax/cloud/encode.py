@@ -25,11 +25,14 @@ from ecos_jax import files
 from ecos_jax import threads
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
+from ecos_jax.clustering import centring
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
 _DTYPES = ("float16", "float32")
 _BLOCK_BYTES = 16 << 20
+# At a mean of so many spreads, float16's rounding is some 7 % of the spread.
+_FAR = 512.0
 # Shards in memory that are being written.
 _WRITES = 4
 
@@ -37,6 +40,15 @@ _WRITES = 4
 def _not_finite(features: np.ndarray) -> np.ndarray:
   """Returns the first few rows that hold NaN or infinite values."""
   return np.flatnonzero(~np.isfinite(features).all(axis=1))[:5]
+
+
+def _check_float16(features: np.ndarray, remedy: str) -> None:
+  """Raises BankError if float16 cannot tell features [n, d] apart."""
+  if centring.offset(features, _FAR).any():
+    raise storage.BankError(
+      f"the mean of the features is over {_FAR:g} times their spread, where "
+      f"float16 rounds most of the differences away: {remedy}"
+    )
 
 
 def _shard_file(number: int) -> str:
@@ -72,8 +84,11 @@ def _write_shard(
   identity: dict[str, Any],
   number: int,
   start: int,
-  features: np.ndarray,
+  encoded: np.ndarray,
 ) -> None:
+  # What float16 cannot hold becomes infinite, and is refused by name.
+  with np.errstate(over="ignore"):
+    features = encoded.astype(identity["dtype"])
   bad = _not_finite(features)
   if len(bad):
     raise storage.BankError(
@@ -81,6 +96,8 @@ def _write_shard(
       f"finite in {features.dtype}: look at these samples, or set "
       "`bank.dtype`=float32"
     )
+  if number == 0 and features.dtype == np.float16:
+    _check_float16(encoded, "set `bank.dtype`=float32")
   header = io.BytesIO()
   np.lib.format.write_array_header_1_0(
     header, np.lib.format.header_data_from_array_1_0(features)
@@ -196,7 +213,7 @@ def build(
   if todo is not None:
     own = todo[jax.process_index() :: jax.process_count()]
     shards = [(number, ranges[number]) for number in own]
-    encoded = _encoded(pool, encoder, dtype, batch_size, shards, earlier)
+    encoded = _encoded(pool, encoder, batch_size, shards, earlier)
     write = functools.partial(_write_shard, folder, identity)
     with distributed.saving():
       # Writing in threads hides the latency of a bucket.
@@ -212,7 +229,6 @@ def build(
 def _encoded(
   pool: pools.Pool,
   encoder: registry.Encoder,
-  dtype: str,
   batch_size: int,
   shards: Sequence[tuple[int, range]],
   earlier: Earlier | None,
@@ -246,21 +262,19 @@ def _encoded(
     unit=" images",
     disable=None,
   )
-  features = np.zeros((0, encoder.dimension), dtype)
+  features = np.zeros((0, encoder.dimension), np.float32)
   with progress:
     ready = threads.ahead(read, batches, 1)
     for number, rows, batch in batches:
       if batch.start == rows.start:
-        features = np.empty((len(rows), encoder.dimension), dtype)
+        features = np.empty((len(rows), encoder.dimension), np.float32)
       found, images = next(ready)
       if len(images):
         new = slice(None)
         if earlier is not None:
           new = earlier.rows[batch.start : batch.stop] < 0
         found[new] = registry.encode(encoder, images, batch_size)
-      # What float16 cannot hold becomes infinite, and is refused by name.
-      with np.errstate(over="ignore"):
-        features[batch.start - rows.start :][: len(batch)] = found
+      features[batch.start - rows.start :][: len(batch)] = found
       progress.update(len(batch))
       if batch.stop == rows.stop:
         yield number, rows.start, features
@@ -320,6 +334,8 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
         f"{path}: rows {', '.join(map(str, first + bad))} hold NaN or infinite "
         "values"
       )
+    if start == first == 0 and dtype == np.float16:
+      _check_float16(block, f"save {path} as float32, or subtract their mean")
   shard = bank_lib.Shard(file, start, rows, offset, size, sha.hexdigest())
   return shard, d, dtype.name
 
