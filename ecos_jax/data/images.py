@@ -21,7 +21,7 @@ from PIL import UnidentifiedImageError
 from ecos_jax import errors
 
 try:
-  import pillow_heif
+  import pillow_heif  # pyrefly: ignore[missing-import]
 except ImportError:
   _HEIF = ()
 else:
@@ -33,12 +33,12 @@ FORMATS = (
   *("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"),  # JPEG includes MPO
   *_HEIF,
 )
-_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 # How the names of image files end, in lower case.
 SUFFIXES = (
   *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
   *(".png", ".tif", ".tiff", ".webp"),
-  *(_HEIF_SUFFIXES if _HEIF else ()),
+  *(HEIF_SUFFIXES if _HEIF else ()),
 )
 _HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
 # What a checkout has in place of a large file.
@@ -277,9 +277,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
   return Image.fromarray(np.rint(grey).astype(np.uint8))
 
 
-def square(
-  image: Image.Image, size: int, ground: str = WHITE
-) -> np.ndarray:
+def square(image: Image.Image, size: int, ground: str = WHITE) -> np.ndarray:
   """Returns the central square of the image in RGB, [size, size, 3] uint8.
 
   The square is resized with a bicubic filter if it has another size.
