@@ -34,8 +34,8 @@ def named(given: Sequence[object]) -> tuple[str, ...]:
   names = tuple(normal(str(name)).strip() for name in given)
   twice = [name for name in names if names.count(name) > 1]
   if twice or "" in names:
-    what = f"{twice[0]!r} twice" if twice else "one without a name"
-    raise errors.EcosError(f"of the classes, `classes` names {what}")
+    what = f"twice: {twice[0]}" if twice else "that has no name"
+    raise errors.EcosError(f"`classes` names a class {what}")
   return names
 
 
