@@ -221,7 +221,9 @@ def test_files_of_other_kinds_are_counted_by_suffix(tmp_path, caplog):
 def test_an_empty_folder_says_what_it_holds(tmp_path):
   (tmp_path / "a.mov").write_bytes(b"")
   (tmp_path / "b.png").write_bytes(b"version https://git-lfs.github.com/spec")
-  with pytest.raises(errors.EcosError, match=r"1 \.mov; 1 .* b\.png: .*git lfs"):
+  with pytest.raises(
+    errors.EcosError, match=r"1 \.mov; 1 .* b\.png: .*git lfs"
+  ):
     folder.FolderSource(tmp_path)
 
 

@@ -189,7 +189,9 @@ class TestTfdsSource:
         known.images(rows, 8), everything.images(places, 8)
       )
       assert known.labels(rows).tolist() == expected[places].tolist()
-      with pytest.raises(errors.EcosError, match="no class 'Zebra' .near: zebra"):
+      with pytest.raises(
+        errors.EcosError, match=r"no class 'Zebra' .near: zebra"
+      ):
         tfds_split.TfdsSource(name, "train", None, ["whale", "Zebra"])
       numbered = pools.open_source(f"tfds:{name}:train", None, ("numbers",))
       assert numbered.classes == 345
@@ -359,6 +361,7 @@ class TestPool:
 
   def test_digest_is_of_order_and_content(self):
     """And not of names: the same data may lie elsewhere."""
+
     def source(name, seed):
       return pools.ArraySource(name, random_images(2, 2, 2, seed=seed))
 

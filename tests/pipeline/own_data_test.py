@@ -180,9 +180,7 @@ def test_the_same_files_elsewhere_are_the_same_pool(folders, tmp_path):
   config = _only_a_proxy(folders)
   digests = []
   for place in ("node1", "node2"):
-    shutil.copytree(
-      folders, tmp_path / place, copy_function=shutil.copyfile
-    )
+    shutil.copytree(folders, tmp_path / place, copy_function=shutil.copyfile)
     config.data.sources = (f"folder:{tmp_path}/{place}/web",)
     config.data.client_data = f"folder:{tmp_path}/{place}/own"
     digests.append(pipeline.run(config, tmp_path / "run")["proxy_digest"])
