@@ -115,6 +115,28 @@ def printable(name: str) -> str:
   return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def content_digest(path: Path, kept: Path | None = None) -> str:
+  """Returns the sha256 of a file's content, as hex, for one of any size.
+
+  Args:
+    path: The file.
+    kept: A file that keeps the digest, until `path` has another size or time of
+      change; None: it is not kept.
+  """
+  stat = path.stat()
+  state = [stat.st_size, stat.st_mtime_ns]
+  if kept is not None:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+      found = json.loads(kept.read_bytes())
+      if found["state"] == state:
+        return str(found["sha256"])
+  with path.open("rb") as file:
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  if kept is not None:
+    write_json(kept, {"state": state, "sha256": sha256})
+  return sha256
+
+
 def digest(*parts: bytes | memoryview) -> str:
   """Returns the sha256 of the parts in order, as hex."""
   sha = hashlib.sha256()

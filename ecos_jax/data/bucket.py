@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import Any
 
+from ecos_jax.data import images as image_files
 from ecos_jax.data import locations
 from ecos_jax.data import records
 
@@ -44,6 +45,6 @@ def open_folder(url: str, **options: Any) -> records.RecordSource:
   Raises:
     EcosError: There is no image, or the package for the URL is missing.
   """
-  found = locations.find(url, records.SUFFIXES)
+  found = locations.find(url, image_files.SUFFIXES)
   files = [Object(file) for file in found.files]
   return records.RecordSource(found.name, files, **options)

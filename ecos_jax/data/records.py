@@ -22,15 +22,16 @@ import tqdm
 from ecos_jax import errors
 from ecos_jax import files as files_lib
 from ecos_jax import threads
+from ecos_jax.config import classes as classes_lib
 from ecos_jax.config import limits
 from ecos_jax.data import images as image_files
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-_VERSION = 1
+_VERSION = [1, *image_files.SUFFIXES]
 MAX_BYTES = 2**28  # of the file of one image
 _AT_ONCE = 64  # images whose files are in memory
 _READERS = 16  # threads, which wait for a bucket
 _DIGITS = 32  # of a sha256 as hex, to keep
+_MAX_DIGITS = 10
 
 
 class Found(NamedTuple):
@@ -115,26 +116,28 @@ class RecordSource:
     *,
     listing: Path | None = None,
     may_be_empty: bool = False,
+    ground: str = image_files.WHITE,
   ):
     """Reads the containers, or what was kept of them.
 
     Args:
       name: Of the source.
       containers: In order.
-      classes: Names of classes, in the order of their labels; None: the labels
-        are the numbers in the containers.
+      classes: Names of classes, in the order of their labels. None, or
+        `classes.NUMBERS`: the labels are the numbers in the containers; with
+        the latter, folders of a bucket have numbers too.
       listing: The file that keeps what was found; None: it is not kept.
       may_be_empty: Whether no image is no error.
+      ground: As in `images.rgb`.
 
     Raises:
       EcosError: There is no image that can be read, or `classes` names a class
         twice.
     """
-    if classes is not None and len(set(classes)) < len(classes):
-      raise errors.EcosError("`classes` names a class twice")
     self.name = name
     self._containers = containers
-    self._classes = classes
+    self._classes = None if classes is None else classes_lib.named(classes)
+    self._ground = ground
     found = _listed(containers, listing)
     self.unreadable = [r for rs in found for r in rs if r.why is not None]
     if self.unreadable:
@@ -159,13 +162,24 @@ class RecordSource:
     )
 
   def _label(self, record: Record) -> int:
-    if self._classes is None or record.label_name is None:
-      return record.label if self._classes is None else -1
+    if self._classes is None:
+      return record.label
+    name = classes_lib.normal(record.label_name or "")
+    if self._classes == classes_lib.NUMBERS:
+      if record.label < 0 and name.isdecimal() and len(name) < _MAX_DIGITS:
+        return Found(name, ()).labelled(int(name)).label
+      return record.label
     # In a bucket it is the path of a folder, as in `FolderSource`.
-    for name in (record.label_name, record.label_name.rpartition("/")[2]):
-      if name in self._classes:
-        return self._classes.index(name)
+    for part in (name, name.rpartition("/")[2]):
+      if part in self._classes:
+        return self._classes.index(part)
     return -1
+
+  @property
+  def class_names(self) -> set[str]:
+    """Returns the names of classes that the containers have."""
+    names = {r.label_name for r in self._records if r.label_name}
+    return {classes_lib.normal(name) for name in names}
 
   @functools.cached_property
   def digest(self) -> str:
@@ -226,6 +240,7 @@ class RecordSource:
         lambda i, d=data, n=names: image_files.decode(d[i], n[i], size),
         np.arange(len(some)),
         size,
+        self._ground,
       )
     return images
 
@@ -236,7 +251,7 @@ class RecordSource:
   def encoded(self, index: int) -> bytes:
     """Returns the file, which becomes PNG if not PNG, JPEG or WebP."""
     [data] = self._files(np.array([index]))
-    return image_files.common(data, self._records[index].name)
+    return image_files.common(data, self._records[index].name, self._ground)
 
 
 def _digest(data: bytes) -> str:

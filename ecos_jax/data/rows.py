@@ -61,7 +61,11 @@ def open_rows(
         rows = Lists(file, column, reader)
   except image_files.NO_ARRAYS as error:
     is_table = file.path.lower().endswith(tables.SUFFIXES)
-    why = str(error) if is_table else image_files.why_no_arrays(error)
+    why = (
+      str(error)
+      if is_table
+      else image_files.why_no_arrays(error, Path(file.path))
+    )
     raise errors.EcosError(
       f"{file.path} cannot be read as features: {why}"
     ) from error

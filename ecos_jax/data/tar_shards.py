@@ -12,6 +12,7 @@ import json
 import tarfile
 from typing import IO, Any
 
+from ecos_jax.data import images as image_files
 from ecos_jax.data import locations
 from ecos_jax.data import records
 
@@ -69,7 +70,7 @@ class TarShard:
         if path != stem:
           yield image, classes
           stem, image, classes = path, None, {}
-        if suffix in records.SUFFIXES and image is None:
+        if suffix in image_files.SUFFIXES and image is None:
           image = self._image(member, stream)
         elif suffix in _CLASS and member.size <= _MAX_CLASS_BYTES:
           classes[suffix] = _content(member, stream)

@@ -26,3 +26,11 @@ def test_an_empty_folder_is_refused(bucket):
   fsspec.filesystem("memory").pipe(f"{bucket}/1.txt", b"text")
   with pytest.raises(errors.EcosError, match="names no file"):
     pools.open_source(f"folder:{bucket}")
+
+
+def test_folders_are_numbers_if_asked(bucket):
+  fsspec.filesystem("memory").pipe(f"{bucket}/2/0.png", made_images.png(0))
+  zero = np.zeros(1, int)
+  for classes, label in ((None, -1), (("numbers",), 2), (("a",), -1)):
+    source = pools.open_source(f"folder:{bucket}", classes=classes)
+    assert source.labels(zero).tolist() == [label]

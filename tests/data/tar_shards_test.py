@@ -59,6 +59,8 @@ def test_classes_by_name_and_in_json(tmp_path):
     "3.png": made_images.png(3),
     "3.cls": b"\xff",
     "4.json": b'{"label": "cat"}',
+    "7.png": made_images.png(7),
+    "7.cls": b"1",
     "5.JPG": made_images.png(5),
     "5.seg.png": made_images.png(50),
   }
@@ -66,10 +68,10 @@ def test_classes_by_name_and_in_json(tmp_path):
   source = pools.open_source(
     f"webdataset:{tmp_path}/a.tar", classes=("dog", "cat")
   )
-  assert source.labels(np.arange(5)).tolist() == [1, 0, -1, -1, -1]
+  assert source.labels(np.arange(6)).tolist() == [1, 0, -1, -1, -1, -1]
   assert source.classes == 2
   unnamed = pools.open_source(f"webdataset:{tmp_path}/a.tar")
-  assert unnamed.labels(np.arange(5)).tolist() == [-1] * 5
+  assert unnamed.labels(np.arange(6)).tolist() == [-1, -1, -1, -1, 1, -1]
 
 
 def test_what_is_damaged_is_left_out_and_named(tmp_path):
