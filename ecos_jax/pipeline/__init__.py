@@ -91,6 +91,7 @@ def run(
     PreemptedError: The process was told to stop.
   """
   checks.validate(config)
+  config = config.resolved()
   _check_same_everywhere(config)
   # What the configuration names is there, before any work is done.
   stages.encoder(config)
