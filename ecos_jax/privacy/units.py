@@ -15,7 +15,6 @@ import numpy as np
 
 from ecos_jax import errors
 
-
 # These stand for nobody. As an id, one would give samples of several persons to
 # another, and each of them would have two.
 _MISSING = ("", "-1", "<NA>", "NA", "NaN", "NaT", "None", "nan", "null")

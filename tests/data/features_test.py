@@ -111,7 +111,7 @@ def test_metadata_of_another_length_are_refused(shards, suffix):
   folder, _ = shards
   _write(folder / f"metadata{suffix}", [{"id": i} for i in range(8)])
   source = features.FeatureSource(folder)
-  with pytest.raises(errors.EcosError, match="one row .* for each") as refusal:
+  with pytest.raises(errors.EcosError, match=r"one row .* for each") as refusal:
     source.metadata(np.array([1]))
   # A client's number of samples is private.
   assert "8" not in str(refusal.value).replace(str(folder), "")
@@ -129,7 +129,7 @@ def test_metadata_may_end_with_an_empty_line(shards, lines):
 def test_metadata_without_rows_are_refused(shards):
   folder, _ = shards
   (folder / "metadata.jsonl").write_text("")
-  with pytest.raises(errors.EcosError, match="one row .* for each"):
+  with pytest.raises(errors.EcosError, match=r"one row .* for each"):
     features.FeatureSource(folder).metadata(np.array([0]))
 
 

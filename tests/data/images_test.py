@@ -236,12 +236,14 @@ def test_a_damaged_archive_is_told(tmp_path):
   data = bytearray((tmp_path / "own.npz").read_bytes())
   data[data.index(b"images.npy") + 20] ^= 255
   (tmp_path / "own.npz").write_bytes(data)
-  with pytest.raises(errors.EcosError, match="cannot read .*damaged"):
+  with pytest.raises(errors.EcosError, match=r"cannot read .*damaged"):
     images.read_arrays(tmp_path / "own.npz")
   # An archive under another name is no array.
   np.savez(tmp_path / "own.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
   (tmp_path / "own.npz").rename(tmp_path / "own.npy")
-  with pytest.raises(errors.EcosError, match="cannot read .*no file of arrays"):
+  with pytest.raises(
+    errors.EcosError, match=r"cannot read .*no file of arrays"
+  ):
     images.read_arrays(tmp_path / "own.npy")
 
 
