@@ -5,10 +5,11 @@ passes between cloud and client. The simulated client keeps a ledger as a real
 one does, so what a run redoes is paid for again, or answered from the ledger.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import math
 from pathlib import Path
+import shlex
 from typing import TypeVar
 
 import numpy as np
@@ -41,6 +42,11 @@ and run this command again."""
 
 
 M = TypeVar("M", bound=message_lib.Message)
+
+
+def classes_flag(names: Sequence[str]) -> str:
+  """Returns the client's flag that names the classes; nothing for none."""
+  return f" --classes={shlex.quote(','.join(names))}" if names else ""
 
 
 class WaitingError(Exception):
@@ -80,7 +86,7 @@ class Client:
     self,
     config: config_lib.Config,
     work: workdir.Workdir,
-    data: Callable[[], pools.Source | None],
+    problem: Callable[[], pools.Problem],
     encoder: Callable[[], registry.Encoder],
   ):
     """Prepares the client; nothing is opened yet.
@@ -88,18 +94,18 @@ class Client:
     Args:
       config: Of the run.
       work: Its working directory.
-      data: Returns the simulated client's private samples.
+      problem: Returns the data of the run.
       encoder: Returns the public encoder.
     """
     self._config = config
     self._work = work
-    self._data = data
+    self._problem = problem
     self._encoder = encoder
 
   @property
   def data(self) -> pools.Source:
     """The simulated client's private samples."""
-    data = self._data()
+    data = self._problem().client
     assert data is not None  # checks.validate sees to it
     return data
 
@@ -118,6 +124,7 @@ class Client:
     if exchange.labels:
       what, data = "'s labels", "labelled images"
       command = f"label --request={message.name} --data=DIR"
+      command += classes_flag(self._problem().class_names)
       epsilon = f"{self._config.labelling.max_epsilon:g}"
     else:
       what, data = "", "private data"

@@ -115,12 +115,13 @@ def encoder(config: config_lib.Config) -> registry.Encoder:
   if config.of_features:
     pool = problem_lib.load(config.data, config.seed).pool
     return registry.identity(pool.feature_sources[0].dimension)
-  return registry.get(
+  plain = registry.get(
     options.name,
     image_size=options.image_size,
     weights=options.weights,
     dtype=options.dtype.value,
   )
+  return registry.on_ground(plain, config.data.ground.value)
 
 
 class Job:
@@ -148,7 +149,7 @@ class Job:
     self.work = work
     self.stages: dict[str, workdir.Stage] = {}
     self.client = client_lib.Client(
-      config, work, lambda: self.problem.client, lambda: self.encoder
+      config, work, lambda: self.problem, lambda: self.encoder
     )
     self.bank_checked = False
     self._load = load
@@ -257,7 +258,7 @@ class Job:
     Raises:
       EcosError: It is not known.
     """
-    classes = len(self.config.data.classes) or self.problem.classes
+    classes = self.problem.classes
     if not classes:
       raise errors.EcosError(
         "`data.classes` must name the classes: the pool has no labels"
