@@ -102,7 +102,7 @@ def opened(
   return Private(len(data), read, labels, persons)
 
 
-def _array(message: messages.Question, data: np.ndarray) -> np.ndarray:
+def _array(message: messages.Question, data: Data) -> np.ndarray:
   """Returns images, or features that fit the question.
 
   Raises:

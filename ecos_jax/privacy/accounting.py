@@ -163,7 +163,7 @@ def group_epsilon(cost: Cost, delta: float, size: int) -> float:
     loss = present - absent
     remove = np.exp(present) @ -np.expm1(np.minimum(epsilon - loss, 0))
     add = np.exp(absent) @ -np.expm1(np.minimum(epsilon + loss, 0))
-    return max(remove, add) - delta
+    return float(max(remove, add)) - delta
 
   low, high = 0.0, float(np.abs(present - absent).max())
   while high - low > 1e-8:
