@@ -121,11 +121,14 @@ class FeatureSource:
       for count, row in enumerate(_rows(self._rows), 1):
         if count - 1 in wanted:
           found[count - 1] = json.loads(row) if isinstance(row, str) else row
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
       raise errors.EcosError(f"{self._rows} is damaged: {error}") from error
-    if count != len(self):
+    # Errors contain no count: a client's number of samples is private.
+    if count != len(self) or not all(
+      isinstance(row, dict) for row in found.values()
+    ):
       raise errors.EcosError(
-        f"{self._rows} has {count} rows for {len(self)} features"
+        f"{self._rows} must have one row of named values for each feature"
       )
     return [found[index] for index in indices.tolist()]
 
@@ -133,7 +136,7 @@ class FeatureSource:
 def _open(file: Path) -> np.ndarray:
   try:
     array = np.load(file, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
+  except image_files.NO_ARRAYS as error:
     raise errors.EcosError(
       f"{file} cannot be read as a .npy file: "
       f"{image_files.why_no_arrays(error, file)}"
