@@ -164,11 +164,14 @@ class FeatureSource:
       for count, row in enumerate(_rows(self._rows), 1):
         if count - 1 in wanted:
           found[count - 1] = json.loads(row) if isinstance(row, str) else row
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
       raise errors.EcosError(f"{self._rows} is damaged: {error}") from error
-    if count != len(self):
+    # Errors contain no count: a client's number of samples is private.
+    if count != len(self) or not all(
+      isinstance(row, dict) for row in found.values()
+    ):
       raise errors.EcosError(
-        f"{self._rows} has {count} rows for {len(self)} features"
+        f"{self._rows} must have one row of named values for each feature"
       )
     return [found[index] for index in indices.tolist()]
 

@@ -87,7 +87,7 @@ class Mapped:
     self.shape, self.dtype = array.shape, array.dtype
 
   def _array(self) -> np.ndarray:
-    return np.load(self._path, mmap_mode="r", allow_pickle=False)
+    return np.lib.format.open_memmap(self._path, mode="r")
 
   def take(self, rows: np.ndarray) -> np.ndarray:
     """Returns the features at `rows`."""

@@ -307,7 +307,10 @@ def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
   )
   rows = job.read(BANK).shape[0]
   state = "converged" if fitted.converged else "not converged"
-  text = f"{config.size} centroids, {fitted.iterations} iterations, {state}"
+  text = f"{config.size} centroids, "
+  if book.directions is not None:
+    text += f"{len(book.directions.axes)} directions, "
+  text += f"{fitted.iterations} iterations, {state}"
   if within is not None:
     text += f", in {within.size / rows:.0%} of the pool"
   return CodebookResult(
