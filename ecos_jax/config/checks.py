@@ -21,6 +21,7 @@ def validate(config: config_lib.Config) -> None:
   found += _question_errors(config)
   found += _source_errors(config)
   found += _labelling_errors(config)
+  found += _list_errors(config)
   method = config.sampling.method
   if not config.train.steps and method is config_lib.Method.LOCAL:
     found.append(
@@ -196,6 +197,21 @@ def _source_errors(config: config_lib.Config) -> list[str]:
       "`train.task`=manual, and no `sampling.method`=local"
     )
   return found
+
+
+def _list_errors(config: config_lib.Config) -> list[str]:
+  method = config.sampling.method
+  if method in (*config_lib.ASKING, config_lib.Method.RANDOM):
+    return []
+  given = {
+    "data.exclude": config.data.exclude,
+    "sampling.include": config.sampling.include,
+  }
+  return [
+    f"`{name}`={path} needs `sampling.method`=ecos, ecos_paper or random"
+    for name, path in given.items()
+    if path is not None
+  ]
 
 
 def _labelling_errors(config: config_lib.Config) -> list[str]:
