@@ -106,7 +106,7 @@ def run(
     labelling.check_sizes(job)
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
-      files.write(resolved, config.to_json().encode())
+      files.write(resolved, job.config.to_json().encode())
     try:
       for stage in order(job):
         job.run(stage)
@@ -119,7 +119,7 @@ def run(
     fields = dataclasses.asdict(summary)
     if jax.process_index() == 0:
       files.write_json(work.path / "summary.json", fields)
-      files.write(resolved, config.to_json().encode())
+      files.write(resolved, job.config.to_json().encode())
     if all(stage.skipped for stage in job.stages.values()):
       print("\nNothing to do: every stage was done before.")
     print("\n" + summary_lib.text(summary, work.path))
