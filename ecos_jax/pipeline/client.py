@@ -117,7 +117,11 @@ class Client:
     """
     brought = self._work.path / exchange.answer
     if not self._config.client.remote or distributed.first(
-      lambda: brought.exists() or self._work.done(stage)
+      lambda: (
+        brought.exists()
+        or self._work.done(stage)
+        or self._answered_before(exchange) is not None
+      )
     ):
       return
     message = self._work.path / exchange.asked / exchange.message
@@ -155,8 +159,12 @@ class Client:
     Raises:
       EcosError: The client refuses.
     """
+    brought = self._work.path / exchange.answer
+    before = self._answered_before(exchange)
+    if before is not None and not brought.exists():
+      return wire.read_file(before)
     if self._config.client.remote:
-      return wire.read_file(self._work.path / exchange.answer)
+      return wire.read_file(brought)
     if isinstance(message, messages.LabelRequest):
       return self._labels(message)
     seed = self._config.privacy.insecure_noise_seed
@@ -170,6 +178,22 @@ class Client:
       self._account(),
     )
     return answered.answer.to_bytes()
+
+  def _answered_before(self, exchange: Exchange) -> Path | None:
+    """Returns an earlier run's answer to the very same question, if any."""
+    if not self._config.codebook.keep or exchange.labels:
+      return None
+    earlier = Path(str(self._config.data.earlier)).expanduser()
+    asked = Path(exchange.asked) / exchange.message
+    # The stage has the name of the file that it keeps.
+    answer = earlier / Path(exchange.answer).stem / exchange.answer
+    try:
+      same = (earlier / asked).read_bytes() == (
+        self._work.path / asked
+      ).read_bytes()
+    except FileNotFoundError:
+      return None
+    return answer if same and answer.exists() else None
 
   def _labels(self, request: messages.LabelRequest) -> bytes:
     budget = self._config.labelling.max_epsilon
