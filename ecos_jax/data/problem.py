@@ -10,6 +10,7 @@ import re
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import clients
 from ecos_jax.data import digits
 from ecos_jax.data import features
 from ecos_jax.data import icons
@@ -42,7 +43,7 @@ def load(
     problem = benchmark.load(data, seed)
     if remote:
       return problem._replace(client=None, test=None, client_source=None)
-    return problem
+    return clients.divide(problem, data, seed)
   pool = pools.Pool(
     [
       _opened(text, data, "sources", listings, f"source-{i}")
@@ -84,7 +85,7 @@ def _opened(
     )
     classes = None if numbered else data.classes or None
     source = pools.open_source(text, data.dir, classes, listing)
-  return pools.Labelled(source) if data.labelled_only else source
+  return pools.labelled(source) if data.labelled_only else source
 
 
 def _same_domain(names: Sequence[str], client: str) -> int | None:
