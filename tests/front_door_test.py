@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ecos_jax
+from ecos_jax import messages
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import encode
 
@@ -240,6 +241,35 @@ def test_signed_votes_choose_samples_like_the_clients(parts, answered, asked):
   answer = answered(question, private, np.arange(len(private)) % 3)
   choice = ecos_jax.choose(pool, codebook, question, answer, 300, KEY)
   assert np.mean(choice.indices // 1000 == 1) > 0.9
+
+
+@pytest.mark.parametrize("asked", ["counts", "both"])
+@pytest.mark.parametrize("within", ["kcenter", "nearest"])
+def test_a_mean_of_10_000_spreads_changes_only_rounding(
+  parts, answered, asked, within
+):
+  """Clusters, the client's votes and the choice are those near zero."""
+  pool, private, *_ = parts
+  # Multiples of 1/64 below 2^18: adding the offset is exact.
+  pool, private = (np.round(a * 64) / 64 for a in (pool, private))
+  found = []
+  for offset in np.zeros(6, np.float32), np.float32([2e5, -1e5, 0, 1, 2e5, 9]):
+    codebook = ecos_jax.fit_codebook(pool + offset, 3, KEY, directions=4)
+    gaps = (pool + offset - codebook.centroids.astype(np.float64)[:, None]) ** 2
+    np.testing.assert_array_equal(codebook.assignment, gaps.sum(2).argmin(0))
+    question = ecos_jax.ask(codebook, question=asked, votes=2)
+    answer = answered(question, private + offset)
+    choice = ecos_jax.choose(
+      pool + offset, codebook, question, answer, 300, KEY, within=within
+    )
+    sent = messages.Response.from_bytes(answer)
+    votes = [part for part in (sent.scores, sent.sums) if part is not None]
+    found.append([choice.indices, codebook.assignment, *votes])
+  (near_zero, *exact), (far, *same) = found
+  for one, other in zip(exact, same, strict=True):
+    np.testing.assert_array_equal(one, other)
+  # Centroids have steps of 1/64 there: who is next to them may change places.
+  assert len(np.intersect1d(near_zero, far)) >= 297
 
 
 def test_signs_need_directions_and_their_own_codebook(parts, answered):

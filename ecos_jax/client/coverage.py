@@ -24,6 +24,7 @@ import numpy as np
 
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.clustering import centring
 from ecos_jax.privacy import mechanisms
 from ecos_jax.privacy import units
 
@@ -57,6 +58,15 @@ def rounded(rows: np.ndarray) -> np.ndarray:
   return rows
 
 
+def centred(rows: np.ndarray, offset: np.ndarray) -> np.ndarray:
+  """Returns `rounded` rows [n, d] minus a public offset, float32 [d].
+
+  NaN and infinity count as the offset.
+  """
+  with np.errstate(over="ignore", invalid="ignore"):
+    return rounded(rows.astype(np.float32) - offset.astype(np.float64))
+
+
 def _check_dimension(features: np.ndarray, d: int) -> None:
   if features.ndim != 2 or features.shape[1] != d:
     raise messages.ProtocolError(
@@ -68,10 +78,12 @@ def _check_dimension(features: np.ndarray, d: int) -> None:
 def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
   """Returns the nearest centroid of each sample, [n] int64; it is private.
 
-  Squared Euclidean distance, ties to the lowest index. Vectors are rounded to
-  20 to 26 significant bits, fewer for larger d. The result for a row depends on
-  no other row. A NaN or an infinity in a sample's features counts as 0:
-  refusing it would tell the server of one sample.
+  Squared Euclidean distance, ties to the lowest index. If the centroids lie far
+  from zero and near one another, their mean is subtracted from everything
+  (`clustering.centring`). Vectors are rounded to 20 to 26 significant bits,
+  fewer for larger d. The result for a row depends on no other row. A NaN or an
+  infinity in a sample's features counts as 0, or as that mean: refusing it
+  would tell the server of one sample.
 
   Args:
     features: [n, d] float.
@@ -84,13 +96,14 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     raise messages.ProtocolError("centroids must be [R, d], without NaN or Inf")
   _check_dimension(features, centroids.shape[1])
   r, d = centroids.shape
-  points = rounded(centroids)
+  offset = centring.offset(centroids)
+  points = centred(centroids, offset)
   # The nearest centroid has the largest x.c - |c|^2 / 2.
   half_norms = np.einsum("rd,rd->r", points, points) / 2
   votes = np.empty(len(features), np.int64)
   block = max(1, min(max(_CACHED // (r + d), _ROWS), _LARGEST // (r + d)))
   for start in range(0, len(features), block):
-    scores = rounded(features[start : start + block]) @ points.T
+    scores = centred(features[start : start + block], offset) @ points.T
     scores -= half_norms
     votes[start : start + block] = scores.argmax(axis=1)
   return votes
@@ -139,9 +152,7 @@ def signs(
   block = max(1, min(max(_CACHED // (p + d), _ROWS), _LARGEST // (p + d)))
   for start in range(0, len(features), block):
     part = slice(start, start + block)
-    with np.errstate(over="ignore", invalid="ignore"):
-      centered = features[part].astype(np.float32) - mean.astype(np.float64)
-    z = rounded(centered) @ axes.T
+    z = centred(features[part], mean) @ axes.T
     chosen = np.argsort(-np.abs(z), axis=1, kind="stable")[:, :votes]
     cast = np.sign(np.take_along_axis(z, chosen, axis=1)).astype(np.int8)
     np.put_along_axis(result[part], chosen, cast, axis=1)

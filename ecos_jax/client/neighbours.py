@@ -43,8 +43,8 @@ def _merge(
   Args:
     nearest: Those so far: keys [b, k], the negative squared distances in
       descending order, and labels [b, k].
-    requests: [b, d] float64, from `coverage.rounded`.
-    points: The samples, [n, d] float64, from `coverage.rounded`.
+    requests: [b, d] float64, from `coverage.centred`.
+    points: The samples, [n, d] float64, from `coverage.centred`.
     labels: Their labels, [n].
     taken: [b, n] bool, which samples are in each request's subsample.
   """
@@ -76,16 +76,19 @@ class Neighbours:
     labels: np.ndarray,
     k: int,
     classes: int,
+    offset: np.ndarray | None = None,
     memory_budget: int = _MEMORY_BUDGET,
   ):
     """Prepares the samples.
 
     Args:
-      features: [n, d] float; a NaN or an infinity counts as 0.
+      features: [n, d] float; a NaN or an infinity counts as the offset.
       labels: [n] integers in [0, classes).
       k: Number of samples that vote on a request, or the whole subsample if it
         is smaller.
       classes: C, the number of classes.
+      offset: float32 [d], subtracted from samples and requests; it must depend
+        on no sample. None for zeros.
       memory_budget: Bytes for the arrays with an entry for each pair of a
         request and a sample, or a class.
     """
@@ -100,7 +103,11 @@ class Neighbours:
     most = memory_budget // max(row_bytes, _COUNT_BYTES * classes)
     self.rows = int(np.clip(most, 1, _REQUESTS))
     pad = -n % self._samples if n else 1
-    self._points = np.pad(coverage.rounded(features), ((0, pad), (0, 0)))
+    if offset is None:
+      offset = np.zeros(features.shape[1], np.float32)
+    self._offset = offset
+    points = coverage.centred(features, offset)
+    self._points = np.pad(points, ((0, pad), (0, 0)))
     self._labels = np.pad(labels.astype(np.int32), (0, pad))
 
   def __len__(self) -> int:
@@ -116,7 +123,8 @@ class Neighbours:
     """
     b = len(requests)
     pad = (0, self.rows - b)
-    points = np.pad(coverage.rounded(requests), (pad, (0, 0)))
+    points = coverage.centred(requests, self._offset)
+    points = np.pad(points, (pad, (0, 0)))
     taken = np.pad(taken, (pad, (0, len(self._points) - self._n)))
     with jax.enable_x64(True):
       nearest: _Nearest = (

@@ -27,6 +27,7 @@ from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import encoding
 from ecos_jax.client import neighbours
+from ecos_jax.clustering import centring
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
@@ -243,7 +244,11 @@ def label(
     raise errors.EcosError("the labeller was planned for another request")
   samples = voting(request, samples)
   voters = neighbours.Neighbours(
-    samples.features, samples.labels, terms.neighbours, terms.classes
+    samples.features,
+    samples.labels,
+    terms.neighbours,
+    terms.classes,
+    centring.offset(request.features),
   )
   persons = None
   if samples.persons is not None:

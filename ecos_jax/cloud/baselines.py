@@ -6,6 +6,7 @@ import numpy as np
 from ecos_jax import errors
 from ecos_jax.cloud import sampling
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import start as start_lib
@@ -26,6 +27,7 @@ def _check_budget(budget: int, n: int) -> None:
 def _k_center(
   features: np.ndarray, nearest: np.ndarray, start: int, budget: int
 ) -> np.ndarray:
+  features = features - centring.offset(features)
   order = sampling.farthest_first(
     features[None],
     nearest[None],

@@ -22,6 +22,7 @@ from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import directions as directions_lib
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import mini_batch
@@ -40,7 +41,8 @@ class Codebook(NamedTuple):
   """R centroids and the clusters they make of the pool.
 
   Attributes:
-    centroids: float32 [R, d], rounded to the type of the features.
+    centroids: float32 [R, d], rounded to the type of the features, unless
+      these have a large common offset (`clustering.centring`).
     sizes: int64 [R], samples of the pool in each cluster.
     assignment: int32 [N], the cluster of each sample, -1 if it is in none.
     directions: Directions to vote on; None if only clusters are asked about.
@@ -231,6 +233,9 @@ def _fit(
       sample=config.sample_per_centroid * config.size or None,
       mesh=mesh,
     )
+  if centring.offset(fitted.centroids).any():
+    # Float16 would round away what tells them apart.
+    return fitted
   # So a query takes no more bytes a number than the features do.
   narrow = fitted.centroids.astype(features.dtype)
   return fitted._replace(centroids=narrow.astype(np.float32))

@@ -55,6 +55,12 @@ class Density(NamedTuple):
   offset: float
   levels: np.ndarray | None = None
 
+  def without(self, offset: np.ndarray) -> "Density":
+    """Returns the same density for features minus an offset, float32 [d]."""
+    axes, mean = self.directions
+    directions = directions_lib.Directions(axes, mean - offset)
+    return self._replace(directions=directions)
+
   def log_at(self, features: np.ndarray | jax.Array) -> np.ndarray:
     """Returns the logarithm of the density, float64 [n], without the level.
 

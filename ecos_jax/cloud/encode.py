@@ -24,11 +24,14 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
+from ecos_jax.clustering import centring
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
 _DTYPES = ("float16", "float32")
 _BLOCK_BYTES = 16 << 20
+# At a mean of so many spreads, float16's rounding is some 7 % of the spread.
+_FAR = 512.0
 # Shards in memory that are being written.
 _WRITES = 4
 
@@ -36,6 +39,15 @@ _WRITES = 4
 def _not_finite(features: np.ndarray) -> np.ndarray:
   """Returns the first few rows that hold NaN or infinite values."""
   return np.flatnonzero(~np.isfinite(features).all(axis=1))[:5]
+
+
+def _check_float16(features: np.ndarray, remedy: str) -> None:
+  """Raises BankError if float16 cannot tell features [n, d] apart."""
+  if centring.offset(features, _FAR).any():
+    raise storage.BankError(
+      f"the mean of the features is over {_FAR:g} times their spread, where "
+      f"float16 rounds most of the differences away: {remedy}"
+    )
 
 
 def _shard_file(number: int) -> str:
@@ -71,8 +83,11 @@ def _write_shard(
   identity: dict[str, Any],
   number: int,
   start: int,
-  features: np.ndarray,
+  encoded: np.ndarray,
 ) -> None:
+  # What float16 cannot hold becomes infinite, and is refused by name.
+  with np.errstate(over="ignore"):
+    features = encoded.astype(identity["dtype"])
   bad = _not_finite(features)
   if len(bad):
     raise storage.BankError(
@@ -80,6 +95,8 @@ def _write_shard(
       f"finite in {features.dtype}: look at these images, or set "
       "`bank.dtype`=float32"
     )
+  if number == 0 and features.dtype == np.float16:
+    _check_float16(encoded, "set `bank.dtype`=float32")
   header = io.BytesIO()
   np.lib.format.write_array_header_1_0(
     header, np.lib.format.header_data_from_array_1_0(features)
@@ -181,7 +198,7 @@ def build(
   if todo is not None:
     own = todo[jax.process_index() :: jax.process_count()]
     shards = [(number, ranges[number]) for number in own]
-    encoded = _encoded(pool, encoder, dtype, batch_size, shards)
+    encoded = _encoded(pool, encoder, batch_size, shards)
     write = functools.partial(_write_shard, folder, identity)
     with distributed.saving():
       # Writing in threads hides the latency of a bucket.
@@ -197,7 +214,6 @@ def build(
 def _encoded(
   pool: pools.Pool,
   encoder: registry.Encoder,
-  dtype: str,
   batch_size: int,
   shards: Sequence[tuple[int, range]],
 ) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -216,7 +232,7 @@ def _encoded(
     return pool.images(np.arange(batch[2].start, batch[2].stop), size)
 
   size = encoder.image_size
-  features = np.zeros((0, encoder.dimension), dtype)
+  features = np.zeros((0, encoder.dimension), np.float32)
   progress = tqdm.tqdm(
     total=sum(len(rows) for _, rows in shards),
     desc="encoding",
@@ -227,11 +243,10 @@ def _encoded(
     images = storage.ahead(read, batches, 1)
     for number, rows, batch in batches:
       if batch.start == rows.start:
-        features = np.empty((len(rows), encoder.dimension), dtype)
-      encoded = registry.encode(encoder, next(images), batch_size)
-      # What float16 cannot hold becomes infinite, and is refused by name.
-      with np.errstate(over="ignore"):
-        features[batch.start - rows.start :][: len(batch)] = encoded
+        features = np.empty((len(rows), encoder.dimension), np.float32)
+      features[batch.start - rows.start :][: len(batch)] = registry.encode(
+        encoder, next(images), batch_size
+      )
       progress.update(len(batch))
       if batch.stop == rows.stop:
         yield number, rows.start, features
@@ -291,6 +306,8 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
         f"{path}: rows {', '.join(map(str, first + bad))} hold NaN or infinite "
         "values"
       )
+    if start == first == 0 and dtype == np.float16:
+      _check_float16(block, f"save {path} as float32, or subtract their mean")
   shard = bank_lib.Shard(file, start, rows, offset, size, sha.hexdigest())
   return shard, d, dtype.name
 

@@ -22,6 +22,7 @@ from ecos_jax import config
 from ecos_jax.cloud import codebook
 from ecos_jax.cloud import density as density_lib
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import start as start_lib
 
@@ -321,6 +322,11 @@ def decompress(
   """
   if np.any(quotas > book.sizes):
     raise ValueError("a quota is larger than its cluster")
+  offset = centring.offset(book.centroids)
+  features = centring.without(features, offset)
+  book = book._replace(centroids=book.centroids - offset)
+  if isinstance(density, density_lib.Density):
+    density = density.without(offset)
   candidates = _candidates(book.assignment, book.sizes, quotas, key)
   chosen = list(candidates)
   partial = np.where(quotas < book.sizes, quotas, 0)

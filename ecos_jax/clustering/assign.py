@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kernels
 
@@ -238,7 +239,10 @@ def stream(
     memory_budget: Bytes for a chunk and for the scores of a block, together.
   """
   mesh = mesh or chunks.single_device_mesh()
-  centroids = jnp.asarray(centroids, jnp.float32)
+  centroids = np.asarray(centroids, np.float32)
+  offset = centring.offset(centroids)
+  features = centring.without(features, offset)
+  device_centroids = jnp.asarray(centroids - offset)
   rows, block = chunks.plan(
     features.shape,
     len(centroids),
@@ -250,7 +254,7 @@ def stream(
     (
       start,
       valid,
-      assign_chunk(chunk, valid, centroids, mesh=mesh, block=block),
+      assign_chunk(chunk, valid, device_centroids, mesh=mesh, block=block),
     )
     for start, valid, chunk in chunks.read(features, rows, mesh)
   )

@@ -95,6 +95,18 @@ def take(features: Features, rows: np.ndarray) -> np.ndarray:
   return features.take(rows)
 
 
+def blocks(
+  features: Features, rows: int, part: slice = slice(None)
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Yields what `Rows.blocks` does, of features in memory as well."""
+  if not isinstance(features, np.ndarray):
+    return features.blocks(rows, part)
+  return (
+    (start, features[start : start + rows][part])
+    for start in range(0, len(features), rows)
+  )
+
+
 class Plan(NamedTuple):
   """Static shapes.
 
@@ -198,14 +210,7 @@ def read(
   n, d = features.shape
   sharding = jax.sharding.NamedSharding(mesh, _DATA)
   own = _own_rows(sharding, (rows, d))
-  if isinstance(features, np.ndarray):
-    blocks = (
-      (start, features[start + own.start : start + own.stop])
-      for start in range(0, n, rows)
-    )
-  else:
-    blocks = features.blocks(rows, own)
-  for start, block in blocks:
+  for start, block in blocks(features, rows, own):
     missing = own.stop - own.start - len(block)
     if missing:
       block = np.pad(block, ((0, missing), (0, 0)))

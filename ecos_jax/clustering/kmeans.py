@@ -28,6 +28,7 @@ import tqdm
 
 from ecos_jax import errors
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import lloyd
 from ecos_jax.clustering import start as start_lib
@@ -317,6 +318,8 @@ def fit(
     n = max(sample, k)
     rows = start_lib.subsample(features.shape[0], n, sample_key)
     features = chunks.take(features, rows)
+  offset = centring.offset(features)
+  features = centring.without(features, offset)
   nested = nested and init is None
   resident = n * d * features.dtype.itemsize <= memory_budget
   plan = chunks.plan((n, d), k, mesh)
@@ -334,10 +337,9 @@ def fit(
     if init is None:
       limit = min(0.7 * n, memory_budget // (4 * d)) if nested else 0
       centroids = solver.start(features, n, k, start_key, limit)
+    elif np.shape(init) == (k, d):
+      centroids = np.asarray(init, np.float32) - offset
     else:
-      centroids = np.array(init, np.float32)
-    if centroids.shape != (k, d):
-      raise ValueError(
-        f"`init` must be [{k}, {d}], got {list(centroids.shape)}"
-      )
-    return solver.run(features, centroids, resident=resident)
+      raise ValueError(f"`init` must be [{k}, {d}], got {list(np.shape(init))}")
+    fitted = solver.run(features, centroids, resident=resident)
+  return fitted._replace(centroids=fitted.centroids + offset)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import lloyd
@@ -52,10 +53,14 @@ def fit(
   n, d = features.shape
   kmeans.check_size(k, n)
   mesh = mesh or chunks.single_device_mesh()
+  offset = centring.offset(features)
+  features = centring.without(features, offset)
   if init is None:
     rows = start_lib.subsample(n, start_lib.sample_rows(n, k), key)
-    init = start_lib.centroids(chunks.take(features, rows), k, key, mesh)
-  centroids = np.array(init, np.float32)
+    sample = chunks.take(features, rows)
+    centroids = start_lib.centroids(sample, k, key, mesh)
+  else:
+    centroids = np.asarray(init, np.float32) - offset
   plan = chunks.plan((min(n, batch), d), k, mesh)
   options = {"mesh": mesh, "block": plan.block}
   seen = np.zeros(k, np.int64)
@@ -82,5 +87,10 @@ def fit(
     for _, valid, chunk in chunks.read(features, plan.chunk, mesh)
   )
   return kmeans.KMeans(
-    centroids, sizes, np.array([inertia]), moves, converged=False, reseeded=0
+    centroids + offset,
+    sizes,
+    np.array([inertia]),
+    moves,
+    converged=False,
+    reseeded=0,
   )

@@ -93,6 +93,25 @@ def test_nearest_agrees_with_distances_in_double_precision(r, d):
   np.testing.assert_allclose(chosen, distances.min(axis=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("d", [3, 512])
+def test_a_mean_of_10_000_spreads_changes_only_rounding(d):
+  random = np.random.default_rng(2)
+  features = 1e4 + random.normal(size=(200, d)).astype(np.float32)
+  centroids = 1e4 + random.normal(size=(30, d)).astype(np.float32)
+  difference = features[:, None].astype(np.float64) - centroids
+  distances = (difference**2).sum(axis=2)
+  chosen = distances[np.arange(200), coverage.nearest(features, centroids)]
+  np.testing.assert_allclose(chosen, distances.min(axis=1), rtol=1e-5)
+  directions = random.normal(size=(40, d)).astype(np.float32)
+  mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+  z = (features - mean.astype(np.float64)) @ directions.astype(np.float64).T
+  votes = coverage.signs(features, directions, mean, 1)
+  largest = np.abs(z).argmax(axis=1)
+  np.testing.assert_array_equal(np.abs(votes).argmax(axis=1), largest)
+  rows = np.arange(200)
+  np.testing.assert_array_equal(votes[rows, largest], np.sign(z[rows, largest]))
+
+
 def test_scale_does_not_matter():
   random = np.random.default_rng(3)
   features = random.normal(size=(100, 4)).astype(np.float32)

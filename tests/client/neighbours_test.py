@@ -53,6 +53,19 @@ def test_blocks_of_any_size_give_the_same_votes(monkeypatch):
   )
 
 
+def test_a_mean_of_10_000_spreads_changes_only_rounding():
+  random, features, labels = _data()
+  requests = random.normal(size=(40, 6)).astype(np.float32)
+  offset = np.float32(1e4)
+  features, requests = features + offset, requests + offset
+  taken = np.ones((40, 700), bool)
+  votes = _votes(features, labels, requests, taken, 9, offset=offset)
+  model = neighbors.KNeighborsClassifier(9, algorithm="brute")
+  model.fit(features.astype(np.float64) - offset, labels)
+  shares = model.predict_proba(requests.astype(np.float64) - offset)
+  np.testing.assert_allclose(votes / 9, shares)
+
+
 def test_a_subsample_of_fewer_than_k_votes_as_a_whole():
   random, features, labels = _data(50)
   requests = random.normal(size=(3, 6)).astype(np.float32)

@@ -64,6 +64,14 @@ def test_kcenter_equals_a_loop():
   assert got.dtype == np.int64
 
 
+def test_kcenter_is_the_same_at_a_mean_of_10_000_spreads():
+  # Multiples of 1/256: adding the offset is exact.
+  features = np.round(pool() * 256) / 256
+  got = baselines.kcenter(Bank(features), 60, KEY)
+  far = baselines.kcenter(Bank(features + np.float32(2e4)), 60, KEY)
+  np.testing.assert_array_equal(far, got)
+
+
 def test_kcenter_covers_better_than_random():
   features = pool(3000, 4)
   bank = Bank(features)

@@ -78,6 +78,16 @@ def test_centroids_of_a_bank_in_float16_lose_nothing_in_float16(tmp_path):
   np.testing.assert_array_equal(book.assignment, gaps.argmin(1))
 
 
+def test_centroids_far_from_zero_stay_float32():
+  random = np.random.default_rng(0)
+  places = 300 + np.repeat(np.eye(3), 50, axis=0)
+  features = (places + random.normal(size=(150, 3))).astype(np.float16)
+  book = codebook.fit(features, 3, jax.random.key(0))
+  for r, centroid in enumerate(book.centroids):
+    members = features[book.assignment == r].astype(np.float64)
+    np.testing.assert_allclose(centroid, members.mean(axis=0), rtol=1e-5)
+
+
 def test_the_digest_tells_two_codebooks_apart(tmp_path):
   bank, _, _ = _bank(tmp_path / "bank")
   digests = []

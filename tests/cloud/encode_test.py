@@ -174,6 +174,13 @@ def test_names_the_samples_that_float16_cannot_hold(tmp_path):
   assert np.isfinite(read(build(tmp_path / "32", encoder=encoder))).all()
 
 
+def test_refuses_features_whose_differences_float16_rounds_away(tmp_path):
+  encoder = make_encoder(lambda images: mean_colours(images) + 1000)
+  with pytest.raises(BankError, match=r"float16 rounds.*`bank\.dtype`=float32"):
+    build(tmp_path, encoder=encoder, dtype="float16")
+  build(tmp_path / "32", encoder=encoder)
+
+
 def test_refuses_an_empty_pool_and_an_unknown_dtype(tmp_path):
   with pytest.raises(BankError, match="empty"):
     build(tmp_path, EmptyPool())
@@ -232,6 +239,10 @@ def with_nan():
     ({"a": np.zeros((3, 2))}, r"float16 or float32, got float64 \[3, 2\]"),
     ({"a": np.zeros((3, 2), ">f4")}, r"float16 or float32, got >f4 \[3, 2\]"),
     ({"a": np.zeros(3, np.float32)}, r"got float32 \[3\]"),
+    (
+      {"a": 2000 + np.arange(3, dtype=np.float16)[:, None]},
+      r"float16 rounds.*save .*a\.npy as float32",
+    ),
     ({"a": np.asfortranarray(np.zeros((3, 2), np.float32))}, "C-ordered"),
     ({"a": np.array([["x"]], object)}, "a.npy"),
     (

@@ -64,6 +64,19 @@ def test_a_sample_on_its_centroid_has_no_distance():
   np.testing.assert_allclose(got.distances, 0, atol=1e-5)
 
 
+def test_a_mean_of_10_000_spreads_changes_only_rounding():
+  random = np.random.default_rng(0)
+  features = random.normal(size=(3000, 16)).astype(np.float32)
+  centroids = random.normal(size=(50, 16)).astype(np.float32)
+  # Multiples of 1/256 up to 2^15: adding the offset is exact.
+  features, centroids = (np.round(a * 256) / 256 for a in (features, centroids))
+  offset = np.float32([1e4, -1e4] * 8)
+  got = assign.assign(features + offset, centroids + offset)
+  labels, distances = reference(features + offset, centroids + offset)
+  np.testing.assert_array_equal(got.labels, labels)
+  np.testing.assert_allclose(got.distances, distances, rtol=1e-5)
+
+
 def test_no_features():
   got = assign.assign(np.zeros((0, 4), np.float32), np.zeros((3, 4)))
   assert got.labels.shape == got.distances.shape == (0,)

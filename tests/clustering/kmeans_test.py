@@ -198,6 +198,33 @@ def test_refuses_features_that_are_not_finite(bad):
     kmeans.fit(features, 12, KEY)
 
 
+@pytest.mark.parametrize("place", [np.asarray, Stream])
+@pytest.mark.parametrize("budget", [0, 2**30])
+def test_a_mean_of_10_000_spreads_changes_only_rounding(place, budget):
+  features = blobs() + np.float32([2e5, 0, -2e5, 0, 0, 0])
+  init = features[np.random.default_rng(1).choice(3000, 12, replace=False)]
+  expected = cluster.KMeans(
+    12, init=init, n_init=1, max_iter=20, tol=0, algorithm="lloyd"
+  ).fit(features.astype(np.float64))
+  got = kmeans.fit(
+    place(features),
+    12,
+    KEY,
+    init=init,
+    iterations=20,
+    tolerance=0,
+    memory_budget=budget,
+  )
+  np.testing.assert_allclose(got.inertia[-1], expected.inertia_, rtol=1e-4)
+  # float32 has steps of 1/64 there.
+  np.testing.assert_allclose(
+    got.centroids, expected.cluster_centers_, rtol=0, atol=0.02
+  )
+  np.testing.assert_array_equal(
+    got.sizes, np.bincount(expected.labels_, minlength=12)
+  )
+
+
 def test_refuses_a_start_of_another_shape():
   with pytest.raises(ValueError, match=r"\[12, 6\]"):
     kmeans.fit(blobs(), 12, KEY, init=np.zeros((12, 5)))

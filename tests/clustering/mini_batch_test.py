@@ -17,8 +17,9 @@ def blobs(n=20_000, d=6, k=15, spread=2.0):
   return features.astype(np.float32)
 
 
-def test_moves_are_those_of_a_loop_over_batches():
-  features = blobs(1000)
+@pytest.mark.parametrize("offset", [0, 1e5])
+def test_moves_are_those_of_a_loop_over_batches(offset):
+  features = blobs(1000) + np.float32(offset)
   init = features[:7]
   got = mini_batch.fit(features, 7, KEY, init=init, epochs=2, batch=256)
   centroids = init.astype(np.float64)
