@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import secrets
 from typing import IO, Any
 
@@ -103,9 +104,37 @@ def lock(file: IO[Any], *, wait: bool = True) -> bool:
   return True
 
 
+def natural(name: str) -> tuple[list[str | int], str]:
+  """Returns a key of a name by which `2.tar` sorts before `10.tar`."""
+  parts = re.split("([0-9]+)", name)
+  return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
+
+
 def printable(name: str) -> str:
   """Returns the name of a file as text that any file and terminal can hold."""
   return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def content_digest(path: Path, kept: Path | None = None) -> str:
+  """Returns the sha256 of a file's content, as hex, for one of any size.
+
+  Args:
+    path: The file.
+    kept: A file that keeps the digest, until `path` has another size or time of
+      change; None: it is not kept.
+  """
+  stat = path.stat()
+  state = [stat.st_size, stat.st_mtime_ns]
+  if kept is not None:
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+      found = json.loads(kept.read_bytes())
+      if found["state"] == state:
+        return str(found["sha256"])
+  with path.open("rb") as file:
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  if kept is not None:
+    write_json(kept, {"state": state, "sha256": sha256})
+  return sha256
 
 
 def digest(*parts: bytes | memoryview) -> str:

@@ -4,6 +4,7 @@ A wrong flag must destroy nothing: a ledger that is replaced by a response
 forgets what was spent.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 import sys
@@ -18,9 +19,12 @@ from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.client import encoding
 from ecos_jax.client import probing
+from ecos_jax.config import classes as classes_lib
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features
+from ecos_jax.data import folder
+from ecos_jax.data import images
 from ecos_jax.data import persons
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -31,7 +35,7 @@ from ecos_jax.privacy import ledger
 def tag_of(
   text: str,
   data_dir: str | None,
-  classes: list[str] | None = None,
+  classes: Sequence[str] | None = None,
   persons: str | None = None,
 ) -> str:
   """Returns one name for the data that a source string names.
@@ -46,7 +50,7 @@ def tag_of(
   """
   if persons is not None:
     return f"{tag_of(text, data_dir, classes)} of the persons {persons}"
-  if classes is not None:
+  if classes is not None and classes != classes_lib.NUMBERS:
     return f"{tag_of(text, data_dir)} with classes {','.join(classes)}"
   match spec_lib.parse(text):
     case spec_lib.Tfds():
@@ -184,22 +188,36 @@ def define_classes() -> None:
     "classes",
     None,
     "For folder:DIR, the names of the folders in the order of the cloud's "
-    "classes: a,b,c. Take the list from the cloud, not from the data. Without, "
-    "the name of a folder is the number of its class: 0, 1, 2.",
+    "classes: a,b,c; or `numbers`: the name of a folder is the number of its "
+    "class. Take the list from the cloud, not from the data.",
   )
 
 
-def classes(count: int) -> list[str] | None:
+def classes(count: int) -> tuple[str, ...] | None:
   """Returns --classes; None if it is not given.
 
   Args:
     count: The cloud's number of classes.
 
   Raises:
-    EcosError: --classes names another number.
+    EcosError: --classes names another number, or is missing where --data is a
+      folder.
   """
-  names = flags.FLAGS.classes
-  if names is not None and len(names) != count:
+  f = flags.FLAGS
+  if f.classes is None:
+    if isinstance(spec_lib.parse(f.data), spec_lib.Folder):
+      raise errors.EcosError(
+        "--classes must name the folders that are classes, in the cloud's "
+        "order: a,b,c; or say that their names are numbers: --classes=numbers"
+      )
+    return None
+  names = classes_lib.named(f.classes)
+  if names == classes_lib.FOLDERS:
+    raise errors.EcosError(
+      "--classes=folders is for the cloud: the list of the classes must come "
+      "from there, not from the data"
+    )
+  if names != classes_lib.NUMBERS and len(names) != count:
     raise errors.EcosError(
       f"--classes names {len(names)} classes, the cloud has {count}: name all, "
       "in the cloud's order, also those that the data lack"
@@ -217,11 +235,14 @@ def define_list_unreadable() -> None:
   )
 
 
-def open_data(classes: list[str] | None = None) -> pools.Source:
+def open_data(
+  classes: Sequence[str] | None = None, ground: str = images.WHITE
+) -> pools.Source:
   """Returns the private data that --data names; tells what is wrong with them.
 
   Args:
     classes: As in `pools.open_source`.
+    ground: As in `images.rgb`.
 
   Raises:
     EcosError: They cannot be opened, or --list_unreadable exists.
@@ -229,7 +250,11 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
   f = flags.FLAGS
   with errors.about("data", f.data):
     # A refusal of an empty folder would show that it is empty.
-    data = pools.open_source(f.data, f.data_dir, classes, may_be_empty=True)
+    data = pools.open_source(
+      f.data, f.data_dir, classes, may_be_empty=True, ground=ground
+    )
+  if isinstance(data, folder.FolderSource) and classes is not None:
+    _tell_classes(data, classes)
   if f.list_unreadable is not None:
     unreadable = getattr(data, "unreadable", [])
     lines = [f"{file.name}: {file.why}" for file in unreadable]
@@ -249,6 +274,19 @@ def open_data(classes: list[str] | None = None) -> pools.Source:
         "their votes say nothing: leave them out"
       )
   return data
+
+
+def _tell_classes(data: folder.FolderSource, classes: Sequence[str]) -> None:
+  """Prints which classes no folder has: the owner may have misspelt them.
+
+  No error: a refusal would show what the data lack.
+  """
+  names = set(classes) - set(classes_lib.NUMBERS) - data.class_names
+  if names:
+    near = classes_lib.missing(sorted(names), data.class_names)
+    print(f"classes  no image is in a folder of the name {near}")
+  if (data.labels(np.arange(len(data))) < 0).any():
+    print("classes  images in other folders are of no class")
 
 
 def persons_of(

@@ -169,6 +169,7 @@ def encoder_of(
   """
   if encoder is None:
     encoder = _built(message, weights)
+  encoder = registry.on_ground(encoder, ground_of(message))
   if encoder.digest != message.encoder_digest:
     raise messages.ProtocolError(_difference(message, encoder))
   if encoder.dimension != message.dimension:
@@ -177,6 +178,20 @@ def encoder_of(
       f"{encoder.name} has d = {encoder.dimension}"
     )
   return encoder
+
+
+def ground_of(message: messages.Question) -> str:
+  """Returns the colour on which the cloud lays transparent images.
+
+  Raises:
+    ProtocolError: It is none of those that are known.
+  """
+  ground = message.encoder_settings.get("ground", config.Ground.WHITE.value)
+  if ground not in (known := [member.value for member in config.Ground]):
+    raise messages.ProtocolError(
+      f"encoder_settings.ground must be one of {', '.join(known)}"
+    )
+  return str(ground)
 
 
 def _built(message: messages.Question, weights: str | None) -> registry.Encoder:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ecos_jax import cli
+from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import command
@@ -79,9 +80,8 @@ def accuracy(
   known = np.flatnonzero(labels >= 0)
   if not len(known):
     raise errors.EcosError(
-      "`data`: no sample has a label: give a folder with folders 0, 1, ... or "
-      "with those that `classes` names, or an .npz file with arrays images and "
-      "labels"
+      "`data`: no sample has a label: give a folder with the folders that "
+      "`classes` names, or an .npz file with arrays images and labels"
     )
   if len(known) < len(labels):
     logging.warning("samples without a label are left out")
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     f"model    {model.digest[:16]}: {model.network} for {model.classes} "
     f"classes, {s} x {s} pixels, {len(model.weights):,} weights"
   )
-  data = command.open_data(command.classes(model.classes))
+  data = command.open_data(command.classes(model.classes), f.ground.value)
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")
   print(
     "         It is about your private data, and no epsilon covers it: you "
@@ -136,6 +136,12 @@ if __name__ == "__main__":
   )
   command.define_classes()
   command.define_list_unreadable()
+  flags.DEFINE_enum_class(
+    "ground",
+    config.Ground.WHITE,
+    config.Ground,
+    "On which the cloud lays transparent images: its --config.data.ground.",
+  )
   flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
   flags.DEFINE_integer(
     "batch_size", 256, "Images to classify at once.", lower_bound=1

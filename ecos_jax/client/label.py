@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
   tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
 
   def opened() -> encoding.Private:
-    data = command.open_data(classes)
+    data = command.open_data(classes, encoding.ground_of(request))
     return encoding.opened(
       request,
       data,

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
   guarantee = command.guarantee(ledger)
 
   def opened() -> encoding.Private:
-    data = command.open_data(classes)
+    data = command.open_data(classes, encoding.ground_of(query))
     labels = data.labels(np.arange(len(data))) if query.classes else None
     persons = command.persons_of(data, guarantee)
     return encoding.opened(

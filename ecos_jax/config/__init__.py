@@ -19,6 +19,7 @@ from ecos_jax.config.enums import ComputeType
 from ecos_jax.config.enums import Estimate
 from ecos_jax.config.enums import FeatureType
 from ecos_jax.config.enums import Filter
+from ecos_jax.config.enums import Ground
 from ecos_jax.config.enums import LabelledBy
 from ecos_jax.config.enums import Logits
 from ecos_jax.config.enums import Method
@@ -61,7 +62,10 @@ class Data:
   test_data: str | None = None
   """The simulated client's test data: a source."""
   classes: tuple[str, ...] = ()
-  """Names of folders or TFDS classes that are classes, in order of labels."""
+  """Names of folders or TFDS classes that are classes, in order of labels; or
+  one word, `folders` or `numbers`: see `ecos_jax.config.classes`."""
+  ground: Ground = Ground.WHITE
+  """The colour on which transparent images are laid."""
   labelled_only: bool = False
   """Whether to leave out samples of no class; for benchmarks."""
   dir: str | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax.config import classes
 from ecos_jax.config import spec
 
 
@@ -163,6 +164,10 @@ def _source_errors(config: config_lib.Config) -> list[str]:
     for name, none in (("clients", 1), ("client_images", 0))
     if getattr(data, name) != none
   ]
+  try:
+    classes.named(data.classes)
+  except errors.EcosError as error:
+    found.append(str(error))
   for name in ("sources", "client_data", "test_data"):
     texts = getattr(data, name)
     for text in (texts,) if isinstance(texts, str) else texts or ():

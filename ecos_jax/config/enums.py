@@ -31,6 +31,13 @@ class Unit(enum.Enum):
   PERSON = "person"
 
 
+class Ground(enum.Enum):
+  """The colour on which transparent images are laid."""
+
+  WHITE = "white"
+  BLACK = "black"
+
+
 class Method(enum.Enum):
   """How the proxy is chosen."""
 

@@ -136,7 +136,7 @@ def _open(file: Path) -> np.ndarray:
   except (OSError, ValueError, EOFError) as error:
     raise errors.EcosError(
       f"{file} cannot be read as a .npy file: "
-      f"{image_files.why_no_arrays(error)}"
+      f"{image_files.why_no_arrays(error, file)}"
     ) from error
   shape = getattr(array, "shape", ())
   if len(shape) != 2 or array.dtype.kind != "f":

@@ -1,55 +1,37 @@
-"""Images in a folder and its subfolders: PNG, JPEG and WebP files, by path.
+"""Images in a folder and its subfolders, by path.
 
-The folder is listed once: the name, size and time of change of each file, and
-why a file cannot be read, if so; such files are left out. The listing can be
-kept in a file. The next time, only folders are looked at: if one has changed,
-all are listed again, and new or changed files are read. A file that was changed
-in place is noticed when it is used.
+A file that was changed in place is noticed when it is used.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent import futures
+from collections.abc import Sequence
+import copy
 import functools
 import hashlib
 import json
 import os
 from pathlib import Path
 import re
-import time
-from typing import NamedTuple
 
-from absl import logging
 import numpy as np
 from PIL import Image
-import tqdm
 
 from ecos_jax import errors
 from ecos_jax import files as files_lib
+from ecos_jax.config import classes as classes_lib
+from ecos_jax.config import limits
 from ecos_jax.data import images as image_files
+from ecos_jax.data import listing as listing_lib
 
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
-_NUMBER = re.compile(r"[0-9]{1,9}")
-_VERSION = 1
-# A folder that changed just now may change again at the same time stamp.
-_SETTLED_NS = 2_000_000_000
-
-
-class File(NamedTuple):
-  """A listed file; `why` says why it cannot be read, None if it can."""
-
-  name: str
-  size: int
-  time: int
-  why: str | None = None
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class FolderSource:
   """Images in a folder and its subfolders, by path.
 
-  The label of a file is the position of its folder's name in `classes`, or
-  without `classes` that name as a number; otherwise it is -1. So no label
-  depends on other files. A client's privacy needs this: if the existing folders
-  were numbered, one image more could change the labels of all.
+  The label of a file is the position of its folder's name in `classes`, or that
+  name as a number; otherwise it is -1. So no label depends on other files. A
+  client's privacy needs this: if the existing folders were numbered, one image
+  more could change the labels of all.
 
   Hidden files are left out, and so are links to folders, with a warning: they
   could form a cycle. Links to files are followed, with a warning if they lead
@@ -58,6 +40,7 @@ class FolderSource:
   Attributes:
     path: The folder.
     unreadable: Files that are left out because they cannot be read.
+    others: Number of the files that do not end as images do, by suffix.
     classes: Number of classes.
   """
 
@@ -69,64 +52,105 @@ class FolderSource:
     part: tuple[int, int] = (0, 100),
     listing: Path | None = None,
     may_be_empty: bool = False,
+    ground: str = image_files.WHITE,
   ):
     """Lists the folder.
 
     Args:
       path: The folder.
       classes: Names of the folders that are classes, in the order of their
-        labels; must not be derived from private data. None: the names are
-        numbers.
+        labels, or `classes.NUMBERS`: the names are numbers. Must not be derived
+        from private data. None: there are no classes.
       part: The first and the last percent of the files to take, in the order of
         a hash of their names: no file changes the place of another.
       listing: The file that keeps the listing; None: it is not kept.
       may_be_empty: Whether no image is no error.
+      ground: As in `images.rgb`.
 
     Raises:
-      EcosError: The path is no folder, the folder holds no image, or `classes`
-        names a class twice.
+      EcosError: The path is no folder, the folder holds no image, `classes`
+        names a class twice, or a number is too large for a class.
     """
-    if classes is not None and len(set(classes)) < len(classes):
-      raise errors.EcosError("`classes` names a class twice")
     if not path.is_dir():
       raise errors.EcosError(f"{path} is not a folder")
     self.name = files_lib.printable(path.resolve().name)
     if part != (0, 100):
       self.name += f"[{part[0]}%:{part[1]}%]"
     self.path = path
-    files = [file for file in _listed(path, listing) if _within(file, part)]
+    self._ground = ground
+    listed, self.others = listing_lib.listed(path, listing)
+    files = [file for file in listed if _within(file, part)]
     self.unreadable = [file for file in files if file.why is not None]
     self._files = [file for file in files if file.why is None]
     if not self._files and not may_be_empty:
-      raise errors.EcosError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
+      raise errors.EcosError(
+        f"{path} holds no image ({', '.join(image_files.SUFFIXES)})"
+        + self._but()
+      )
+    self._label_by(None if classes is None else classes_lib.named(classes))
+
+  def of_classes(self, classes: Sequence[str]) -> "FolderSource":
+    """Returns the same files with other classes; see `__init__`."""
+    other = copy.copy(self)
+    other.__dict__.pop("digest", None)
+    other._label_by(classes_lib.named(classes))
+    return other
+
+  def _label_by(self, classes: tuple[str, ...] | None) -> None:
     self._classes = classes
-    self._labels = np.array(
-      [self._label(file.name) for file in self._files], np.int64
-    )
+    folders = [file.name.rpartition("/")[0] for file in self._files]
+    labels = {folder: self._label(folder) for folder in set(folders)}
+    self._labels = np.array([labels[folder] for folder in folders], np.int64)
+    named = classes is not None and classes != classes_lib.NUMBERS
     self.classes = (
-      len(classes)
-      if classes is not None
-      else int(self._labels.max(initial=-1)) + 1
+      len(classes) if named else int(self._labels.max(initial=-1)) + 1
     )
 
-  def _label(self, file: str) -> int:
-    folder = Path(file).parent
+  def _but(self) -> str:
+    """Returns what a folder without images holds instead, as a text."""
+    held = [listing_lib.suffixes(self.others)] if self.others else []
+    if self.unreadable:
+      file = self.unreadable[0]
+      held.append(
+        f"{len(self.unreadable):,} that cannot be read: "
+        f"{files_lib.printable(file.name)}: {file.why}"
+      )
+    return f", but {'; '.join(held)}" if held else ""
+
+  def _label(self, folder: str) -> int:
     if self._classes is None:
-      name = folder.as_posix()
-      return int(name) if _NUMBER.fullmatch(name) else -1
-    for name in (folder.as_posix(), folder.name):
+      return -1
+    if self._classes == classes_lib.NUMBERS:
+      if not _NUMBER.fullmatch(folder):
+        return -1
+      if len(folder) < 10 and int(folder) < limits.MAX_CLASSES:
+        return int(folder)
+      # The name is not told: a client's folders are private.
+      raise errors.EcosError(
+        f"`classes`=numbers: the name of a folder in {self.path} is a number "
+        f"over {limits.MAX_CLASSES - 1}, which is no class: name the classes"
+      )
+    folder = classes_lib.normal(folder)
+    for name in (folder, folder.rpartition("/")[2]):
       if name in self._classes:
         return self._classes.index(name)
     return -1
 
+  @property
+  def class_names(self) -> set[str]:
+    """Returns the names of the folders that hold images: possible classes."""
+    folders = {file.name.rpartition("/")[0] for file in self._files}
+    names = {classes_lib.normal(f.rpartition("/")[2]) for f in folders}
+    return names - {""}
+
   @functools.cached_property
   def digest(self) -> str:
-    """Returns a sha256 over the files' names, sizes and times of change."""
+    """Returns a sha256 over the files' names and contents, and the classes."""
     sha = hashlib.sha256()
     if self._classes is not None:
-      sha.update(json.dumps(list(self._classes)).encode())
+      sha.update(json.dumps(self._classes).encode())
     for file in self._files:
-      sha.update(json.dumps(file[:3]).encode())
+      sha.update(json.dumps([file.name, file.digest]).encode())
     return sha.hexdigest()
 
   @property
@@ -161,8 +185,8 @@ class FolderSource:
     """Returns the content of a file, and its path for errors."""
     file = self._files[index]
     path = self.path / file.name
-    data, now = _read(path, file.name)
-    if now[:3] != file[:3]:
+    data = listing_lib.read(self.path, file)
+    if data is None:
       raise errors.EcosError(
         f"{path} changed since the folder was listed: put the old file back, "
         "or begin anew"
@@ -175,7 +199,7 @@ class FolderSource:
     def read(index: int) -> Image.Image:
       return image_files.decode(*self._bytes(index), size)
 
-    return image_files.squares(read, indices, size)
+    return image_files.squares(read, indices, size, self._ground)
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
     """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
@@ -183,127 +207,9 @@ class FolderSource:
 
   def encoded(self, index: int) -> bytes:
     """Returns the file, which becomes PNG if not PNG, JPEG or WebP."""
-    return image_files.common(*self._bytes(index))
+    return image_files.common(*self._bytes(index), self._ground)
 
 
-def _within(file: File, part: tuple[int, int]) -> bool:
+def _within(file: listing_lib.File, part: tuple[int, int]) -> bool:
   place = int.from_bytes(hashlib.sha256(os.fsencode(file.name)).digest()[:8])
   return part[0] << 64 <= 100 * place < part[1] << 64
-
-
-def _read(path: Path, name: str) -> tuple[bytes, File]:
-  """Returns the content of a file, and its entry in a listing."""
-  with path.open("rb") as stream:
-    stat = os.fstat(stream.fileno())
-    return stream.read(), File(name, stat.st_size, stat.st_mtime_ns)
-
-
-def _checked(folder: Path, name: str) -> File:
-  try:
-    data, file = _read(folder / name, name)
-  except OSError as error:
-    return File(name, 0, 0, error.strerror)
-  return file._replace(why=image_files.why_unreadable(data))
-
-
-def _folders(path: Path) -> Iterator[tuple[str, int, list[os.DirEntry]]]:
-  """Yields each folder: its name, time of change, and entries."""
-  pending = [""]
-  while pending:
-    name = pending.pop()
-    changed = (path / name).stat().st_mtime_ns
-    with os.scandir(path / name) as scan:
-      entries = [entry for entry in scan if not entry.name.startswith(".")]
-    pending += [
-      f"{name}{entry.name}/"
-      for entry in entries
-      if entry.is_dir(follow_symlinks=False)
-    ]
-    yield name, changed, entries
-
-
-def _kept(listing: Path) -> tuple[dict[str, int | None], list[File]] | None:
-  """Returns the folders and files of a listing; None if it is no good."""
-  try:
-    kept = json.loads(listing.read_bytes())
-    if kept["version"] == _VERSION:
-      return dict(kept["folders"]), [File(*file) for file in kept["files"]]
-  except (FileNotFoundError, ValueError, LookupError, TypeError):
-    pass
-  return None
-
-
-def _listed(path: Path, listing: Path | None) -> list[File]:
-  """Returns the files in the order of their names, and keeps the listing."""
-  known: dict[str, File] = {}
-  if listing is not None and (found := _kept(listing)) is not None:
-    folders, files = found
-    # The size of a folder says nothing.
-    if all(
-      (stat := _stat(path / name)) is not None and stat[1] == changed
-      for name, changed in folders.items()
-    ):
-      return files
-    known = {file.name: file for file in files}
-  began = time.time_ns()
-  folders, files, new = {}, [], []
-  links, outside, root = 0, 0, path.resolve()
-  for folder, changed, entries in _folders(path):
-    # If a folder changed just now, its next change might go unnoticed.
-    folders[folder] = changed if began - changed > _SETTLED_NS else None
-    for entry in entries:
-      name = folder + entry.name
-      if entry.is_symlink() and entry.is_dir():
-        links += 1
-      # A broken link is listed as unreadable; a pipe would be read for ever.
-      is_file = entry.is_file() or (entry.is_symlink() and not entry.is_dir())
-      if not is_file or not name.lower().endswith(_SUFFIXES):
-        continue
-      if entry.is_symlink():
-        outside += not (path / name).resolve().is_relative_to(root)
-      file = known.get(name)
-      if file is not None and _stat(path / name) == file[1:3]:
-        files.append(file)
-        continue
-      new.append(name)
-  # Only the cloud keeps a listing; a client's number of files is private.
-  with (
-    futures.ThreadPoolExecutor() as threads,
-    tqdm.tqdm(
-      total=len(new),
-      desc="checking",
-      unit=" images",
-      disable=True if listing is None else None,
-    ) as bar,
-  ):
-    for file in threads.map(functools.partial(_checked, path), new):
-      files.append(file)
-      bar.update()
-  files.sort()
-  # No names: a client's files are private, and stderr may be a log.
-  bad = sum(file.why is not None for file in files)
-  for count, what in (
-    (bad, "cannot be read as images and are left out"),
-    (outside, "are links to files outside of the folder, which are used"),
-    (
-      links,
-      "are links to folders and are left out: name such a folder as a source "
-      "of its own, or put it in the place of the link",
-    ),
-  ):
-    if count:
-      logging.warning("%s: %d of the files %s", path, count, what)
-  # The second of several processes finds the listing as it should be.
-  if listing is not None and files != list(known.values()):
-    kept = {"version": _VERSION, "folders": folders, "files": files}
-    files_lib.write(listing, json.dumps(kept).encode())
-  return files
-
-
-def _stat(path: Path) -> tuple[int, int] | None:
-  """Returns size and time of change; None if there is no such file."""
-  try:
-    stat = path.stat()
-  except OSError:
-    return None
-  return stat.st_size, stat.st_mtime_ns

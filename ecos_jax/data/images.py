@@ -20,8 +20,32 @@ from PIL import UnidentifiedImageError
 
 from ecos_jax import errors
 
+try:
+  import pillow_heif  # pyrefly: ignore[missing-import]
+except ImportError:
+  _HEIF = ()
+else:
+  pillow_heif.register_heif_opener()
+  _HEIF = ("HEIF",)
+
 # Pillow knows forty formats, and hands one of them, PostScript, to Ghostscript.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # JPEG includes MPO
+FORMATS = (
+  *("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"),  # JPEG includes MPO
+  *_HEIF,
+)
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+# How the names of image files end, in lower case.
+SUFFIXES = (
+  *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo"),
+  *(".png", ".tif", ".tiff", ".webp"),
+  *(HEIF_SUFFIXES if _HEIF else ()),
+)
+_HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+# What a checkout has in place of a large file.
+_LFS = b"version https://git-lfs"
+_LFS_WHY = "it is a pointer of git-lfs: git lfs pull brings the file itself"
+# What shows where an image is transparent.
+WHITE, BLACK = "white", "black"
 # 358 MB decoded, as RGBA; Pillow warns of more, up to twice as many.
 MAX_PIXELS = 89_478_485
 # A compressed array may be so many times as large as its bytes in the file; one
@@ -40,13 +64,16 @@ _NO_ARRAYS = (
 )
 
 
-def why_no_arrays(error: Exception) -> str:
+def why_no_arrays(error: Exception, path: Path) -> str:
   """Returns why numpy cannot read a file.
 
   numpy's own text has the sizes of arrays, which are private.
   """
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
+  with contextlib.suppress(OSError), path.open("rb") as file:
+    if file.read(len(_LFS)) == _LFS:
+      return _LFS_WHY
   return "it is damaged, or no file of arrays that numpy saved without pickle"
 
 
@@ -98,7 +125,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
   except _NO_ARRAYS as error:
     raise errors.EcosError(
-      f"cannot read {path}: {why_no_arrays(error)}"
+      f"cannot read {path}: {why_no_arrays(error, path)}"
     ) from error
 
 
@@ -137,7 +164,8 @@ def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
     image = _upright(image)
   except (OSError, SyntaxError, ValueError) as e:
     raise errors.EcosError(
-      f"{where} cannot be read as an image ({_why(e)}): replace or remove it"
+      f"{where} cannot be read as an image ({_why(e, data)}): replace or "
+      "remove it"
     ) from e
   return image
 
@@ -151,9 +179,13 @@ def _upright(image: Image.Image) -> Image.Image:
   return image
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, data: bytes) -> str:
   # Pillow's own message names an object in memory.
   if isinstance(error, UnidentifiedImageError):
+    if data.startswith(_LFS):
+      return _LFS_WHY
+    if _HEIC.match(data):
+      return "HEIC needs: pip install 'ecos_jax[heic]'"
     return f"not one of the formats {', '.join(FORMATS)}"
   return str(error)
 
@@ -169,9 +201,9 @@ def why_unreadable(data: bytes) -> str | None:
     decode(data, "it", size=1)
   except errors.EcosError as error:
     assert isinstance(error.__cause__, Exception)
-    return _why(error.__cause__)
+    return _why(error.__cause__, data)
   except Exception as error:  # Pillow's plugins raise errors of any class.
-    return _why(error)
+    return _why(error, data)
   return None
 
 
@@ -189,43 +221,83 @@ def png(image: Image.Image) -> bytes:
   return file.getvalue()
 
 
-def common(data: bytes, where: str) -> bytes:
+def common(data: bytes, where: str, ground: str = WHITE) -> bytes:
   """Returns the file if it is PNG, JPEG or WebP; a PNG file otherwise.
+
+  A transparent image becomes a PNG file in RGB too.
 
   Args:
     data: The content of the file.
     where: The name of the file, for errors.
+    ground: As in `rgb`.
 
   Raises:
     EcosError: It is no image.
   """
-  if _COMMON.match(data):
+  if _COMMON.match(data) and not opened(data).has_transparency_data:
     return data
-  return png(rgb(decode(data, where)))
+  return png(rgb(decode(data, where), ground))
 
 
-def rgb(image: Image.Image) -> Image.Image:
-  """Returns the image in RGB, from any mode; alpha is dropped."""
-  if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  if "transparency" in image.info:  # without this step Pillow warns
+def rgb(image: Image.Image, ground: str = WHITE) -> Image.Image:
+  """Returns the image in RGB, from any mode.
+
+  Args:
+    image: The image.
+    ground: The colour on which a transparent image is laid.
+  """
+  if image.mode[0] in "IF":  # Pillow would clip, not scale
+    image = _eight_bits(image)
+  if image.has_transparency_data:
     image = image.convert("RGBA")
+    canvas = Image.new("RGBA", image.size, ground)
+    image = Image.alpha_composite(canvas, image)
   return image.convert("RGB")
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
+def _eight_bits(image: Image.Image) -> Image.Image:
+  """Returns a grey image of 16 or 32 bits, or of floats, with 8 bits.
+
+  Integers are taken to have 8, 12 or 16 bits, the fewest that hold the largest
+  of the image: many 16-bit files are of cameras with 12. Floats in [0, 1] are
+  multiplied by 255. Whatever has larger or negative values is scaled so that
+  its range becomes 0 to 255.
+  """
+  grey = np.nan_to_num(np.asarray(image))
+  low, high = grey.min(initial=0), grey.max(initial=0)
+  whole = grey.dtype.kind != "f"
+  if whole and low == 0 and high < 2**16:
+    shift = 0 if high < 2**8 else 4 if high < 2**12 else 8
+    grey = grey >> shift
+  elif low < 0 or high > 255:
+    scale = 255 / (float(high) - float(low))
+    grey = (grey.astype(np.float64) - low) * scale
+  elif high <= 1:
+    grey = grey * 255
+  return Image.fromarray(np.rint(grey).astype(np.uint8))
+
+
+def square(image: Image.Image, size: int, ground: str = WHITE) -> np.ndarray:
   """Returns the central square of the image in RGB, [size, size, 3] uint8.
 
   The square is resized with a bicubic filter if it has another size.
+
+  Args:
+    image: The image.
+    size: Height and width of the result.
+    ground: As in `rgb`.
   """
-  image = rgb(image)
+  image = rgb(image, ground)
   if image.size != (size, size):
     image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
   return np.asarray(image)
 
 
 def squares(
-  read: Callable[[int], Image.Image], indices: np.ndarray, size: int
+  read: Callable[[int], Image.Image],
+  indices: np.ndarray,
+  size: int,
+  ground: str = WHITE,
 ) -> np.ndarray:
   """Returns the image that `read` returns for each index, cut to a square.
 
@@ -234,6 +306,7 @@ def squares(
       the interpreter's lock.
     indices: [n] integers.
     size: Height and width of the result.
+    ground: As in `rgb`.
 
   Returns:
     [n, size, size, 3] uint8.
@@ -242,7 +315,7 @@ def squares(
 
   def put(rows: np.ndarray) -> None:
     for row in rows:
-      out[row] = square(read(int(indices[row])), size)
+      out[row] = square(read(int(indices[row])), size, ground)
 
   with concurrent.futures.ThreadPoolExecutor() as threads:
     list(threads.map(put, np.array_split(np.arange(len(indices)), 32)))

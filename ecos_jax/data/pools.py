@@ -13,7 +13,7 @@ Clients read their private images with this module too, so it needs only numpy
 and Pillow; TFDS is imported when a source needs it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import hashlib
 import json
@@ -24,6 +24,8 @@ import numpy as np
 
 from ecos_jax import errors
 from ecos_jax import files
+from ecos_jax.config import classes as classes_lib
+from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import features
 from ecos_jax.data import folder
@@ -72,7 +74,7 @@ class ArraySource:
     images: np.ndarray,
     labels: np.ndarray | None = None,
     *,
-    identity: str | None = None,
+    identity: Callable[[], str] | None = None,
     persons: np.ndarray | None = None,
   ):
     """Keeps the arrays without copying them.
@@ -81,7 +83,8 @@ class ArraySource:
       name: The name of the source.
       images: [n, h, w, 3] uint8; grey images are [n, h, w] or [n, h, w, 1].
       labels: [n] integers; None if unknown.
-      identity: The digest of the source; by default a sha256 of the arrays.
+      identity: Returns the digest of the source, by default a sha256 of the
+        arrays.
       persons: [n] integers or strings, whose the images are; None if unknown.
 
     Raises:
@@ -95,13 +98,8 @@ class ArraySource:
         f"the images of {name} must be uint8 [n, h, w, 3], got {images.dtype} "
         f"with {list(shape[1:])} after n"
       )
-    if labels is not None and (
-      labels.dtype.kind not in "iu" or labels.shape != shape[:1]
-    ):
-      raise errors.EcosError(
-        f"the labels of {name} must be [n] integers, as many as the images, "
-        f"got {labels.dtype} with {list(labels.shape[1:])} after n"
-      )
+    if labels is not None:
+      labels = _checked_labels(name, labels, len(images))
     self.name = name
     self.persons = persons
     self._images = images
@@ -115,9 +113,9 @@ class ArraySource:
 
   @functools.cached_property
   def digest(self) -> str:
-    """Returns the given identity, or a sha256 of the arrays."""
+    """Returns what identifies the content: by default a sha256 of it."""
     if self._identity is not None:
-      return self._identity
+      return self._identity()
     sha = hashlib.sha256()
     for array in (self._images, self._labels):
       if array is not None:
@@ -146,25 +144,46 @@ class ArraySource:
     """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
     if self._labels is None:
       return np.full(len(indices), -1, np.int64)
-    return self._labels[indices].astype(np.int64)
+    return self._labels[indices]
 
   def encoded(self, index: int) -> bytes:
     """Returns the image as a PNG file."""
     return image_files.png(image_files.from_array(self._images[index]))
 
 
-def _open_arrays(path: Path) -> ArraySource:
+def _checked_labels(name: str, labels: np.ndarray, size: int) -> np.ndarray:
+  """Returns the labels of a source as [n] int64, -1 where unknown.
+
+  Raises:
+    EcosError: They are no such array. The text has no count: a client's number
+      of samples is private.
+  """
+  if labels.shape == (size, 1):  # as Keras has them
+    labels = labels[:, 0]
+  if labels.dtype.kind not in "biu" or labels.shape != (size,):
+    raise errors.EcosError(
+      f"the labels of {name} must be [n] integers, as many as the images, "
+      f"got {labels.dtype} with {list(labels.shape[1:])} after n"
+    )
+  if labels.max(initial=0) >= limits.MAX_CLASSES:
+    raise errors.EcosError(
+      f"the labels of {name} must be below {limits.MAX_CLASSES}: they are the "
+      "numbers of classes, from 0"
+    )
+  return labels.astype(np.int64)
+
+
+def _open_arrays(path: Path, kept: Path | None) -> ArraySource:
   arrays = image_files.read_arrays(path)
   if "images" not in arrays:
-    raise errors.EcosError(f"{path} has no array 'images'")
-  # An .npy file may be larger than memory: it is memory-mapped, not hashed.
-  stat = path.stat()
-  identity = json.dumps([path.name, stat.st_size, stat.st_mtime_ns])
+    raise errors.EcosError(
+      f"{path} has no array 'images', but {', '.join(arrays) or 'none'}"
+    )
   return ArraySource(
     files.printable(path.stem),
     arrays["images"],
     arrays.get("labels"),
-    identity=identity,
+    identity=functools.partial(files.content_digest, path, kept),
     persons=arrays.get("persons"),
   )
 
@@ -220,6 +239,7 @@ def open_source(
   listing: Path | None = None,
   *,
   may_be_empty: bool = False,
+  ground: str = image_files.WHITE,
 ) -> Source:
   """Returns the source that a source string names; see `config.spec`.
 
@@ -227,37 +247,64 @@ def open_source(
     text: The source string.
     data_dir: Where TFDS keeps its data.
     classes: Names of the classes, in the order of their labels: see
-      `FolderSource` and `TfdsSource`. Other sources have none.
-    listing: As in `FolderSource`.
+      `FolderSource` and `TfdsSource`. Or `classes.NUMBERS`: labels are the
+      numbers that a source has, which arrays have in any case.
+    listing: As in `FolderSource`; for an array file, that keeps its digest.
     may_be_empty: As in `FolderSource`.
+    ground: As in `images.rgb`.
 
   Raises:
     EcosError: The string names nothing, what it names cannot be read, or it is
-      an array file and `classes` is given.
+      an array file and `classes` names classes.
   """
   match spec_lib.parse(text):
     case spec_lib.Folder(path, part):
       return folder.FolderSource(
-        path, classes, part=part, listing=listing, may_be_empty=may_be_empty
+        path,
+        classes,
+        part=part,
+        listing=listing,
+        may_be_empty=may_be_empty,
+        ground=ground,
       )
     case spec_lib.Tfds(name, split):
-      return tfds_split.TfdsSource(name, split, data_dir, classes)
+      names = None if classes == classes_lib.NUMBERS else classes
+      return tfds_split.TfdsSource(name, split, data_dir, names, ground)
     case spec_lib.Features(path):
       return features.FeatureSource(path)
     case spec_lib.Images(path):
-      if classes is not None:
+      if classes not in (None, classes_lib.NUMBERS):
         raise errors.EcosError(
           "`classes` names folders, but this is an array file: its labels are "
           "numbers already"
         )
-      return _open_arrays(path)
+      return _open_arrays(path, listing)
+
+
+def _distinct(sources: Sequence[Source]) -> tuple[str, ...]:
+  """Returns a name for each source, its own or with a number behind it.
+
+  Raises:
+    EcosError: A source is there twice.
+  """
+  names: list[str] = []
+  for i, source in enumerate(sources):
+    same = [other for other in sources[:i] if other.name == source.name]
+    if any(other.digest == source.digest for other in same):
+      raise errors.EcosError(
+        f"the source {source.name} is twice in the pool, with the same "
+        "content: name it once"
+      )
+    names.append(f"{source.name}:{len(same) + 1}" if same else source.name)
+  return tuple(names)
 
 
 class Pool:
   """A row of sources, read by global index.
 
   Attributes:
-    source_names: Names of the sources, in order.
+    source_names: Names of the sources, in order: `train`, `train:2`, if two
+      have the same.
     feature_sources: All sources if the pool is of features; empty otherwise.
   """
 
@@ -268,11 +315,11 @@ class Pool:
       sources: In the order of the global index.
 
     Raises:
-      EcosError: There are no samples; two sources have the same name; or some
-        are of features and others are not, or of another dimension.
+      EcosError: There are no samples; a source is there twice; or some are of
+        features and others are not, or of another dimension.
     """
     self._sources = tuple(sources)
-    self.source_names = tuple(source.name for source in sources)
+    self.source_names = _distinct(sources)
     # offsets[i] is the global index of the first sample of source i.
     self._offsets = np.cumsum([0, *map(len, sources)], dtype=np.int64)
     if not len(self):
@@ -288,16 +335,11 @@ class Pool:
         f"the sources of the pool have d = {sorted(dimensions)}: give sources "
         "of one d"
       )
-    if len(set(self.source_names)) < len(self.source_names):
-      raise errors.EcosError(
-        "two sources of the pool have the same name: rename one of "
-        f"{', '.join(sorted(self.source_names))}"
-      )
 
   @functools.cached_property
   def digest(self) -> str:
-    """Returns a sha256 over the sources' names, lengths and digests."""
-    identity = [[s.name, len(s), s.digest] for s in self._sources]
+    """Returns a sha256 over the sources' lengths and digests."""
+    identity = [[len(s), s.digest] for s in self._sources]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
   def __len__(self) -> int:
@@ -313,6 +355,30 @@ class Pool:
   def classes(self) -> int:
     """Returns the number of classes; 0 without labels."""
     return max(source.classes for source in self._sources)
+
+  def class_sizes(self, classes: int) -> list[int]:
+    """Returns the number of samples of each class.
+
+    Splits of TFDS are not counted: all of their files would be read for it.
+
+    Args:
+      classes: Number of classes.
+
+    Raises:
+      EcosError: A label is no class.
+    """
+    sizes = np.zeros(classes, np.int64)
+    for source in self._sources:
+      if isinstance(source, tfds_split.TfdsSource):
+        continue
+      labels = source.labels(np.arange(len(source)))
+      if labels.max(initial=-1) >= classes:
+        raise errors.EcosError(
+          f"a label in {source.name} is {labels.max()}, but `data.classes` "
+          f"names {classes} classes, which are 0 to {classes - 1}"
+        )
+      sizes += np.bincount(labels[labels >= 0], minlength=classes)
+    return sizes.tolist()
 
   @property
   def sizes(self) -> tuple[int, ...]:
@@ -373,6 +439,7 @@ class Problem(NamedTuple):
     client_source: Position of the pool's source of the client's domain; None if
       there is none, or it is unknown.
     classes: Number of classes; 0 if unknown.
+    class_names: Their names, in the order of the labels; () if they have none.
     domains: int64 [n] and [m], the domain of each sample of the client and of
       the test; None if each has one.
     owners: int64 [n], which client has each sample; None: there is one.
@@ -383,5 +450,6 @@ class Problem(NamedTuple):
   test: Source | None
   client_source: int | None
   classes: int
+  class_names: tuple[str, ...] = ()
   domains: tuple[np.ndarray, np.ndarray] | None = None
   owners: np.ndarray | None = None

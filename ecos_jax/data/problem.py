@@ -9,10 +9,13 @@ import re
 
 from ecos_jax import config
 from ecos_jax import errors
+from ecos_jax import files
+from ecos_jax.config import classes as classes_lib
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import clients
 from ecos_jax.data import digits
 from ecos_jax.data import features
+from ecos_jax.data import folder
 from ecos_jax.data import icons
 from ecos_jax.data import pools
 from ecos_jax.data.pools import Problem as Problem
@@ -44,14 +47,18 @@ def load(
     if remote:
       return problem._replace(client=None, test=None, client_source=None)
     return clients.divide(problem, data, seed)
-  pool = pools.Pool(
-    [
-      _opened(text, data, "sources", listings, f"source-{i}")
-      for i, text in enumerate(data.sources)
-    ]
-  )
+  names = classes_lib.named(data.classes)
+  sources = [
+    _opened(text, data, names, "sources", listings, f"source-{i}")
+    for i, text in enumerate(data.sources)
+  ]
+  if names == classes_lib.FOLDERS:
+    names, sources = _by_folders(sources)
+  if data.labelled_only:
+    sources = [pools.labelled(source) for source in sources]
+  pool = pools.Pool(sources)
   client, test = (
-    text and _opened(text, data, field, listings, field)
+    text and _opened(text, data, names, field, listings, field)
     for field, text in (
       ("client_data", data.client_data),
       ("test_data", data.test_data),
@@ -65,17 +72,53 @@ def load(
     raise errors.EcosError(
       f"`data.client_data`={data.client_data} must be features: the pool is"
     )
+  if data.labelled_only:
+    client, test = (part and pools.labelled(part) for part in (client, test))
+  named = () if names == classes_lib.NUMBERS else names
   return Problem(
     pool,
     client or None,
     test or None,
     _same_domain(pool.source_names, client.name) if client else None,
-    len(data.classes) or pool.classes,
+    len(named) or pool.classes,
+    named,
   )
 
 
+def _by_folders(
+  sources: Sequence[pools.Source],
+) -> tuple[tuple[str, ...], list[pools.Source]]:
+  """Returns the names of folders that hold images, and sources labelled by it.
+
+  The names are in natural order.
+
+  Raises:
+    EcosError: There are none, or a source is no folder.
+  """
+  found: set[str] = set()
+  folders = []
+  for source in sources:
+    if not isinstance(source, folder.FolderSource):
+      raise errors.EcosError(
+        f"`data.classes`=folders: {source.name} is no folder: name the classes"
+      )
+    found |= source.class_names
+    folders.append(source)
+  if not found:
+    raise errors.EcosError(
+      "`data.classes`=folders: no folder of the pool has folders with images"
+    )
+  names = tuple(sorted(found, key=files.natural))
+  return names, [source.of_classes(names) for source in folders]
+
+
 def _opened(
-  text: str, data: config.Data, field: str, listings: Path | None, name: str
+  text: str,
+  data: config.Data,
+  names: tuple[str, ...],
+  field: str,
+  listings: Path | None,
+  name: str,
 ) -> pools.Source:
   listing = listings / f"{name}.json" if listings is not None else None
   with errors.about(f"data.{field}", text):
@@ -83,9 +126,11 @@ def _opened(
     numbered = isinstance(
       spec_lib.parse(text), spec_lib.Images | spec_lib.Features
     )
-    classes = None if numbered else data.classes or None
-    source = pools.open_source(text, data.dir, classes, listing)
-  return pools.labelled(source) if data.labelled_only else source
+    numbered |= names == classes_lib.FOLDERS
+    classes = None if numbered else names or None
+    return pools.open_source(
+      text, data.dir, classes, listing, ground=data.ground.value
+    )
 
 
 def _same_domain(names: Sequence[str], client: str) -> int | None:

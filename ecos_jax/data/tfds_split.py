@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ecos_jax import errors
+from ecos_jax.config import classes as classes_lib
 from ecos_jax.data import images as image_files
 
 _FEATURES = "tensorflow_datasets.core.features."
@@ -94,6 +95,7 @@ class TfdsSource:
     split: str,
     data_dir: str | None = None,
     classes: Sequence[str] | None = None,
+    ground: str = image_files.WHITE,
   ):
     """Opens the dataset; TFDS downloads it first if need be.
 
@@ -103,6 +105,7 @@ class TfdsSource:
       data_dir: Where TFDS keeps its data; None: TFDS's default.
       classes: Names of classes of the dataset, in the order of their labels
         here; samples of other classes get label -1. None: the dataset's labels.
+      ground: As in `images.rgb`.
 
     Raises:
       EcosError: TFDS cannot provide the dataset, or it has no images or lacks a
@@ -113,6 +116,7 @@ class TfdsSource:
     import tensorflow_datasets as tfds
 
     self.name = f"{name}:{split}"
+    self._ground = ground
     open_split: Any = functools.partial(
       tfds.data_source, name, split=split, data_dir=data_dir
     )
@@ -146,10 +150,13 @@ class TfdsSource:
     self.classes = getattr(label, "num_classes", None) or 0
     if classes is not None:
       names = getattr(label, "names", [])
+      classes = classes_lib.named(classes)
+      names = [classes_lib.normal(name) for name in names]
       unknown = [name for name in classes if name not in names]
       if unknown:
         raise errors.EcosError(
-          f"the TFDS dataset {name} has no class {unknown[0]}"
+          f"the TFDS dataset {name} has no class "
+          f"{classes_lib.missing(unknown, names)}"
         )
       places = {name: place for place, name in enumerate(classes)}
       self._classes = np.array([places.get(name, -1) for name in names])
@@ -169,7 +176,7 @@ class TfdsSource:
   def images(self, indices: np.ndarray, size: int) -> np.ndarray:
     """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
     read = functools.partial(self._read, size=size)
-    return image_files.squares(read, indices, size)
+    return image_files.squares(read, indices, size, self._ground)
 
   def labels(self, indices: np.ndarray) -> np.ndarray:
     """Returns the classes [n] int64 at `indices` [n], -1 where unknown."""
@@ -185,5 +192,6 @@ class TfdsSource:
     """Returns the stored file if PNG, JPEG or WebP, else a PNG file."""
     image = self._source[index]["image"]
     if isinstance(image, bytes):
-      return image_files.common(image, f"tfds:{self.name}[{index}]")
+      where = f"tfds:{self.name}[{index}]"
+      return image_files.common(image, where, self._ground)
     return image_files.png(self._read(index))

@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax.data import images
 from ecos_jax.encoders import hog
 from ecos_jax.encoders.encoder import ArgumentNames as ArgumentNames
 from ecos_jax.encoders.encoder import Encoder as Encoder
@@ -199,6 +200,23 @@ def get(
       f"or another {called.name}"
     )
   return _own(name, called)
+
+
+def on_ground(encoder: Encoder, ground: str) -> Encoder:
+  """Returns the encoder of images that are laid on a ground; white is usual.
+
+  The ground is one of the settings, so that cloud and client have the same.
+
+  Args:
+    encoder: The encoder.
+    ground: As in `images.rgb`.
+  """
+  if ground == images.WHITE:
+    return encoder
+  settings = encoder.settings | {"ground": ground}
+  return dataclasses.replace(
+    encoder, settings=settings, digest=digest(encoder.name, settings)
+  )
 
 
 def _partial(apply: Callable) -> jax.tree_util.Partial:

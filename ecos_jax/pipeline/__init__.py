@@ -39,6 +39,9 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
   """
   config, method = job.config, job.config.sampling.method
   yield asking.POOL
+  if job[asking.POOL].named != asking.named(config.data):
+    # The same data elsewhere: this is an error if they are others.
+    job.problem  # noqa: B018
   checks.check_pool(config, job[asking.POOL].size)
   if method in selection.NEEDS_BANK or labelling.wanted(config):
     yield asking.BANK

@@ -5,8 +5,10 @@ two: the codebook of the second lies in the clusters that the first answer
 leaves.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
+from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax.cloud import bank as bank_lib
@@ -21,6 +24,7 @@ from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import encode
 from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
+from ecos_jax.config import classes as classes_lib
 from ecos_jax.pipeline import brought
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import stages
@@ -40,16 +44,22 @@ class PoolResult(Result):
 
   Attributes:
     simulation: Identifies the simulated client's and the test's data.
+    named: The sources, as the configuration names them.
     size: Number of samples, N.
     sizes: Samples of each source, by name.
+    classes: Samples of each class, by name; none are counted in TFDS splits.
     unreadable: Files that cannot be read and are left out.
+    others: Files that do not end as images do and are left out, by suffix.
     client_share: Share of the samples from the client's domain, if known.
   """
 
   simulation: str | None
+  named: list[str | None]
   size: int
   sizes: dict[str, int]
+  classes: dict[str, int]
   unreadable: int
+  others: dict[str, int]
   client_share: float | None
 
 
@@ -68,26 +78,77 @@ def _pool(job: Job, path: Path) -> PoolResult:
   text = f"{len(pool):,} {kind} from {len(pool.sizes)} sources"
   if unreadable:
     lines = "".join(f"{line}\n" for line in unreadable)
-    named = lines.encode(errors="surrogateescape")
-    files.write(path / UNREADABLE, named)
+    files.write(path / UNREADABLE, lines.encode(errors="surrogateescape"))
     text += f", {len(unreadable):,} unreadable"
+  others = collections.Counter[str]()
+  for each in pool.sources:
+    others.update(getattr(each, "others", {}))
+  if others:
+    text += f", {others.total():,} files of other kinds left out"
   share = None if source is None else pool.sizes[source] / len(pool)
   return PoolResult(
     digest=pool.digest,
     text=text,
     simulation=stages.simulation_digest(job.problem),
+    named=named(job.config.data),
     size=len(pool),
     sizes=dict(zip(pool.source_names, pool.sizes, strict=True)),
+    classes=_class_sizes(job),
     unreadable=len(unreadable),
+    others=dict(others),
     client_share=share,
   )
+
+
+def named(data: config_lib.Data) -> list[str | None]:
+  """Returns the sources as the configuration names them."""
+  return [*data.sources, data.client_data, data.test_data, data.dir]
+
+
+def _class_sizes(job: Job) -> dict[str, int]:
+  """Returns the samples of each class in the pool, by name.
+
+  Raises:
+    EcosError: A named class has none, and it is not the client that labels.
+  """
+  problem, data = job.problem, job.config.data
+  pool, names = problem.pool, problem.class_names
+  if pool.feature_sources or not problem.classes:
+    return {}
+  sizes = pool.class_sizes(problem.classes)
+  empty = [name for name, size in zip(names, sizes, strict=False) if not size]
+  if (
+    empty
+    and job.config.train.task is not config_lib.Task.CLIENT
+    # The names of a TFDS dataset's classes were compared already.
+    and not any(text.startswith("tfds:") for text in data.sources)
+  ):
+    found = [getattr(source, "class_names", ()) for source in pool.sources]
+    raise errors.EcosError(
+      "`data.classes`: the pool has no sample of "
+      + classes_lib.missing(empty, itertools.chain(*found))
+    )
+  names = names or tuple(map(str, range(problem.classes)))
+  return dict(zip(names, sizes, strict=True))
 
 
 POOL = Stage(
   "pool",
   PoolResult,
   _pool,
-  fields=(FIELDS.data, FIELDS.seed),
+  # Where the data lie does not matter, but what they are: their digest.
+  fields=(
+    FIELDS.data.classes,
+    FIELDS.data.ground,
+    FIELDS.data.labelled_only,
+    FIELDS.data.benchmark,
+    FIELDS.data.client,
+    FIELDS.data.split,
+    FIELDS.data.train_images,
+    FIELDS.data.test_images,
+    FIELDS.data.persons,
+    FIELDS.seed,
+  ),
   # Listings of folders, checked for unreadable files, are kept.
   resumable=True,
 )

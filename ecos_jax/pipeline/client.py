@@ -5,11 +5,12 @@ passes between cloud and client. The simulated client keeps a ledger as a real
 one does, so what a run redoes is paid for again, or answered from the ledger.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
 from pathlib import Path
+import shlex
 from typing import TypeVar
 
 import numpy as np
@@ -47,6 +48,11 @@ _SEVERAL = """or those of several clients into the folder
 
 
 M = TypeVar("M", bound=message_lib.Message)
+
+
+def classes_flag(names: Sequence[str]) -> str:
+  """Returns the client's flag that names the classes; nothing for none."""
+  return f" --classes={shlex.quote(','.join(names))}" if names else ""
 
 
 class WaitingError(Exception):
@@ -170,12 +176,12 @@ class Client:
     self._brought[name] = found.answers
     if done and more and work.done(exchange.following):
       print(
-        f"{stage:<9} {more:,} more answers came too late: the next question "
+        f"{stage:<9} {more:,} came too late: the next question "
         "was made from those before"
       )
     elif done and more:
       redone = ", ".join(work.discard(stage))
-      print(f"{stage:<9} {more:,} more answers: made again: {redone}")
+      print(f"{stage:<9} {more:,} came since: made again: {redone}")
     return None
 
   def _waiting(self, exchange: Exchange, there: int = 0) -> WaitingError:
@@ -188,6 +194,7 @@ class Client:
     if exchange.labels:
       what, data = "'s labels", "labelled images"
       command = f"label --request={message.name} --data=DIR"
+      command += classes_flag(self._problem().class_names)
       epsilon = f"{self._config.labelling.max_epsilon:g}"
     else:
       what, data = "", "private data"

@@ -115,12 +115,13 @@ def encoder(config: config_lib.Config) -> registry.Encoder:
   if config.of_features:
     pool = problem_lib.load(config.data, config.seed).pool
     return registry.identity(pool.feature_sources[0].dimension)
-  return registry.get(
+  plain = registry.get(
     options.name,
     image_size=options.image_size,
     weights=options.weights,
     dtype=options.dtype.value,
   )
+  return registry.on_ground(plain, config.data.ground.value)
 
 
 class Job:
@@ -261,7 +262,7 @@ class Job:
     Raises:
       EcosError: It is not known.
     """
-    classes = len(self.config.data.classes) or self.problem.classes
+    classes = self.problem.classes
     if not classes:
       raise errors.EcosError(
         "`data.classes` must name the classes: the pool has no labels"

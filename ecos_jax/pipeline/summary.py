@@ -6,8 +6,10 @@ from pathlib import Path
 from ecos_jax import config
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import question
+from ecos_jax.data import listing
 from ecos_jax.models import delivery
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
@@ -18,6 +20,7 @@ from ecos_jax.privacy import accounting
 from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
+_MANY_CLASSES = 12
 _RELATIONS = {
   "add_remove": "one {} more or less",
   "replace_one": "one {} replaced",
@@ -89,6 +92,8 @@ class Summary(spending.Spending):
     budget: Number of samples that the proxy was to have.
     seed: Of the run.
     unreadable: Files of the pool left out, listed in `pool/unreadable.txt`.
+    others: Files of the pool that do not end as images do, by suffix.
+    classes: Samples of each class in the pool, by name.
     accuracy: Of the model, on the client's test images.
     model: The model; null if the run ends at the proxy (0 steps, a pool of
       features, or no labels yet).
@@ -114,6 +119,8 @@ class Summary(spending.Spending):
   budget: int
   seed: int
   unreadable: int
+  others: dict[str, int]
+  classes: dict[str, int]
   accuracy: float | None
   model: Network | None
   teacher: Network | None
@@ -149,6 +156,8 @@ def collect(job: Job) -> Summary:
     budget=options.sampling.budget,
     seed=options.seed,
     unreadable=pool.unreadable,
+    others=pool.others,
+    classes=pool.classes,
     accuracy=model.accuracy if model else None,
     model=_network(options.train.model, model),
     teacher=_network(options.distill.teacher, job.get(distillation.TEACHER)),
@@ -306,6 +315,21 @@ def _proxy(summary: Summary) -> str:
   return text
 
 
+def _names(sizes: dict[str, int]) -> list[str]:
+  """Returns the names of the classes; none if they are numbers."""
+  numbers = map(str, range(len(sizes)))
+  return [] if list(sizes) == list(numbers) else list(sizes)
+
+
+def _classes(sizes: dict[str, int]) -> str:
+  """Returns the samples of each class in the pool, if they are few classes."""
+  if len(sizes) > _MANY_CLASSES:
+    least, most = min(sizes.values()), max(sizes.values())
+    return f"{len(sizes):,}, of {least:,} to {most:,} samples in the pool"
+  each = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+  return f"{each} of the pool's samples"
+
+
 def text(summary: Summary, workdir: Path) -> str:
   """Returns the summary for a person, a line a topic."""
   files = ["summary.json"]
@@ -315,11 +339,20 @@ def text(summary: Summary, workdir: Path) -> str:
       f"proxy/{selection.INDEX}" if index else "proxy/dataset (TFDS)"
     )
   rows = {}
+  if summary.classes:
+    rows["classes"] = _classes(summary.classes)
+  skipped = []
   if summary.unreadable:
-    rows["skipped"] = (
+    skipped.append(
       f"{summary.unreadable:,} files that cannot be read, listed in "
       f"pool/{asking.UNREADABLE}"
     )
+  if summary.others:
+    skipped.append(
+      f"files that do not end as images do: {listing.suffixes(summary.others)}"
+    )
+  if skipped:
+    rows["skipped"] = "; ".join(skipped)
   if summary.model is None:
     rows["model"] = "none: the run ends at the proxy"
   else:
@@ -337,6 +370,7 @@ def text(summary: Summary, workdir: Path) -> str:
     rows["evaluate"] = (
       "the client can measure it, on its own machine: python -m "
       f"ecos_jax.client.evaluate --model={delivery.FILE} --data=DIR"
+      + client.classes_flag(_names(summary.classes))
     )
   rows["proxy"] = _proxy(summary)
   if (asked := summary.labels_asked) is not None:

@@ -207,16 +207,21 @@ def test_folders_are_numbers_or_named_by_the_cloud(run, tmp_path):
   right = np.mean(np.arange(50)[known] >= 10)
   said = f"\naccuracy {100 * right:.1f} %\n"
   numbered, named = tmp_path / "0", tmp_path / "z"
-  for arguments in ((numbered,), (named, "--classes=z,y,x")):
+  as_numbers = (numbered, "--classes=numbers")
+  for arguments in (as_numbers, (named, "--classes=z,y,x")):
     code, done = run(*arguments)
     assert code == 0, done.err
     assert said in done.out
     assert "left out" not in done.err
-  code, done = run(named)
-  assert code == 1
-  assert "--classes" in done.err
+  # What is a class is never guessed.
+  for arguments in ((named,), (numbered,), (named, "--classes=folders")):
+    code, done = run(*arguments)
+    assert code == 1
+    assert "--classes" in done.err
+  _, done = run(named, "--classes=z,Y,x")
+  assert "no image is in a folder of the name 'Y' (near: y)" in done.out
   Image.fromarray(_IMAGES[0]).save(numbered / "stray.png")
-  _, done = run(numbered)
+  _, done = run(*as_numbers)
   assert said in done.out
   assert "left out" in done.err
 

@@ -44,13 +44,14 @@ def test_reads_all_kinds_in_sorted_order(tmp_path):
 @pytest.mark.parametrize(
   "classes, expected",
   [
-    (None, [7, -1, 2, -1, -1, -1, -1, -1]),
+    (None, [-1, -1, -1, -1, -1, -1, -1, -1]),
+    (("numbers",), [7, -1, 2, 99999, -1, -1, -1, -1]),
     (("dog", "cow", "cat", "2"), [-1, -1, 3, -1, 2, 2, 0, -1]),
   ],
 )
 def test_a_label_is_the_folder_s_own(tmp_path, classes, expected):
   """The number that is its name, or its place in a list from elsewhere."""
-  names = ["07/x", "2/deep/z", "2/y", "3000000000/x"]
+  names = ["07/x", "2/deep/z", "2/y", "99999/x"]
   names += ["cat/0", "cat/1", "dog/2", "top"]
   for name in names:
     save(tmp_path / f"{name}.png", random_images(4, 4, 3))
@@ -66,6 +67,38 @@ def test_a_label_is_the_folder_s_own(tmp_path, classes, expected):
     rest = folder.FolderSource(tmp_path, classes).labels(np.arange(7))
     assert rest.tolist() == expected[:row] + expected[row + 1 :]
     file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["20240501", "100000", "3000000000"])
+def test_a_date_is_no_number_of_a_class(tmp_path, name):
+  save(tmp_path / name / "x.png", random_images(4, 4, 3))
+  assert folder.FolderSource(tmp_path).classes == 0
+  with pytest.raises(errors.EcosError, match="number over 99999") as error:
+    folder.FolderSource(tmp_path, ("numbers",))
+  assert name not in str(error.value).replace(str(tmp_path), "")
+
+
+def test_a_class_is_found_in_any_form_of_unicode(tmp_path):
+  """macOS writes é as e and an accent, keyboards write one character."""
+  save(tmp_path / "cafe\u0301/x.png", random_images(4, 4, 3))
+  for names in (["caf\u00e9"], ["cafe\u0301"]):
+    source = folder.FolderSource(tmp_path, [*names, "b"])
+    assert source.labels(np.arange(1)).tolist() == [0]
+  assert source.class_names == {"caf\u00e9"}
+
+
+def test_other_classes_of_the_same_files(tmp_path):
+  for name in ("cat", "dog", "1"):
+    save(tmp_path / name / "x.png", random_images(4, 4, 3))
+  source = folder.FolderSource(tmp_path)
+  digest = source.digest
+  for classes in (("dog", "cat"), ("numbers",)):
+    other = source.of_classes(classes)
+    opened = folder.FolderSource(tmp_path, classes)
+    assert other.digest == opened.digest != digest == source.digest
+    rows = np.arange(3)
+    assert other.labels(rows).tolist() == opened.labels(rows).tolist()
+  assert source.classes == 0
 
 
 def test_the_classes_are_part_of_the_content(tmp_path):
@@ -132,6 +165,79 @@ def test_what_cannot_be_decoded_is_left_out_too(tmp_path, monkeypatch):
   source = folder.FolderSource(tmp_path)
   [file] = source.unreadable
   assert (len(source), file.name) == (1, "b.png")
+
+
+def test_one_bad_entry_does_not_end_the_listing(tmp_path, monkeypatch):
+  """lost+found belongs to root, and links may lead to themselves."""
+  save(tmp_path / "pool/a/x.png", random_images(9, 9, 3))
+  for name in ("lost+found", "half"):
+    (tmp_path / "pool" / name).mkdir()
+  save(tmp_path / "pool/half/y.png", random_images(9, 9, 3))
+  for name in ("loop.jpg", "latest"):
+    (tmp_path / "pool" / name).symlink_to(name)
+  scandir = os.scandir
+
+  def refusing(path):
+    if path.name in ("lost+found", "half"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  kept = tmp_path / "listing.json"
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "scandir", refusing)
+    source = folder.FolderSource(tmp_path / "pool", listing=kept)
+  assert source.names == ["a/x.png"]
+  assert {file.name: file.why for file in source.unreadable} == {
+    "half/": "Permission denied",
+    "lost+found/": "Permission denied",
+    "loop.jpg": "Too many levels of symbolic links",
+  }
+  assert source.others == {"without a suffix": 1}
+  # What could not be opened is tried again.
+  again = folder.FolderSource(tmp_path / "pool", listing=kept)
+  assert again.names == ["a/x.png", "half/y.png"]
+
+
+def test_files_of_other_kinds_are_counted_by_suffix(tmp_path, caplog):
+  pixels = random_images(9, 9, 3)
+  for suffix in ("jpg", "jfif", "tif", "bmp", "gif", "avif", "mpo", "WEBP"):
+    save(tmp_path / f"pool/x.{suffix}", pixels)
+  others = ["a.mov", "b.mov", "c.CR2", "dr smith", "of.john-smith", ".DS_Store"]
+  for name in others:
+    (tmp_path / "pool" / name).write_bytes(b"")
+  counts = {".mov": 2, ".cr2": 1, "without a suffix": 2}
+  kept = tmp_path / "listing.json"
+  for _ in range(2):
+    source = folder.FolderSource(tmp_path / "pool", listing=kept)
+    assert len(source) == 8 and not source.unreadable
+    assert source.others == counts
+  [warning, *_] = caplog.messages
+  assert warning.endswith(
+    ": 5 of the files do not end as images do and are left out: 2 .mov, 2 "
+    "without a suffix, 1 .cr2"
+  )
+
+
+def test_an_empty_folder_says_what_it_holds(tmp_path):
+  (tmp_path / "a.mov").write_bytes(b"")
+  (tmp_path / "b.png").write_bytes(b"version https://git-lfs.github.com/spec")
+  with pytest.raises(
+    errors.EcosError, match=r"1 \.mov; 1 .* b\.png: .*git lfs"
+  ):
+    folder.FolderSource(tmp_path)
+
+
+def test_a_drawing_on_transparency_is_laid_on_the_ground(tmp_path):
+  drawing = np.zeros((8, 8, 4), np.uint8)
+  drawing[2:6, 2:6, 3] = 255
+  save(tmp_path / "x.png", drawing)
+  for ground, level in ((images.WHITE, 255), (images.BLACK, 0)):
+    source = folder.FolderSource(tmp_path, ground=ground)
+    expected = np.where(drawing[..., 3:], 0, level)
+    got = source.images(np.array([0]), 8)[0]
+    np.testing.assert_array_equal(got, np.repeat(expected, 3, -1))
+    stored = images.decode(source.encoded(0), "x")
+    np.testing.assert_array_equal(np.asarray(stored), got)
 
 
 def _listing(tmp_path, monkeypatch, path):
@@ -208,7 +314,7 @@ def test_a_link_to_a_folder_is_left_out_with_a_warning(tmp_path, caplog):
   (tmp_path / "pool/a/b").symlink_to(tmp_path / "away")
   (tmp_path / "pool/a/z.png").symlink_to(tmp_path / "away/y.png")
   assert len(folder.FolderSource(tmp_path / "pool")) == 2
-  _, warning = caplog.messages
+  [_, warning] = caplog.messages
   assert warning.startswith(f"{tmp_path}/pool: 1 of the files are links to fol")
 
 
@@ -259,17 +365,25 @@ def test_a_large_jpeg_is_as_if_decoded_in_full(tmp_path):
   assert np.abs(got.astype(int) - expected).max() <= 3
 
 
-def test_digest_is_of_names_sizes_and_times(tmp_path):
+def test_digest_is_of_names_and_contents(tmp_path):
+  """A job that copies its files again, with other times, goes on."""
   file = tmp_path / "a" / "x.png"
   save(file, random_images(9, 9, 3))
-  digest = folder.FolderSource(tmp_path / "a").digest
-  assert folder.FolderSource(tmp_path / "a").digest == digest
+  kept = tmp_path / "kept.json"
+  source = folder.FolderSource(tmp_path / "a", listing=kept)
+  digest = source.digest
   shutil.copytree(tmp_path / "a", tmp_path / "b")
   assert folder.FolderSource(tmp_path / "b").digest == digest
   os.utime(file, (1, 1))
-  assert folder.FolderSource(tmp_path / "a").digest != digest
+  for listing in (None, kept):
+    again = folder.FolderSource(tmp_path / "a", listing=listing)
+    assert again.digest == digest
+  # Touched since it was listed, and the same.
+  source.images(np.array([0]), 9)
   (tmp_path / "b" / "x.png").rename(tmp_path / "b" / "y.png")
   assert folder.FolderSource(tmp_path / "b").digest != digest
+  save(file, random_images(9, 9, 3, seed=1))
+  assert folder.FolderSource(tmp_path / "a").digest != digest
 
 
 def test_refuses_a_folder_without_images(tmp_path):

@@ -43,9 +43,92 @@ def test_a_palette_with_transparency_is_read_without_a_warning():
   image = Image.fromarray(photo()).convert("P")
   data = file(image, "PNG", transparency=bytes(range(256)))
   square = images.square(images.decode(data, "x"), 20)
-  np.testing.assert_array_equal(
-    square, np.asarray(image.convert("RGB"))[:, 5:25]
-  )
+  colours = np.asarray(image.convert("RGB"))[:, 5:25].astype(float)
+  # Entry i of the palette has alpha i / 255.
+  alpha = np.asarray(image)[:, 5:25, None] / 255
+  expected = colours * alpha + 255 * (1 - alpha)
+  np.testing.assert_allclose(square, expected, atol=1)
+
+
+@pytest.mark.parametrize(
+  ("mode", "kind"),
+  [
+    *(("RGBA", kind) for kind in ("PNG", "WEBP", "TIFF", "AVIF")),
+    *(("LA", kind) for kind in ("PNG", "TIFF")),
+  ],
+)
+def test_black_on_transparency_is_black_on_the_ground(mode, kind):
+  """As icons and glyphs are drawn: without a ground, nothing is left."""
+  drawing = np.zeros((20, 20, len(mode)), np.uint8)
+  drawing[5:15, 8:12, -1] = 255
+  lossless = {"lossless": True} if kind == "WEBP" else {}
+  lossless |= {"quality": 100, "subsampling": "4:4:4"} if kind == "AVIF" else {}
+  data = file(Image.fromarray(drawing), kind, **lossless)
+  expected = np.where(drawing[..., -1:], 0, np.full((20, 20, 3), 255))
+  image = images.decode(data, "x")
+  np.testing.assert_array_equal(images.square(image, 20), expected)
+  assert not images.square(image, 20, images.BLACK).any()
+  # The proxy has the same.
+  kept = images.opened(images.common(data, "x"))
+  assert kept.mode == "RGB" and not kept.has_transparency_data
+  np.testing.assert_array_equal(np.asarray(kept), expected)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "BMP", "GIF", "MPO", "TIFF"])
+def test_of_several_frames_the_first_is_read(kind):
+  first, second = (Image.new("RGB", (24, 16), c) for c in ("red", "blue"))
+  several = {} if kind == "BMP" else {"save_all": True}
+  several |= {"append_images": [second]} if several else {}
+  data = file(first, kind, **several)
+  assert images.why_unreadable(data) is None
+  for got in (data, images.common(data, "x")):
+    colour = images.square(images.decode(got, "x"), 8).mean((0, 1))
+    np.testing.assert_allclose(colour, (255, 0, 0), atol=4)
+
+
+@pytest.mark.parametrize(
+  ("top", "dtype", "kind"),
+  [
+    (255, "<u2", "PNG"),
+    (4095, "<u2", "PNG"),
+    (65535, "<u2", "PNG"),
+    (4095, ">u2", "TIFF"),
+    (2**20, "<i4", "TIFF"),
+    (1.0, "<f4", "TIFF"),
+    (255.0, "<f4", "TIFF"),
+    (1e6, "<f4", "TIFF"),
+  ],
+)
+def test_deep_greys_keep_their_range(top, dtype, kind):
+  """12 bits in a 16-bit file would be almost black, floats would be black."""
+  ramp = np.linspace(0, top, 400).reshape(20, 20)
+  image = Image.fromarray(ramp.astype(dtype))
+  assert image.mode[0] in "IF"
+  got = images.square(images.decode(file(image, kind), "x"), 20)
+  expected = np.repeat(np.linspace(0, 255, 400).reshape(20, 20, 1), 3, -1)
+  np.testing.assert_allclose(got, expected, atol=1.01)
+
+
+def test_negative_greys_are_no_white():
+  ramp = np.linspace(-1000, 3000, 400).reshape(20, 20)
+  expected = np.linspace(0, 255, 400).reshape(20, 20)
+  for dtype in (np.int32, np.float32):
+    got = images.square(Image.fromarray(ramp.astype(dtype)), 20)
+    np.testing.assert_allclose(got[..., 0], expected, atol=1.01)
+  holes = np.array([[np.nan, 0.5], [1, np.inf]], np.float32)
+  assert images.square(Image.fromarray(holes), 2)[0, 0, 0] == 0
+
+
+def test_a_pointer_of_git_lfs_and_a_heic_file_say_what_they_need(tmp_path):
+  pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+  assert "git lfs pull" in str(images.why_unreadable(pointer))
+  if "HEIF" not in images.FORMATS:
+    heic = b"\0\0\0\x18ftypheic" + bytes(99)
+    assert "ecos_jax[heic]" in str(images.why_unreadable(heic))
+  for name in ("a.npy", "a.npz"):
+    (tmp_path / name).write_bytes(pointer)
+    with pytest.raises(errors.EcosError, match="git lfs pull"):
+      images.read_arrays(tmp_path / name)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (40, 90), (77, 40)])

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import itertools
 import os
@@ -123,6 +124,25 @@ class TestArraySource:
       pools.ArraySource("a", images)
     assert "1237" not in str(error.value)
 
+  @pytest.mark.parametrize(
+    "dtype",
+    [bool, np.int8, np.uint8, np.uint16, np.uint32, np.uint64, ">i8", ">u2"],
+  )
+  @pytest.mark.parametrize("shape", [(3,), (3, 1)])
+  def test_labels_of_any_type_of_integer(self, dtype, shape):
+    """MNIST's are uint8, Keras has [n, 1], other machines other orders."""
+    labels = np.array([1, 0, 1]).astype(dtype).reshape(shape)
+    source = pools.ArraySource("a", random_images(3, 8, 8, 3), labels)
+    assert source.classes == 2
+    got = source.labels(np.array([2, 1, 0]))
+    assert (got.dtype, got.tolist()) == (np.int64, [1, 0, 1])
+
+  def test_a_label_that_is_no_class_is_refused(self):
+    for top in (20240501, 2**63):
+      labels = np.array([0, top], np.uint64)
+      with pytest.raises(errors.EcosError, match="must be below 100000"):
+        pools.ArraySource("a", random_images(2, 8, 8, 3), labels)
+
   @pytest.mark.parametrize("labels", [np.zeros(3), np.zeros(2, int)])
   def test_refuses_other_labels(self, labels):
     with pytest.raises(errors.EcosError, match=r"a must be \[n\] integers"):
@@ -169,8 +189,12 @@ class TestTfdsSource:
         known.images(rows, 8), everything.images(places, 8)
       )
       assert known.labels(rows).tolist() == expected[places].tolist()
-      with pytest.raises(errors.EcosError, match="no class unicorn"):
-        tfds_split.TfdsSource(name, "train", None, ["zebra", "unicorn"])
+      with pytest.raises(
+        errors.EcosError, match=r"no class 'Zebra' .near: zebra"
+      ):
+        tfds_split.TfdsSource(name, "train", None, ["whale", "Zebra"])
+      numbered = pools.open_source(f"tfds:{name}:train", None, ("numbers",))
+      assert numbered.classes == 345
 
   def test_labels_are_unknown_without_any(self, tmp_path):
     source = pools.ArraySource("a", random_images(2, 8, 8, 3))
@@ -234,7 +258,7 @@ class TestOpenSource:
     assert isinstance(source, folder.FolderSource)
 
   @pytest.mark.parametrize("prefix", ["", "images:"])
-  def test_npy_is_mapped_and_not_hashed(self, tmp_path, prefix):
+  def test_npy_is_mapped_and_hashed_once(self, tmp_path, monkeypatch, prefix):
     images = random_images(3, 8, 8, 3)
     file = tmp_path / "cats.npy"
     np.save(file, images)
@@ -243,9 +267,17 @@ class TestOpenSource:
     np.testing.assert_array_equal(source.images(np.arange(3), 8), images)
     assert source.labels(np.arange(3)).tolist() == [-1] * 3
     digest = source.digest
-    assert pools.open_source(str(file)).digest == digest
-    os.utime(file, (1, 1))
-    assert pools.open_source(str(file)).digest != digest
+    kept = tmp_path / "kept.json"
+    for time in (1, 2):
+      os.utime(file, (time, time))
+      assert pools.open_source(str(file), listing=kept).digest == digest
+      # The file is not read again.
+      with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", None)
+        assert pools.open_source(str(file), listing=kept).digest == digest
+    images[0, 0, 0, 0] ^= 1
+    np.save(file, images)
+    assert pools.open_source(str(file), listing=kept).digest != digest
 
   @pytest.mark.parametrize("labels", [{}, {"labels": np.array([4, 5, 6])}])
   def test_npz(self, tmp_path, labels):
@@ -264,7 +296,7 @@ class TestOpenSource:
       tfds_split, "TfdsSource", lambda *args: calls.append(args)
     )
     pools.open_source("tfds:mnist:train", "there", ["a"])
-    assert calls == [("mnist", "train", "there", ["a"])]
+    assert calls == [("mnist", "train", "there", ["a"], "white")]
 
   @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
   def test_refuses_missing_and_damaged_files(self, tmp_path, name):
@@ -289,7 +321,7 @@ class TestOpenSource:
 
   def test_refuses_other_arrays(self, tmp_path):
     np.savez(tmp_path / "x.npz", pictures=random_images(3, 8, 8))
-    with pytest.raises(errors.EcosError, match="no array 'images'"):
+    with pytest.raises(errors.EcosError, match="no array 'images', but pict"):
       pools.open_source(str(tmp_path / "x.npz"))
     np.save(tmp_path / "x.npy", np.zeros((3, 8, 8)))
     with pytest.raises(errors.EcosError, match="must be uint8"):
@@ -327,15 +359,16 @@ class TestPool:
     a, b = (pools.ArraySource(name, random_images(1, 2, 2)) for name in "ab")
     assert pools.Pool([b, a]).source_names == ("b", "a")
 
-  def test_digest_is_of_names_order_and_content(self):
+  def test_digest_is_of_order_and_content(self):
+    """And not of names: the same data may lie elsewhere."""
+
     def source(name, seed):
       return pools.ArraySource(name, random_images(2, 2, 2, seed=seed))
 
     digest = pools.Pool([source("a", 0), source("b", 1)]).digest
-    assert pools.Pool([source("a", 0), source("b", 1)]).digest == digest
+    assert pools.Pool([source("a", 0), source("c", 1)]).digest == digest
     for other in (
       [source("b", 1), source("a", 0)],
-      [source("a", 0), source("c", 1)],
       [source("a", 0), source("b", 2)],
       [source("a", 0)],
     ):
@@ -354,10 +387,27 @@ class TestPool:
       with pytest.raises(errors.EcosError, match="the pool is empty"):
         pools.Pool(sources)
 
-  def test_refuses_two_sources_of_one_name(self):
-    source = pools.ArraySource("a", random_images(1, 2, 2))
-    with pytest.raises(errors.EcosError, match=r"same name: .*a, a"):
-      pools.Pool([source, source])
+  def test_two_sources_of_one_name_get_a_number(self):
+    sources = [
+      pools.ArraySource(name, random_images(1, 2, 2, seed=seed))
+      for seed, name in enumerate(("train", "b", "train", "train"))
+    ]
+    names = pools.Pool(sources).source_names
+    assert names == ("train", "b", "train:2", "train:3")
+    with pytest.raises(errors.EcosError, match="source train is twice"):
+      pools.Pool([*sources, sources[2]])
+
+  def test_counts_the_samples_of_each_class(self):
+    labels = [np.array([0, 2, 2, -1]), np.array([2, 2, 2, 1], np.uint8)]
+    pool = pools.Pool(
+      [
+        pools.ArraySource(str(i), random_images(4, 2, 2, seed=i), own)
+        for i, own in enumerate(labels)
+      ]
+    )
+    assert pool.class_sizes(4) == [1, 1, 5, 0]
+    with pytest.raises(errors.EcosError, match="label in 0 is 2"):
+      pool.class_sizes(2)
 
 
 def test_the_client_needs_no_heavy_package(tmp_path: Path):

@@ -147,7 +147,7 @@ def test_the_run_waits_for_the_minimum_and_goes_on_from_more(
   _bring(path / "responses", kiel=three)
   more = pipeline.run(config, path)
   said = capsys.readouterr().out
-  assert "1 more answers: made again: response, proxy, model" in said
+  assert "1 came since: made again: response, proxy, model" in said
   assert more["clients"]["answered"] == 3
   assert more["clients"]["least_epsilon"] < epsilon
   assert more["proxy_digest"] != summary["proxy_digest"]

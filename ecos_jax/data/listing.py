@@ -1,0 +1,287 @@
+"""What is in a folder: its image files, and how many files of other kinds.
+
+The folder is listed once: the name, size, time of change and digest of each
+image file, and why it cannot be read, if so. The listing can be kept in a file.
+The next time, only folders are looked at: if one has changed, all are listed
+again, and new or changed files are read.
+
+No file or folder ends a listing: what cannot be opened is listed as unreadable.
+"""
+
+import collections
+from collections.abc import Iterator
+from concurrent import futures
+import functools
+import itertools
+import json
+import os
+from pathlib import Path
+import re
+import time
+from typing import Literal, NamedTuple
+
+from absl import logging
+import tqdm
+
+from ecos_jax import files as files_lib
+from ecos_jax.data import images as image_files
+
+# Another set of formats makes another listing.
+_VERSION = [2, *image_files.SUFFIXES]
+# A folder that changed just now may change again at the same time stamp.
+_SETTLED_NS = 2_000_000_000
+_DIGITS = 32  # of a sha256 in hex, which is 128 bits
+_AT_ONCE = 4096  # files that wait for a thread
+# What is no such ending may be part of a private name.
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
+
+
+class File(NamedTuple):
+  """An image file.
+
+  Attributes:
+    name: Its path below the folder.
+    size: In bytes.
+    time: Of its last change, in ns.
+    why: Why it cannot be read, None if it can.
+    digest: The first 32 hex digits of the sha256 of its content.
+  """
+
+  name: str
+  size: int
+  time: int
+  why: str | None = None
+  digest: str = ""
+
+
+class Listing(NamedTuple):
+  """What is in a folder.
+
+  Attributes:
+    files: The image files, by name, and folders that cannot be opened.
+    others: Number of the other files, by suffix.
+  """
+
+  files: list[File]
+  others: dict[str, int]
+
+
+def suffixes(others: dict[str, int]) -> str:
+  """Returns the numbers of other files as a text, the most frequent first."""
+  kinds = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
+  return ", ".join(
+    f"{count:,} {suffix}"
+    + (" (pip install 'ecos_jax[heic]' reads them)" * (suffix in _NEED_HEIF))
+    for suffix, count in kinds
+  )
+
+
+_NEED_HEIF = set(image_files.HEIF_SUFFIXES) - set(image_files.SUFFIXES)
+
+
+def read(path: Path, file: File) -> bytes | None:
+  """Returns the content of a listed file; None if it is another than listed.
+
+  Args:
+    path: The folder.
+    file: From its listing.
+
+  Raises:
+    OSError: It cannot be read.
+  """
+  data, now = _read(path, file.name)
+  same = now[:3] == file[:3] or _digest(data) == file.digest
+  return data if same else None
+
+
+def listed(path: Path, kept: Path | None) -> Listing:
+  """Returns what is in a folder and its subfolders; warns of what is left out.
+
+  Hidden files are left out, and so are links to folders: they could form a
+  cycle.
+
+  Args:
+    path: The folder.
+    kept: The file that keeps the listing; None: it is not kept.
+  """
+  known: dict[str, File] = {}
+  if kept is not None and (found := _kept(kept)) is not None:
+    folders, listing = found
+    # The size of a folder says nothing.
+    if all(
+      (stat := _stat(path / name)) is not None and stat[1] == changed
+      for name, changed in folders.items()
+    ):
+      return listing
+    known = {file.name: file for file in listing.files}
+  began = time.time_ns()
+  folders, files, new = {}, [], []
+  others = collections.Counter[str]()
+  links, outside, root = 0, 0, path.resolve()
+  for folder in _folders(path, quiet=kept is None):
+    # If a folder changed just now, its next change might go unnoticed.
+    settled = folder.why is None and began - folder.changed > _SETTLED_NS
+    folders[folder.name] = folder.changed if settled else None
+    if folder.why is not None:
+      files.append(File(folder.name, 0, 0, folder.why))
+    for entry in folder.entries:
+      name = folder.name + entry.name
+      match _kind(entry):
+        case "link":
+          links += 1
+        case "file" if not name.lower().endswith(image_files.SUFFIXES):
+          others[_suffix(name)] += 1
+        case "file":
+          if entry.is_symlink():
+            outside += not _within(path / name, root)
+          file = known.get(name)
+          if file is not None and _stat(path / name) == file[1:3]:
+            files.append(file)
+          else:
+            new.append(name)
+  files += _checked(path, new, quiet=kept is None)
+  listing = Listing(sorted(files), dict(others))
+  _warn(path, listing, outside, links)
+  # The second of several processes finds the listing as it should be.
+  if kept is not None and listing.files != list(known.values()):
+    content = {"version": _VERSION, "folders": folders, **listing._asdict()}
+    files_lib.write(kept, json.dumps(content).encode())
+  return listing
+
+
+def _warn(path: Path, listing: Listing, outside: int, links: int) -> None:
+  """Says what is left out; no names: a client's files are private."""
+  bad = sum(file.why is not None for file in listing.files)
+  for count, what in (
+    (bad, "cannot be read as images and are left out"),
+    (outside, "are links to files outside of the folder, which are used"),
+    (
+      links,
+      "are links to folders and are left out: name such a folder as a source "
+      "of its own, or put it in the place of the link",
+    ),
+    (
+      sum(listing.others.values()),
+      "do not end as images do and are left out: " + suffixes(listing.others),
+    ),
+  ):
+    if count:
+      logging.warning("%s: %d of the files %s", path, count, what)
+
+
+def _kept(kept: Path) -> tuple[dict[str, int | None], Listing] | None:
+  """Returns the folders and the files of a listing; None if it is no good."""
+  try:
+    found = json.loads(kept.read_bytes())
+    if found["version"] == _VERSION:
+      files = [File(*file) for file in found["files"]]
+      return dict(found["folders"]), Listing(files, dict(found["others"]))
+  except (FileNotFoundError, ValueError, LookupError, TypeError):
+    pass
+  return None
+
+
+class _Folder(NamedTuple):
+  """A folder: its name, time of change, entries, and why it lacks some."""
+
+  name: str
+  changed: int
+  entries: list[os.DirEntry]
+  why: str | None
+
+
+def _folders(path: Path, *, quiet: bool) -> Iterator[_Folder]:
+  """Yields the folder and those below it; `quiet` shows no progress."""
+  pending = [""]
+  bar = tqdm.tqdm(desc="listing", unit=" files", disable=quiet or None)
+  with bar:
+    while pending:
+      name = pending.pop()
+      changed, entries, why = 0, [], None
+      try:
+        changed = (path / name).stat().st_mtime_ns
+        with os.scandir(path / name) as scan:
+          for entry in scan:
+            bar.update()
+            if not entry.name.startswith("."):
+              entries.append(entry)
+      except OSError as error:
+        why = error.strerror
+      pending += [
+        f"{name}{entry.name}/" for entry in entries if _kind(entry) == "folder"
+      ]
+      yield _Folder(name, changed, entries, why)
+
+
+def _kind(entry: os.DirEntry) -> Literal["folder", "link", "file", "other"]:
+  """Returns what an entry is; `link`: to a folder; a broken link is a file."""
+  try:
+    if entry.is_dir(follow_symlinks=False):
+      return "folder"
+    if entry.is_symlink() and entry.is_dir():
+      return "link"
+    # A pipe would be read for ever.
+    return "file" if entry.is_file() or entry.is_symlink() else "other"
+  except OSError:  # links in a circle
+    return "file"
+
+
+def _suffix(name: str) -> str:
+  suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+  return suffix if _SUFFIX.fullmatch(suffix) else "without a suffix"
+
+
+def _within(path: Path, root: Path) -> bool:
+  try:
+    return path.resolve().is_relative_to(root)
+  except (OSError, RuntimeError):  # links in a circle
+    return True
+
+
+def _checked(path: Path, names: list[str], *, quiet: bool) -> Iterator[File]:
+  """Yields files, read and decoded."""
+  rest = iter(names)
+  check = functools.partial(_check, path)
+  with (
+    futures.ThreadPoolExecutor() as threads,
+    # Only the cloud keeps a listing; a client's number of files is private.
+    tqdm.tqdm(
+      total=len(names),
+      desc="checking",
+      unit=" images",
+      disable=quiet or None,
+    ) as bar,
+  ):
+    while some := list(itertools.islice(rest, _AT_ONCE)):
+      for file in threads.map(check, some):
+        bar.update()
+        yield file
+
+
+def _check(path: Path, name: str) -> File:
+  try:
+    data, file = _read(path, name)
+  except OSError as error:
+    return File(name, 0, 0, error.strerror)
+  why = image_files.why_unreadable(data)
+  return file._replace(why=why, digest=_digest(data))
+
+
+def _read(path: Path, name: str) -> tuple[bytes, File]:
+  """Returns the content of a file, and its entry in a listing."""
+  with (path / name).open("rb") as stream:
+    stat = os.fstat(stream.fileno())
+    return stream.read(), File(name, stat.st_size, stat.st_mtime_ns)
+
+
+def _digest(data: bytes) -> str:
+  return files_lib.digest(data)[:_DIGITS]
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+  """Returns size and time of change; None if there is no such file."""
+  try:
+    stat = path.stat()
+  except OSError:
+    return None
+  return stat.st_size, stat.st_mtime_ns
