@@ -23,7 +23,6 @@ _PAPER = plan.Quoted(
 
 def get_config(argument: str = "") -> plan.Study:
   """Returns the study; `ecos_jax.study.digits` explains the argument."""
-  every = digits.every(argument)
   return digits.study(
     __file__,
     argument,
@@ -31,21 +30,8 @@ def get_config(argument: str = "") -> plan.Study:
     steps=800,
     title="Automated client labelling",
     about=_ABOUT,
-    grids=(
-      {**every, "sampling.method": ("ecos", "ecos_paper", "random", "kcenter")},
-    ),
-    tables=(
-      digits.mean_over_clients(("sampling.method",), _METRICS),
-      plan.Table(
-        "By client", rows=("data.client", "sampling.method"), metrics=_METRICS
-      ),
-    ),
-    plots=(
-      plan.Plot(
-        "accuracy", x="data.client", y="accuracy", lines="sampling.method"
-      ),
-    ),
     paper=_PAPER,
+    **digits.by_method(argument, _METRICS),
   )
 
 

@@ -68,10 +68,10 @@ def centred(rows: np.ndarray, offset: np.ndarray) -> np.ndarray:
 
 
 def _check_dimension(features: np.ndarray, d: int) -> None:
+  # No other length: the number of samples is private.
   if features.ndim != 2 or features.shape[1] != d:
     raise messages.ProtocolError(
-      f"features must have d = {d} as the question, got an array of "
-      f"{features.ndim} axes with d = {features.shape[-1]}"
+      f"features must be [n, d], with d = {d} as the question"
     )
 
 
@@ -193,7 +193,8 @@ def cast(
   if query.classes:
     assert labels is not None
     known = (labels >= 0) & (labels < query.classes)
-    rows = np.where(known, labels, -1)
+    rows = np.full(len(features), -1)
+    rows[known] = labels[known]
   closest, signed = None, None
   if query.centroids is not None:
     closest = nearest(features, query.centroids)

@@ -5,9 +5,11 @@ weights says whether they do.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 
 from ecos_jax import config
@@ -62,8 +64,10 @@ class Private:
       raise errors.EcosError(
         "`labels` must be [n] integers, one for each sample"
       )
-    if persons is not None and persons.shape != (self.size,):
-      raise errors.EcosError("`persons` must be [n], an id for each sample")
+    if persons is not None:
+      units.check(persons)
+      if persons.shape != (self.size,):
+        raise errors.EcosError("`persons` must be [n], an id for each sample")
 
   def by_person(self) -> units.Persons | None:
     """Returns the samples by person, where persons are the units."""
@@ -93,9 +97,27 @@ def opened(
     EcosError: An array does not fit the samples.
   """
   if not hasattr(data, "images"):
-    data = np.asarray(data)
+    data = _array(message, data)
   read = functools.partial(blocks, message, data, encoder, batch_size)
   return Private(len(data), read, labels, persons)
+
+
+def _array(message: messages.Question, data: Data) -> np.ndarray:
+  """Returns images, or features that fit the question.
+
+  Raises:
+    EcosError: They do not. The text has no count: the number is private.
+  """
+  with contextlib.suppress(ValueError):  # rows of different lengths
+    array, d = np.asarray(data), message.dimension
+    images = array.dtype == np.uint8
+    real = array.dtype.kind in "iub" or jnp.issubdtype(array.dtype, np.floating)
+    if array.ndim > 2 if images else real and array.shape[1:] == (d,):
+      return array
+  raise errors.EcosError(
+    f"`data` must be images, uint8 [n, h, w, 3], or features, numbers [n, "
+    f"{message.dimension}] as the question's"
+  )
 
 
 def blocks(

@@ -50,9 +50,9 @@ class Assignment(NamedTuple):
 
 
 def _group_width(k: int) -> int:
-  """Returns a width near 1.4 sqrt(k) that divides k, or nearly.
+  """Returns the width of a group of columns: near 1.4 sqrt(k), and divides k.
 
-  One of whole vectors, if there are several: measured to be faster.
+  If none divides k, it nearly does. Multiples of 4 were measured to be faster.
   """
   root = math.isqrt(k)
   widths = range(max(root // 2, 1), min(2 * root, k) + 1)
@@ -75,10 +75,11 @@ def _without(scores: jax.Array, columns: jax.Array) -> jax.Array:
 
 
 def _top_two_cpu(scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The largest of groups of columns first, which is vectorised, then inside.
+  """Returns what `top_two` does: finds the best group, then its best column.
 
-  Reductions over (score, index) pairs are scalar code, so they run over the
-  few groups, and over the few columns of the group that won.
+  The largest score of each group is vectorised code. Reductions over pairs
+  (score, index) are scalar code, so they run over the groups, and over the
+  columns of the best group, but not over all columns.
   """
 
   def ordered(a, b):
@@ -145,20 +146,20 @@ def nearest(
 ) -> Assignment:
   """Returns the assignment of one block.
 
-  On Hopper GPUs a kernel does it all; elsewhere scores [n, k] come in between,
-  which XLA fuses away on TPU. For use inside jitted code, under the mesh that
-  names the chip; `assign` cuts any number of rows into blocks.
+  On Hopper GPUs one kernel computes it. Elsewhere XLA computes scores [n, k],
+  which it does not store on TPUs. Call it in jitted code, under the mesh of the
+  devices; `assign` takes any number of rows.
 
   Args:
     features: [n, d] float16, bfloat16 or float32.
     centroids: [k, d] float32.
-    fitting: Whether k-means iterates, and precision may be traded for speed if
-      --assignment=fast says so.
+    fitting: Whether this is an iteration of k-means, in which
+      --assignment=fast trades precision for speed.
   """
   program = kernels.assignment(jax.sharding.get_abstract_mesh())
   exact = features.astype(jnp.float32)
   if program != "xla":
-    # Imported for the chip alone: Pallas's interface is still moving.
+    # Imported only where it runs: Pallas's interface still changes.
     from ecos_jax.clustering.kernels import gpu
 
     fast = fitting and program == "fast"
@@ -190,7 +191,7 @@ def assign_chunk(
 
   Args:
     chunk: float16, bfloat16 or float32.
-    valid: How many of its rows count; labels of the others say nothing.
+    valid: Number of rows that count; the labels of the others mean nothing.
     centroids: float32 [k, d].
     mesh: The devices.
     block: Rows of a block, from `chunks.plan`.

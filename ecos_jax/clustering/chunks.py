@@ -1,7 +1,7 @@
-"""Rows go to the devices in chunks, and on each device through in blocks.
+"""Cuts rows into chunks for the devices, and chunks into blocks on each device.
 
-Chunks have one of few static shapes, and a dynamic number of valid rows: so
-other n need no new compilation, and nothing is computed for padding. On CPU,
+Chunks have one of a few static shapes and a dynamic number of valid rows. So
+few n need a new compilation, and blocks of padding are skipped. On CPU,
 chunks of aligned features share their memory: a copy costs as much as a small
 matrix product.
 """
@@ -19,7 +19,8 @@ from ecos_jax.clustering import kernels
 MEMORY_BUDGET = 256 << 20
 # Scores of a block: they stay in a CPU's cache until their argmax is taken.
 _CPU_SCORE_BYTES = 2 << 20
-# Copied chunks: the allocator reuses smaller ones, and new pages are slow.
+# Of a chunk that is a copy: the allocator reuses memory of this size, and new
+# pages are slow.
 _CPU_CHUNK_BYTES = 16 << 20
 # On CPU, XLA uses memory without a copy if it begins at a multiple of this.
 _CPU_ALIGNMENT = 64
@@ -66,12 +67,11 @@ class Rows(Protocol):
 Features = np.ndarray | Rows
 
 
-def checked(features: Any, name: str = "features") -> Features:
+def checked(features: Any) -> Features:
   """Returns features [n, d] in memory as a numpy array, others as they are.
 
   Args:
     features: A numpy or JAX array, or `Rows`.
-    name: What to call them in an error.
 
   Raises:
     EcosError: They have another shape or type.
@@ -82,7 +82,7 @@ def checked(features: Any, name: str = "features") -> Features:
   floats = array.dtype.name in ("float16", "bfloat16", "float32")
   if array.ndim != 2 or 0 in array.shape or not floats:
     raise errors.EcosError(
-      f"`{name}` must be float16 or float32 [n, d], got {array.dtype} "
+      f"`features` must be float16 or float32 [n, d], got {array.dtype} "
       f"{list(array.shape)}"
     )
   return array
@@ -144,9 +144,10 @@ def plan(
 ) -> Plan:
   """Returns the shapes for features [n, d] and k centroids.
 
-  Many n share a shape and its compiled code. A single chunk has its rows
-  rounded up to eighths of a power of two. Of several chunks each is a number of
-  whole blocks, chosen so that devices idle least in the last chunk.
+  Many n share one shape, and so one compiled program. If one chunk holds all
+  rows, their number is rounded up to a multiple of an eighth of a power of two.
+  Otherwise a chunk is a whole number of blocks, chosen so that the devices idle
+  least in the last chunk.
 
   Args:
     shape: (n, d).
@@ -239,7 +240,7 @@ def shares_memory(features: Features, mesh: jax.sharding.Mesh) -> bool:
     and features.flags.c_contiguous
     and features.ctypes.data % _CPU_ALIGNMENT == 0
     and mesh.devices.flat[0].platform == "cpu"
-    # Processes must agree, and the arrays of others may begin elsewhere.
+    # Processes must agree, and another's array may be aligned otherwise.
     and not mesh.is_multi_process
   )
 

@@ -78,7 +78,8 @@ class _Passes:
     self._prune = prune and resident
     self._bounds: list[lloyd.Bounds] | None = None
     self._before = np.zeros(0)
-    # Plain passes until pruning is tried again, and after it if it fails.
+    # Plain passes until pruning is tried again, and how many follow if it does
+    # not pay.
     self._wait = 0
     self._patience = 1
 
@@ -175,7 +176,7 @@ def _in_memory(features: chunks.Rows, rows: int) -> np.ndarray:
 
 
 class _Lloyd(NamedTuple):
-  """How to iterate."""
+  """Lloyd's iterations, and their settings."""
 
   plan: chunks.Plan
   mesh: jax.sharding.Mesh
@@ -198,8 +199,9 @@ class _Lloyd(NamedTuple):
       features: [n, d].
       centroids: float32 [k, d].
       resident: Whether the features stay on the devices.
-      share: Rows of all that these are: an iteration goes on as long as it
-        gains as much for its work as the last one on all rows would.
+      share: Share of all rows that `features` holds. Iterations on few rows are
+        cheap: the tolerance is multiplied by the share, and the maximum number
+        of iterations divided by it.
     """
     self.progress.set_description(f"k-means on {features.shape[0]:,} rows")
     passes = _Passes(
@@ -285,7 +287,8 @@ def fit(
 
   Deterministic given the key. On other numbers of devices, and for features
   that are streamed rather than pruned in memory, results differ by rounding. An
-  empty cluster moves to the row farthest from its centroid.
+  empty cluster moves to the row farthest from its centroid. A large common
+  offset of the features is subtracted while fitting (`centring`).
 
   Args:
     features: float16, bfloat16 or float32 [n, d]: an array or a feature bank.
@@ -296,8 +299,8 @@ def fit(
       the sample is smaller.
     tolerance: Stops when the inertia falls by less than this share of it; on a
       nested sample it shrinks with the sample.
-    sample: Number of random rows to fit, in the memory of every process; 256 k
-      is ample. None, or n or more: all rows.
+    sample: Number of random rows to fit on, which every process holds in
+      memory; 256 for each centroid are plenty. None, or n or more: all rows.
     nested: Whether to iterate on samples that double before all rows; not with
       `init`.
     prune: Whether to skip rows whose nearest centroid cannot have changed,

@@ -1,9 +1,9 @@
 """First centroids for k-means, spread over the features.
 
-A good start matters where clusters are separated: one without a first centroid
-is found late or never. k-means++ draws the centroids one after the other;
-k-means|| draws candidates in a few rounds that any mesh can share, and chooses
-among them by k-means++.
+A good start matters where clusters are separated: a cluster without a first
+centroid is found late or never. k-means++ draws the centroids one after the
+other; k-means|| draws candidates in a few rounds that any mesh can share, and
+chooses among them by k-means++.
 """
 
 import functools
@@ -104,7 +104,7 @@ def parallel(
   """
   rounds_key, thinning_key = jax.random.split(key)
   random = generator(rounds_key)
-  # Padding with repeated candidates changes nothing: all rounds share a shape.
+  # Repeated candidates change nothing, and give all rounds one shape.
   width = k // 2 + 4 * int(np.sqrt(k)) + 1
   rows = random.integers(len(features), size=1)
   candidates = [features[np.resize(rows, width)].astype(np.float32)]

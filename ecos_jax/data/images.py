@@ -4,6 +4,7 @@ from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import io
+import lzma
 import math
 from pathlib import Path
 import re
@@ -48,8 +49,8 @@ _LFS_WHY = "it is a pointer of git-lfs: git lfs pull brings the file itself"
 WHITE, BLACK = "white", "black"
 # 358 MB decoded, as RGBA; Pillow warns of more, up to twice as many.
 MAX_PIXELS = 89_478_485
-# A compressed array may be so many times as large as its bytes in the file; one
-# below _INFLATED bytes always.
+# Compressed arrays may be so many times as large as their file; below _INFLATED
+# bytes they always may.
 _MAX_RATIO = 100
 _INFLATED = 2**28
 _HEADERS = {
@@ -58,9 +59,10 @@ _HEADERS = {
 }
 _COMMON = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 # What numpy raises if a file is missing, damaged, or no array file.
-_NO_ARRAYS = (
-  *(OSError, ValueError, TypeError, EOFError, RuntimeError),
-  *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+NO_ARRAYS = (
+  *(OSError, ValueError, TypeError, EOFError, RuntimeError, ArithmeticError),
+  *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+  lzma.LZMAError,
 )
 
 
@@ -78,20 +80,22 @@ def why_no_arrays(error: Exception, path: Path) -> str:
 
 
 def _check_sizes(file: IO[bytes], path: Path) -> None:
-  """Checks that no array of an .npz file is far larger than the file.
+  """Checks that the arrays of an .npz file are not far larger than the file.
 
   Raises:
-    EcosError: One is, or has not the size that it says.
+    EcosError: They are, or one has not the size that it says.
     ValueError, OSError, BadZipFile: It is no such file.
   """
   with zipfile.ZipFile(file) as archive:
+    # Together, and against the whole file: many small ones add up, and may
+    # share their bytes.
+    most = max(_INFLATED, _MAX_RATIO * path.stat().st_size)
+    if sum(member.file_size for member in archive.infolist()) > most:
+      raise errors.EcosError(
+        f"cannot read {path}: it would inflate to more than {_MAX_RATIO} times "
+        "its bytes: save it with numpy.savez"
+      )
     for member in archive.infolist():
-      most = max(_INFLATED, _MAX_RATIO * member.compress_size)
-      if member.file_size > most:
-        raise errors.EcosError(
-          f"cannot read {path}: {member.filename} would inflate to more than "
-          f"{_MAX_RATIO} times its bytes: save it with numpy.savez"
-        )
       with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = _HEADERS.get(version)
@@ -118,12 +122,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
   """
   try:
     if path.suffix == ".npy":
-      return {"images": np.load(path, mmap_mode="r")}
+      return {"images": np.lib.format.open_memmap(path, mode="r")}
     with path.open("rb") as file:
       _check_sizes(file, path)
       with np.load(file) as arrays:
         return dict(arrays)
-  except _NO_ARRAYS as error:
+  except NO_ARRAYS as error:
     raise errors.EcosError(
       f"cannot read {path}: {why_no_arrays(error, path)}"
     ) from error

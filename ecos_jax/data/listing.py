@@ -11,6 +11,7 @@ No file or folder ends a listing: what cannot be opened is listed as unreadable.
 import collections
 from collections.abc import Iterator
 from concurrent import futures
+import errno
 import functools
 import itertools
 import json
@@ -268,7 +269,15 @@ def _check(path: Path, name: str) -> File:
 
 
 def _read(path: Path, name: str) -> tuple[bytes, File]:
-  """Returns the content of a file, and its entry in a listing."""
+  """Returns the content of a file, and its entry in a listing.
+
+  Raises:
+    OSError: It cannot be read. A link may lead to a pipe or a device, which
+      would be read for ever.
+  """
+  if not (path / name).is_file():
+    (path / name).stat()  # raises if there is nothing
+    raise OSError(errno.EINVAL, "No regular file")
   with (path / name).open("rb") as stream:
     stat = os.fstat(stream.fileno())
     return stream.read(), File(name, stat.st_size, stat.st_mtime_ns)

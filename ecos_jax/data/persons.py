@@ -57,14 +57,15 @@ def read(source: pools.Source, text: str | None) -> np.ndarray:
       raise errors.EcosError(
         "not every sample has an integer or text in this column of the metadata"
       )
-    return np.array([str(i) for i in ids], np.str_)
+    # A space more or less makes no other person.
+    return np.array([str(i).strip() for i in ids], np.str_)
 
 
 def _of_files(path: Path, names: list[str], column: str) -> list[str | None]:
   """Returns a column of a table of files, None where a file is not in it."""
   found: dict[str, str] = {}
   try:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
       for row in csv.DictReader(file):
         name, value = row["file_name"], row[column]
         if found.setdefault(name, value) != value:

@@ -25,7 +25,7 @@ from ecos_jax.models import resnet
 from ecos_jax.models import vit
 from ecos_jax.models import weights as weights_lib
 
-# A CPU encodes so many pixels at once: the activations then stay in its cache.
+# Pixels that a CPU encodes at once: their activations stay in its cache.
 _CPU_PIXELS = 1 << 17
 
 

@@ -79,8 +79,9 @@ def pack(kind: str, fields: Mapping, arrays: Mapping[str, np.ndarray]) -> bytes:
     raise ProtocolError(f"the header exceeds {MAX_HEADER_BYTES} bytes")
   if len(text) + end > MAX_BYTES:
     raise ProtocolError(f"the {kind} exceeds {MAX_BYTES} bytes")
-  body = b"".join(array.tobytes() for array in arrays.values())
-  return struct.pack("<Q", len(text)) + text + body
+  # One copy of the arrays, which may be most of the memory.
+  body = (np.ascontiguousarray(array).data for array in arrays.values())
+  return b"".join((struct.pack("<Q", len(text)), text, *body))
 
 
 def unpack(

@@ -1,8 +1,8 @@
 """Convolutional networks for images of 28 x 28, made to train on CPUs.
 
 The first convolution halves the image, so that a step is cheap; with batch
-normalisation few steps are enough. (On a CPU, convolutions as matrix products
-over patches are faster by themselves, but not in the whole step.)
+normalisation few steps are enough. (On a CPU, a convolution as a matrix product
+over patches is faster, but the whole training step is not.)
 """
 
 import math

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-IMAGE_SIZE = 224
 DIMENSION = 1280
 # Of the pixels, 0 to 255, that the published weights want.
 MEAN = (127.0, 127.0, 127.0)
@@ -38,7 +37,7 @@ _STAGES = (
 )
 # Style is read after the stem and after so many stages.
 _STYLE_STAGES = 3
-# Style counts for more than content, beside which it varies little.
+# Style varies less than content, so it gets a larger weight.
 _STYLE_WEIGHT = 2.0
 _STATISTICS = (jnp.mean, jnp.std)
 # Images of so few rows are convolved row by row.
@@ -71,7 +70,7 @@ def _shifted(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   rows, columns = -(-height // stride), -(-width // stride)
   if height > _FEW_ROWS:
     images = jnp.pad(images, ((0, 0), (above, below), sides, (0, 0)))
-    # Fused with the sum, the padding would be tested for at every product.
+    # Otherwise XLA fuses it with the sum, and tests for the border each time.
     images = jax.lax.optimization_barrier(images)
     return _sum(
       images[:, _steps(i, rows, stride), _steps(j, columns, stride)]
@@ -133,7 +132,7 @@ def _unit(rows: jax.Array) -> jax.Array:
 
 
 class _Convolution(nnx.Module):
-  """A convolution with SAME padding, of all channels or of each alone."""
+  """A convolution with SAME padding, ordinary or depthwise."""
 
   def __init__(
     self,
@@ -142,7 +141,7 @@ class _Convolution(nnx.Module):
     rngs: nnx.Rngs,
     dtype: Any,
   ):
-    """Makes the kernel, [k, k, channels (1 if of each alone), out]."""
+    """Makes the kernel, [k, k, channels (1 if depthwise), out]."""
     init = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
     self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
     self.stride = stride
@@ -161,7 +160,7 @@ class _Convolution(nnx.Module):
 
 
 class _Block(nnx.Module):
-  """Inverted bottleneck: expand, depthwise, project, and around it a skip."""
+  """Inverted bottleneck (expand, depthwise, project), with a skip around it."""
 
   def __init__(
     self,
@@ -267,10 +266,11 @@ class EfficientNetLite0(nnx.Module):
   def features(self, images: jax.Array) -> jax.Array:
     """Returns the features of images [b, s, s, 3] in [-1, 1], [b, 1280].
 
-    With `style` they are divided by their norm, and 224 numbers follow: means
-    and standard deviations of the channels after the stem and the first stages,
-    those of each divided by their norm. Such statistics tell styles of drawing
-    apart (Gatys, Ecker, Bethge 2016; Huang and Belongie 2017).
+    With `style` they are [b, 1504]. The first 1280 are divided by their norm.
+    For the stem and each of the first three stages follow the means and the
+    standard deviations of its channels, together of norm 2. Such statistics
+    tell styles of drawing apart (Gatys, Ecker, Bethge 2016; Huang and Belongie
+    2017).
     """
     *early, top = self._activations(images)
     content = top.mean((1, 2), dtype=jnp.float32)

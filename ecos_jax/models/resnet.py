@@ -11,7 +11,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-IMAGE_SIZE = 224
 # Of ImageNet's pixels, 0 to 255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)

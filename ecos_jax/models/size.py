@@ -17,8 +17,8 @@ def parameters(model: nnx.Module) -> int:
 def multiply_adds(model: nnx.Module, image_size: int) -> int:
   """Returns the multiply-adds of the forward pass of one image.
 
-  As usual, of convolutions (including taps on the padding) and of matrix
-  products only.
+  As is usual, only convolutions (including taps on the padding) and matrix
+  products count.
 
   Args:
     model: Maps [b, s, s, 3] float32 to logits; in evaluation mode.

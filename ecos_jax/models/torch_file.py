@@ -124,7 +124,7 @@ def _archive(file: Path) -> tuple[Any, dict[str, memoryview]]:
   with zipfile.ZipFile(file) as archive:
     names = archive.namelist()
     if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-      raise ValueError("it is compressed, as PyTorch leaves no file")
+      raise ValueError("it is compressed, which PyTorch's own files are not")
     (pickled,) = (n for n in names if n.endswith("/data.pkl"))
     folder = pickled.removesuffix("data.pkl")
     content = _Unpickler(io.BytesIO(archive.read(pickled))).load()

@@ -41,7 +41,7 @@ class _Attention(nnx.Module):
 
 
 class _Mlp(nnx.Module):
-  """Two linear layers, the hidden one four times as wide."""
+  """Two linear layers, with four times as many numbers between them."""
 
   def __init__(self, **options: Any):
     self.fc1 = nnx.Linear(DIMENSION, 4 * DIMENSION, **options)
@@ -63,7 +63,7 @@ class _Scale(nnx.Module):
 
 
 class _Block(nnx.Module):
-  """Attention and two layers, each on a norm and around it a skip."""
+  """Attention, then two linear layers; before each a norm, around it a skip."""
 
   def __init__(self, layer_scale: bool, **options: Any):
     self.norm1, self.norm2 = _norm(**options), _norm(**options)

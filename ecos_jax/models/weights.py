@@ -43,7 +43,8 @@ class Published(NamedTuple):
     source: The default source, as in `find`.
     licence: The licence of the weights.
     head: The last layer, which features do not need.
-    names: Conventions: functions from a name here to the name in a file.
+    names: Functions from a name here to the name in a file, one for each naming
+      convention.
   """
 
   source: str

@@ -12,11 +12,11 @@ mechanisms, the noise that an epsilon needs, and the paper's bound.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
 
 import numpy as np
-from scipy import stats
 
 from ecos_jax import config
 from ecos_jax import errors
@@ -43,8 +43,9 @@ __all__ = [
 SIGMA_STEP = 1 / 256
 # split() returns multiples of sigma over this.
 _SPLIT_STEPS = 8192
-# More samples than any epsilon of use can hide.
-_LARGEST_GROUP = 10_000
+# More samples than any epsilon of use can hide; times their votes, it bounds
+# the arrays.
+_LARGEST_GROUP, _LARGEST_SHIFT = 10_000, 2**17
 
 
 def labels(terms: messages.LabelTerms, requests: int, answers: int) -> Cost:
@@ -124,44 +125,45 @@ def epsilon(
   return Cost((release,)).epsilon(delta, relation)
 
 
-def group_epsilon(sigma: float, gamma: float, delta: float, size: int) -> float:
-  """Returns the epsilon of one answer for a group of samples, rounded up.
+def group_epsilon(cost: Cost, delta: float, size: int) -> float:
+  """Returns the epsilon of answers for a group of samples, rounded up.
 
   The samples, such as all of one person, are all there or all absent, and each
-  votes: the unit is the sample. docs/privacy.md derives it ("Several samples of
-  one person"). Where persons are the unit, `epsilon` holds for a person.
+  votes: the unit is the sample, the relation add_remove. docs/privacy.md
+  derives it ("Several samples of one person"). Where persons are the unit,
+  `Cost.epsilon` holds for a person.
+
+      >>> group_epsilon(Cost((Release(10.0, 0.8),)), 1e-5, 10)
+      3.525507
 
   Args:
-    sigma: Scale of the discrete Gaussian, in votes.
-    gamma: Rate of the Poisson subsample.
+    cost: Of answers about samples; their terms must not depend on one another.
     delta: Of (epsilon, delta).
     size: Number of samples in the group, k.
 
   Raises:
-    EcosError: A term is out of range, or the group is empty.
+    EcosError: A term is out of range, or the group is empty or too large.
   """
-  terms = messages.Terms(sigma, gamma, delta, config.Relation.ADD_REMOVE.value)
-  if not 1 <= size <= _LARGEST_GROUP:
-    raise errors.EcosError(
-      f"`size` must be in [1, {_LARGEST_GROUP}], got {size}"
-    )
-  x, log_mass = composition.log_noise(terms.sigma)
-  # The same on more integers: those that a shift by up to k reaches.
-  x = np.arange(x[0], x[-1] + size + 1)
-  scale = log_mass.max()
-  absent = scale - x**2 / (2 * terms.sigma**2)
-  present = np.full(len(x), -np.inf)
-  for drawn in range(size + 1):
-    weight = stats.binom.logpmf(drawn, size, terms.gamma)
-    shifted = scale - (x - drawn) ** 2 / (2 * terms.sigma**2)
-    present = np.logaddexp(present, weight + shifted)
+  shift = max((release.shift for release in cost.releases), default=1)
+  most = min(_LARGEST_GROUP, _LARGEST_SHIFT // shift)
+  if not 1 <= size <= most:
+    raise errors.EcosError(f"`size` must be in [1, {most}], got {size}")
+  add_remove = config.Relation.ADD_REMOVE.value
+  given = [r for r in cost.releases if r.times]
+  releases = tuple(dataclasses.replace(r, group=size) for r in given)
+  if sum(release.times for release in releases) != 1:
+    return Cost(releases).epsilon(delta, add_remove)
+  # One answer needs no loss distribution, which would round the losses up.
+  [release] = releases
+  messages.Terms(release.sigma, release.gamma, delta, add_remove)
+  absent, present = composition.log_pair(release)
 
   def excess(epsilon: float) -> float:
     """Returns the delta at `epsilon`, less `delta`."""
     loss = present - absent
     remove = np.exp(present) @ -np.expm1(np.minimum(epsilon - loss, 0))
     add = np.exp(absent) @ -np.expm1(np.minimum(epsilon + loss, 0))
-    return max(remove, add) - delta
+    return float(max(remove, add)) - delta
 
   low, high = 0.0, float(np.abs(present - absent).max())
   while high - low > 1e-8:

@@ -76,6 +76,8 @@ class Release:
       (Private-kNN's votes of the k nearest). More: signed votes.
     times: Number of releases.
     weight: By how much it changes one more count; 0: there is none.
+    group: Number of samples that are there or absent together, such as all of
+      one person. Each is drawn, or not, by itself.
   """
 
   sigma: float
@@ -83,6 +85,7 @@ class Release:
   bins: int = 1
   times: int = 1
   weight: int = 0
+  group: int = 1
 
   @classmethod
   def of(
@@ -144,17 +147,28 @@ def log_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns log-probabilities without the sample (p0) and with it (m).
 
+  Of a group, m mixes the shifts by as many samples as may be drawn, as far as
+  all of them (docs/privacy.md, "Several samples of one person").
+
   Args:
     release: One release.
     order: As in `log_noise`.
   """
-  _, log_mass = log_noise(release.sigma, release.bins, release.weight, order)
-  shift = release.shift
-  absent, present = log_mass[shift:], log_mass[:-shift]
-  if release.gamma < 1:
-    present = np.logaddexp(
-      math.log1p(-release.gamma) + absent, math.log(release.gamma) + present
-    )
+  group, gamma, shift = release.group, release.gamma, release.shift
+  _, log_mass = log_noise(
+    release.sigma, release.bins, release.weight, group * order
+  )
+  farthest = group * shift
+  absent = log_mass[farthest:]
+  present = np.full(len(absent), -np.inf)
+  for drawn in range(group + 1) if gamma < 1 else [group]:
+    rest = group - drawn
+    chance = math.lgamma(group + 1) - math.lgamma(drawn + 1)
+    chance -= math.lgamma(rest + 1)
+    if gamma < 1:
+      chance += drawn * math.log(gamma) + rest * math.log1p(-gamma)
+    moved = log_mass[rest * shift : len(log_mass) - drawn * shift]
+    present = np.logaddexp(present, chance + moved)
   return absent, present
 
 
@@ -268,7 +282,7 @@ def check_relation(
     EcosError: None is.
   """
   if relation is config.Relation.REPLACE_ONE and any(
-    release.shift > 1 for release in releases
+    release.shift > 1 or release.group > 1 for release in releases
   ):
     raise errors.EcosError(
       "no bound is proven for replace_one where a sample has several votes "

@@ -87,7 +87,7 @@ class Ledger:
     self.entries = lines.entries
     self.incomplete = lines.size < len(data)
     self._last = lines.last
-    self._file = file
+    self._path, self._file = path, file
     if file and lines.unended:
       # The answer may have left.
       _write(file, b"\n")
@@ -154,8 +154,17 @@ class Ledger:
     return None
 
   def append(self, entry: Entry) -> None:
-    """Adds an entry; when this returns, it survives a loss of power."""
+    """Adds an entry; when this returns, it survives a loss of power.
+
+    Raises:
+      LedgerError: The file was replaced or deleted since it was locked.
+    """
     assert self._file is not None
+    if not _is_at(self._file, self._path):
+      raise LedgerError(
+        f"`ledger`: {self._path} was replaced or deleted meanwhile, so nothing "
+        "was answered, nor spent: see that it is whole, and ask again"
+      )
     line, self._last = records.entry_line(entry, self._last)
     _write(self._file, line)
     self.entries.append(entry)
@@ -165,6 +174,14 @@ def _write(file: BinaryIO, data: bytes) -> None:
   file.write(data)
   file.flush()
   os.fsync(file.fileno())
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+  """Returns whether an open file is what lies at a path now."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
 
 
 @contextlib.contextmanager
@@ -190,6 +207,10 @@ def _locked(path: Path, mode: int) -> Iterator[BinaryIO]:
     if not files.lock(file, wait=False):
       logging.warning("%s: waiting for another process that has it", path)
       files.lock(file)
+    if not _is_at(file, path):
+      raise LedgerError(
+        f"`ledger`: {path} was replaced or deleted meanwhile: try again"
+      )
     file.seek(0)
     yield file
 

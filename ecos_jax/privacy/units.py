@@ -15,6 +15,33 @@ import numpy as np
 
 from ecos_jax import errors
 
+# These stand for nobody. As an id, one would give samples of several persons to
+# another, and each of them would have two.
+_MISSING = ("", "-1", "<NA>", "NA", "NaN", "NaT", "None", "nan", "null")
+
+
+def check(ids: np.ndarray) -> None:
+  """Checks that ids say of each sample whose it is.
+
+  Args:
+    ids: As in `Persons`.
+
+  Raises:
+    EcosError: They are of another type or shape, or one is missing.
+  """
+  if ids.ndim != 1 or ids.dtype.kind not in "iuUS":
+    raise errors.EcosError(
+      "`persons` must be [n] integers or strings, an id for each sample, got "
+      f"{ids.dtype} with {ids.ndim} axes"
+    )
+  kind = ids.dtype.kind
+  missing = np.array(_MISSING, kind) if kind in "US" else -1
+  if np.isin(ids, missing).any():
+    raise errors.EcosError(
+      "`persons` must say of every sample whose it is: "
+      f"{', '.join(map(repr, _MISSING))} are no ids"
+    )
+
 
 class Persons:
   """Which samples are whose; private."""
@@ -26,13 +53,9 @@ class Persons:
       ids: [n] integers or strings: samples with the same id are one person's.
 
     Raises:
-      EcosError: The ids are of another type or shape.
+      EcosError: As `check`.
     """
-    if ids.ndim != 1 or ids.dtype.kind not in "iuUS":
-      raise errors.EcosError(
-        "`persons` must be [n] integers or strings, an id for each sample, got "
-        f"{ids.dtype} with {ids.ndim} axes"
-      )
+    check(ids)
     self.ids = ids
     _, owners, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     self._samples = np.argsort(owners, kind="stable")

@@ -73,6 +73,30 @@ def study(
   return result
 
 
+def by_method(argument: str, metrics: tuple[str, ...]) -> dict[str, Any]:
+  """Returns the grid, tables and plot of a study that compares methods.
+
+  Args:
+    argument: As in `study`.
+    metrics: Columns of the tables.
+  """
+  methods = ("ecos", "ecos_paper", "random", "kcenter")
+  return {
+    "grids": ({**every(argument), "sampling.method": methods},),
+    "tables": (
+      mean_over_clients(("sampling.method",), metrics),
+      plan.Table(
+        "By client", rows=("data.client", "sampling.method"), metrics=metrics
+      ),
+    ),
+    "plots": (
+      plan.Plot(
+        "accuracy", x="data.client", y="accuracy", lines="sampling.method"
+      ),
+    ),
+  }
+
+
 def mean_over_clients(
   rows: tuple[str, ...], metrics: tuple[str, ...]
 ) -> plan.Table:

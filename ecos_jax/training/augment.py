@@ -3,7 +3,7 @@
 A weak view is a shifted and slightly rotated image; a strong view is
 RandAugment (Cubuk et al., 2020): three random operations of magnitude 5 out of
 10 on top of the shift. There are no branches: every image goes through every
-operation, and one that was not chosen gets the parameter of the identity. The
+operation, and those that were not chosen for it leave it as it is. The
 geometric operations are one affine map, sampled bilinearly once.
 
 Images are uint8 [b, s, s, 3]; views are float32 [b, s, s, 3] as the models take
@@ -49,7 +49,7 @@ def normalise(images: jax.Array) -> jax.Array:
 
 
 def weak(images: jax.Array, key: jax.Array) -> jax.Array:
-  """Returns one weak view of each image: shift up to 2 pixels, 15 degrees."""
+  """Returns a view of each image, moved by 2 pixels and 15 degrees at most."""
   shift_key, turn_key = jax.random.split(key)
   angle = jax.random.uniform(
     turn_key, images.shape[:1], minval=-_ROTATION, maxval=_ROTATION

@@ -87,7 +87,8 @@ class Checkpoints:
         preservation_policy=checkpoint_managers.LatestN(_KEPT),
         cleanup_tmp_directories=not read_only,
         create=not read_only,
-        # The next step reuses the buffers of the state while it would be saved.
+        # Saved in the background, the state would be overwritten by the next
+        # step, which reuses its buffers.
         enable_async_checkpointing=False,
       ),
     )
@@ -140,7 +141,7 @@ class Checkpoints:
       try:
         restored = self._read(step, like)
       except Exception as error:
-        # Tensorstore describes the whole array in the line.
+        # Tensorstore's message describes the whole array.
         reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
         logging.warning(
           "%s/%d is unreadable: %s", self._directory, step, reason

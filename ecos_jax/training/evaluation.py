@@ -1,4 +1,4 @@
-"""What a trained network says of images: its logits, and its accuracy."""
+"""Logits and accuracy of a trained network."""
 
 from typing import Any
 

@@ -5,7 +5,7 @@ takes images uint8 [b, s, s, 3], as they are on disk, and returns logits float32
 [b, num_classes]; b is free, and it runs on CPUs, NVIDIA GPUs and TPUs. JAX
 promises to read it for six months of its releases, and usually does for longer;
 the checkpoints beside it stay readable. Its last 64 bytes are the sha256, in
-hex, of all bytes before them: some damage leaves a program that can be read.
+hex, of all bytes before them, since a damaged file may still load.
 """
 
 from pathlib import Path

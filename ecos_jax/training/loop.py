@@ -1,9 +1,9 @@
-"""The training loop: resumable, with bitwise the same result.
+"""The training loop; a run that is resumed ends with the same bits.
 
 A checkpoint holds everything that a step depends on: weights, statistics,
-optimizer, step, key, and the position of each input stream; also the metrics of
-steps that have no row yet. So a run that is killed goes on from its last
-checkpoint and ends with the same numbers.
+optimizer, step, key, and the position of each input stream. It also holds the
+metrics of steps that are not written yet. So a run that is killed goes on from
+its last checkpoint and ends with the same numbers.
 """
 
 import contextlib
@@ -207,7 +207,7 @@ def _steps(
       state, metrics = step_fn(state, batches)
       pending.append(metrics)
       if step == first + 1:
-        # It compiles, and is left out of the timing.
+        # This step compiles: the timing begins after it.
         jax.block_until_ready(metrics)
         begin, waiting = time.monotonic(), 0.0
       elif len(pending) > _AHEAD:
@@ -251,7 +251,8 @@ class _StopQuestion:
     if step < self._next:
       return False
     now, taken = time.monotonic(), step - self._at
-    # At most twice as many as before: steps that run ahead look fast at first.
+    # At most twice as many as before: the loop runs ahead of the devices, so
+    # the first steps look fast.
     steps = min(int(_ASK_SECONDS / (now - self._asked) * taken), 2 * taken)
     stop, steps = distributed.first(
       lambda: (distributed.told_to_stop(), max(steps, 1))

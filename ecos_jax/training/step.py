@@ -71,7 +71,7 @@ def jitted(
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
 ) -> Callable[[State, tasks.Batches], tuple[State, tasks.Metrics]]:
-  """Returns the jitted step, which takes over the buffers of its state.
+  """Returns the jitted step, which reuses the buffers of the state it is given.
 
   Args:
     task: Its loss; if it is a pytree, its arrays are put on the devices.
@@ -83,8 +83,8 @@ def jitted(
     Maps the state and the batches to the next state and the metrics.
   """
   everywhere, split = shardings(mesh)
-  # The arrays of a task that is a pytree are arguments: a jitted function would
-  # compile what it closes over into the program.
+  # The arrays of a task that is a pytree are arguments: arrays that a jitted
+  # function closes over are compiled into the program.
   arrays, structure = [], None
   if not jax.tree_util.all_leaves([task]):
     arrays, structure = jax.tree.flatten(task)

@@ -293,6 +293,26 @@ def test_wrong_arguments_are_named_and_hostile_questions_touch_nothing(
       with pytest.raises(messages.ProtocolError):
         answering.label(hostile, *samples[:2], epsilon=9.0, ledger=path)
   assert ledger.read(path).entries == []
+  # Before anybody is asked, and without the number of samples.
+  asking = answering.Account(path, consent=pytest.fail)
+  for data in (
+    features[:, :4],
+    features[:, 0],
+    features[None],
+    features * 1j,
+    features.astype(str),
+    features.astype(object),
+    features.astype(np.uint8),
+    [[1.0] * 5, [2.0] * 4],
+    None,
+  ):
+    with pytest.raises(errors.EcosError, match="features, numbers"):
+      answering.answer_query(
+        query,
+        lambda data=data: encoding.opened(query, data),
+        mechanisms.Mechanism.of(0.5, None, 0.8, 1e-5, "add_remove"),
+        asking,
+      )
   wrong = (
     (samples.features[:, :4], samples.labels, r"\[n, 5\]"),
     (samples.features, samples.labels[:9], "`labels`"),

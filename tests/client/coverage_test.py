@@ -147,8 +147,10 @@ def test_centroids_that_are_not_finite_are_refused(value):
 
 
 def test_features_of_another_dimension_are_refused():
-  with pytest.raises(messages.ProtocolError, match="d = 2"):
-    coverage.coverage(np.zeros((5, 3)), np.zeros((4, 2), np.float32))
+  for features in (np.zeros((5, 3)), np.zeros(1237)):
+    with pytest.raises(messages.ProtocolError, match="d = 2") as refusal:
+      coverage.coverage(features, np.zeros((4, 2), np.float32))
+    assert "1237" not in str(refusal.value)
 
 
 def test_the_rounding_is_to_the_nearest_multiple_and_ties_to_even():
@@ -204,6 +206,22 @@ def test_one_sample_moves_only_its_votes(case, classes, data):
   assert np.abs(alone[:, :-1]).max() <= 1
   assert np.abs(alone[:, :-1]).sum() <= votes * voting
   assert np.count_nonzero(alone.any(axis=1)) == voting
+
+
+def test_labels_may_be_unsigned():
+  random = np.random.default_rng(0)
+  query = query_of(
+    None,
+    directions=random.normal(size=(4, 3)).astype(np.float32),
+    mean=np.zeros(3, np.float32),
+    votes=2,
+    classes=3,
+  )
+  features = random.normal(size=(5, 3))
+  for dtype in (np.uint8, np.uint64, np.int8):
+    labels = np.array([0, 2, 3, 1, 0], dtype)
+    votes = coverage.cast(query, features, labels)
+    assert votes.rows.tolist() == [0, 2, -1, 1, 0]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 17, 100, 999])

@@ -35,6 +35,14 @@ def _of_place(images):
   return _means(images) + jnp.arange(len(images))[:, None]
 
 
+def _of_largest(images):
+  return _means(images) / images.max()
+
+
+def _of_smallest(images):
+  return _means(images - images.min())
+
+
 def _encoder(apply, size=28):
   return registry.Encoder("mine", size, 3, {}, "0" * 64, apply)
 
@@ -45,7 +53,9 @@ def test_encoders_of_the_package_do_not_mix_samples(name, batch):
   assert probing.seconds(registry.get(name), batch) > 0
 
 
-@pytest.mark.parametrize("mixing", [_of_batch, _of_neighbour, _of_place])
+@pytest.mark.parametrize(
+  "mixing", [_of_batch, _of_neighbour, _of_place, _of_largest, _of_smallest]
+)
 def test_an_encoder_that_mixes_samples_is_refused_before_anything_is_spent(
   mixing, tmp_path
 ):

@@ -6,24 +6,9 @@ from ecos_jax import errors
 from ecos_jax.cloud import baselines
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import start as start_lib
+from tests.cloud import banks
 
 KEY = jax.random.key(0)
-
-
-class Bank:
-  """A stand-in for a feature bank."""
-
-  def __init__(self, features):
-    self.features = features
-    self.shape = features.shape
-    self.dtype = features.dtype
-
-  def blocks(self, rows, part=slice(None)):
-    for start in range(0, len(self.features), rows):
-      yield start, self.features[start : start + rows][part]
-
-  def take(self, indices):
-    return self.features[indices].astype(np.float32)
 
 
 def pool(n=500, d=3, seed=0):
@@ -55,7 +40,7 @@ def test_random_is_a_uniform_sample():
 
 def test_kcenter_equals_a_loop():
   features = pool()
-  got = baselines.kcenter(Bank(features), 60, KEY)
+  got = baselines.kcenter(banks.Rows(features), 60, KEY)
   starts = [
     greedy(features, np.full(500, np.inf), first, 60) for first in got[:60]
   ]
@@ -67,14 +52,14 @@ def test_kcenter_equals_a_loop():
 def test_kcenter_is_the_same_at_a_mean_of_10_000_spreads():
   # Multiples of 1/256: adding the offset is exact.
   features = np.round(pool() * 256) / 256
-  got = baselines.kcenter(Bank(features), 60, KEY)
-  far = baselines.kcenter(Bank(features + np.float32(2e4)), 60, KEY)
+  got = baselines.kcenter(banks.Rows(features), 60, KEY)
+  far = baselines.kcenter(banks.Rows(features + np.float32(2e4)), 60, KEY)
   np.testing.assert_array_equal(far, got)
 
 
 def test_kcenter_covers_better_than_random():
   features = pool(3000, 4)
-  bank = Bank(features)
+  bank = banks.Rows(features)
 
   def radius(rows):
     gaps = np.sum((features[:, None] - features[rows]) ** 2, axis=2)
@@ -87,7 +72,7 @@ def test_kcenter_covers_better_than_random():
 def test_kcenter_of_a_large_pool_uses_a_sample(monkeypatch):
   monkeypatch.setattr(baselines, "_MIN_CANDIDATES", 100)
   features = pool(3000, 4)
-  got = baselines.kcenter(Bank(features), 20, KEY)
+  got = baselines.kcenter(banks.Rows(features), 20, KEY)
   assert len(set(got.tolist())) == 20
   sample = start_lib.subsample(3000, 160, jax.random.split(KEY)[0])
   assert set(got.tolist()) <= set(sample.tolist())
@@ -96,7 +81,7 @@ def test_kcenter_of_a_large_pool_uses_a_sample(monkeypatch):
 def test_mak_equals_its_description():
   features = pool(400, 3)
   client = (0.3 * pool(60, 3, seed=1) + 1).astype(np.float32)
-  got = baselines.mak(Bank(features), client, 40, KEY)
+  got = baselines.mak(banks.Rows(features), client, 40, KEY)
   means = kmeans.fit(client, 10, KEY).centroids
   gaps = np.sum((features[:, None] - means) ** 2, axis=2).min(axis=1)
   candidates = np.sort(np.argsort(gaps)[:60])
@@ -108,13 +93,13 @@ def test_mak_equals_its_description():
 
 def test_mak_goes_where_the_client_is():
   features = np.concatenate([pool(300) + 10, pool(300) - 10])
-  got = baselines.mak(Bank(features), pool(5, seed=2) - 10, 100, KEY)
+  got = baselines.mak(banks.Rows(features), pool(5, seed=2) - 10, 100, KEY)
   assert got.min() >= 300
 
 
 @pytest.mark.parametrize("budget", [0, 501])
 def test_refuses_a_wrong_budget(budget):
-  bank = Bank(pool())
+  bank = banks.Rows(pool())
   for choose in (
     lambda: baselines.random(500, budget, KEY),
     lambda: baselines.kcenter(bank, budget, KEY),
@@ -125,7 +110,7 @@ def test_refuses_a_wrong_budget(budget):
 
 
 def test_the_whole_pool():
-  bank = Bank(pool(20))
+  bank = banks.Rows(pool(20))
   np.testing.assert_array_equal(baselines.kcenter(bank, 20, KEY), np.arange(20))
   np.testing.assert_array_equal(
     baselines.mak(bank, pool(4), 20, KEY), np.arange(20)

@@ -404,6 +404,17 @@ def test_names_that_are_no_text_and_pipes(tmp_path):
   assert again.digest == source.digest
 
 
+def test_links_to_pipes_and_devices_are_not_read(tmp_path):
+  """They would be read for ever."""
+  save(tmp_path / "a.png", random_images(9, 9, 3))
+  os.mkfifo(tmp_path / "pipe")
+  for name, target in (("p", tmp_path / "pipe"), ("z", "/dev/zero")):
+    (tmp_path / f"{name}.png").symlink_to(target)
+  source = folder.FolderSource(tmp_path)
+  assert source.names == ["a.png"]
+  assert {file.why for file in source.unreadable} == {"No regular file"}
+
+
 def test_unreadable_files_are_counted_and_not_named(tmp_path, caplog):
   save(tmp_path / "a.png", random_images(9, 9, 3))
   for name in ("patient_7.png", "patient_8.png"):

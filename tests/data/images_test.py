@@ -302,6 +302,34 @@ def test_arrays_far_larger_than_their_file_are_refused(
     tracemalloc.stop()
 
 
+def test_many_arrays_together_are_bounded_too(tmp_path, monkeypatch):
+  monkeypatch.setattr(images, "_INFLATED", 2**20)
+  array = np.zeros(2**19, np.uint8)
+  path = tmp_path / "own.npz"
+  np.savez_compressed(path, **{f"a{i}": array for i in range(9)})
+  with pytest.raises(errors.EcosError, match="would inflate to more than 100"):
+    images.read_arrays(path)
+  np.savez(path, **{f"a{i}": array for i in range(9)})
+  assert len(images.read_arrays(path)) == 9
+
+
+def test_a_damaged_archive_is_told(tmp_path):
+  with zipfile.ZipFile(tmp_path / "own.npz", "w", zipfile.ZIP_LZMA) as archive:
+    archive.writestr("images.npy", bytes(1000))
+  data = bytearray((tmp_path / "own.npz").read_bytes())
+  data[data.index(b"images.npy") + 20] ^= 255
+  (tmp_path / "own.npz").write_bytes(data)
+  with pytest.raises(errors.EcosError, match=r"cannot read .*damaged"):
+    images.read_arrays(tmp_path / "own.npz")
+  # An archive under another name is no array.
+  np.savez(tmp_path / "own.npz", images=np.zeros((2, 4, 4, 3), np.uint8))
+  (tmp_path / "own.npz").rename(tmp_path / "own.npy")
+  with pytest.raises(
+    errors.EcosError, match=r"cannot read .*no file of arrays"
+  ):
+    images.read_arrays(tmp_path / "own.npy")
+
+
 def test_compressed_arrays_are_read(tmp_path):
   pixels = np.zeros((50, 28, 28, 3), np.uint8)
   labels = np.arange(50)

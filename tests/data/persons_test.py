@@ -56,6 +56,11 @@ def test_a_column_of_metadata_csv(folder):
   table.write_text(f"file_name,patient\n{NAMES[0]},1\n{NAMES[1]},\n")
   with pytest.raises(errors.EcosError, match="not every sample"):
     _read(folder, "patient")
+  # As spreadsheets save it, and with a space more.
+  lines = [f"{name}, p{i % 2}" for i, name in enumerate(NAMES[:2])]
+  lines = ["\ufefffile_name,patient", *lines, f"{NAMES[2]},p0"]
+  table.write_text("\n".join(lines), encoding="utf-8")
+  assert _read(folder, "patient") == ["p0", "p1", "p0"]
   table.unlink()
   with pytest.raises(errors.EcosError, match=r"cannot read .*metadata\.csv"):
     _read(folder, "patient")

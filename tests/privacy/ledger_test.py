@@ -446,6 +446,34 @@ def test_a_second_reader_waits_for_the_first_and_says_so(path, caplog):
   assert entries == [_entry()]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_an_answer_is_not_written_to_a_ledger_that_was_replaced(path, there):
+  """As a copy is restored while somebody is asked for consent."""
+  copy = path.with_name("copy")
+  copy.write_bytes(path.read_bytes())
+  with ledger.locked(path) as book:
+    copy.replace(path) if there else path.unlink()
+    with pytest.raises(ledger.LedgerError, match="replaced or deleted"):
+      book.append(_entry())
+  if there:
+    _write(path, _entry())
+    assert _read(path) == [_entry()]
+
+
+def test_who_waits_for_a_ledger_that_is_replaced_does_not_use_the_old_one(path):
+  copy = path.with_name("copy")
+  copy.write_bytes(path.read_bytes())
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    with ledger.locked(path):
+      waiting = threads.submit(_write, path, _entry())
+      with pytest.raises(concurrent.futures.TimeoutError):
+        waiting.result(timeout=0.3)
+      copy.replace(path)
+    with pytest.raises(ledger.LedgerError, match="replaced or deleted"):
+      waiting.result(timeout=10)
+  assert _read(path) == []
+
+
 def test_an_entry_is_on_the_disk_before_append_returns(path, monkeypatch):
   synced = []
   monkeypatch.setattr(

@@ -55,6 +55,17 @@ def test_ids_of_another_type_are_refused(ids):
     units.Persons(ids)
 
 
+@pytest.mark.parametrize(
+  "ids", [["a", "nan"], ["", "a"], [b"a", b"None"], [3, -1], ["a", np.nan]]
+)
+def test_what_stands_for_nobody_is_no_id(ids):
+  # Else it would be one more person, who has samples of others.
+  with pytest.raises(errors.EcosError, match="every sample whose it is"):
+    units.Persons(np.array(ids))
+  units.Persons(np.array(["nanny", "Na", "1"]))
+  units.Persons(np.array([], "U1"))
+
+
 def test_the_persons_must_be_those_that_the_terms_speak_of():
   by_sample = mechanisms.Mechanism(messages.Terms(9, 0.8, 1e-5, "add_remove"))
   with pytest.raises(errors.EcosError, match="`unit`"):
