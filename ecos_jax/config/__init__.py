@@ -69,6 +69,9 @@ class Data:
   """The colour on which transparent images are laid."""
   labelled_only: bool = False
   """Whether to leave out samples of no class; for benchmarks."""
+  exclude: str | None = None
+  """A list of samples that are not chosen, such as those labelled before: the
+  `index.csv` of a proxy, or a file with a key or an index a line."""
   dir: str | None = None
   """Where TFDS keeps its data; for a benchmark, the folder of its files."""
   benchmark: Benchmark = Benchmark.DIGITS
@@ -183,6 +186,9 @@ class Sampling:
   """How the proxy is chosen."""
   budget: int = number(1000, "[1, inf)")
   """B, the number of samples in the proxy."""
+  include: str | None = None
+  """A list of samples, as in `data.exclude`, that are in the proxy in any case:
+  the others are chosen to complete them."""
   filter: Filter = Filter.NONE
   """Which clusters get no quota."""
   threshold: float = number(1.0, "[0, inf)")

@@ -21,6 +21,7 @@ def validate(config: config_lib.Config) -> None:
   found += _question_errors(config)
   found += _source_errors(config)
   found += _labelling_errors(config)
+  found += _list_errors(config)
   method = config.sampling.method
   if not config.train.steps and method is config_lib.Method.LOCAL:
     found.append(
@@ -156,9 +157,9 @@ def _source_errors(config: config_lib.Config) -> list[str]:
     ]
   found = []
   try:
-    classes.named(data.classes)
+    names = classes.named(data.classes)
   except errors.EcosError as error:
-    found.append(str(error))
+    return [str(error)]
   for name in ("sources", "client_data", "test_data"):
     texts = getattr(data, name)
     for text in (texts,) if isinstance(texts, str) else texts or ():
@@ -180,8 +181,10 @@ def _source_errors(config: config_lib.Config) -> list[str]:
       "there is no client: give `client.remote`=True, or "
       "`data.client_data` to simulate one"
     )
-  if config.train.task is config_lib.Task.CLIENT and not data.classes:
-    found.append("`data.classes` must name the client's classes")
+  if config.train.task is config_lib.Task.CLIENT and (
+    names in ((), classes.FOLDERS, classes.NUMBERS)
+  ):
+    found.append("`data.classes` must name the client's classes: a,b,c")
   if config.of_features != (config.encoder.name == "identity"):
     found.append(
       f"`encoder.name`={config.encoder.name}: a pool of features, and "
@@ -196,6 +199,21 @@ def _source_errors(config: config_lib.Config) -> list[str]:
       "`train.task`=manual, and no `sampling.method`=local"
     )
   return found
+
+
+def _list_errors(config: config_lib.Config) -> list[str]:
+  method = config.sampling.method
+  if method in (*config_lib.ASKING, config_lib.Method.RANDOM):
+    return []
+  given = {
+    "data.exclude": config.data.exclude,
+    "sampling.include": config.sampling.include,
+  }
+  return [
+    f"`{name}`={path} needs `sampling.method`=ecos, ecos_paper or random"
+    for name, path in given.items()
+    if path is not None
+  ]
 
 
 def _labelling_errors(config: config_lib.Config) -> list[str]:
