@@ -77,7 +77,7 @@ class Data:
   benchmark: Benchmark = Benchmark.DIGITS
   """Which benchmark, without sources."""
   client: str = "usps"
-  """Benchmark: the client's domain."""
+  """Benchmark: the client's domain, or several: usps+mnist."""
   split: Split = Split.ID_OOD
   """Benchmark: whether part of the client's domain is in the pool, or none."""
   train_images: int = number(7438, "[1, inf)")
@@ -86,6 +86,13 @@ class Data:
   """Digits: the most test images."""
   persons: int = number(1, "[1, inf)")
   """Digits: how many of the client's samples are of one person."""
+  clients: int = number(1, "[1, 10000]")
+  """Benchmark: among how many clients the client's samples are divided."""
+  alpha: float = number(100.0, "(0, inf)")
+  """Several clients: how alike they are, the concentration of the Dirichlet
+  distribution of their classes and domains. 0.1: most have one class."""
+  client_images: int = number(0, "[0, inf)")
+  """Benchmark: samples of each client; 0: all, divided evenly."""
 
 
 @dataclasses.dataclass
@@ -325,7 +332,9 @@ class Client:
 
   remote: bool = False
   """Whether to stop after writing the query, and to go on at the next call once
-  the response lies in the workdir."""
+  the responses lie in the workdir."""
+  minimum: int = number(1, "[1, inf)")
+  """Remote: how many clients must have answered before the answers are used."""
 
 
 @dataclasses.dataclass

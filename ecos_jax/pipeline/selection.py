@@ -219,7 +219,7 @@ def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
         asking.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
         question.combine(
-          [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+          job.read(asking.LAST.response), job.read(asking.LAST.query)
         ),
         options,
         key,
