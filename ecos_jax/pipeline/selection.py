@@ -199,7 +199,7 @@ def _scores(job: Job) -> np.ndarray | None:
   if job.config.sampling.method not in config_lib.ASKING:
     return None
   return question.combine(
-    [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+    job.read(asking.LAST.response), job.read(asking.LAST.query)
   ).scores
 
 
