@@ -4,12 +4,13 @@
     --config.data.sources=folder:/my/images --config.client.remote=True
 
 `sources` names one or several sources of the pool: `folder:DIR`,
-`tfds:NAME:SPLIT`, `images:FILE.npz`. EfficientNet-Lite0 encodes the images. If
+`tfds:NAME:SPLIT`, `images:FILE.npz`, `webdataset:PATTERN`, `parquet:PATH`,
+`hub:OWNER/NAME:SPLIT`. EfficientNet-Lite0 encodes the images. If
 the pool has labels (--config.data.classes), the same network is fine-tuned on
 the proxy; otherwise the run ends at the proxy, for you to label.
 
 With the argument `features` the pool consists of features
-(`features:FILE.npy`, `features:DIR`), and the run ends at an index of rows.
+(`features:PATH`), and the run ends at an index of rows.
 
 The settings are a start: they were not tuned on any data.
 """

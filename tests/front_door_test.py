@@ -77,7 +77,7 @@ def test_arrays_of_all_kinds_and_a_bank_give_the_same(
     choice = ecos_jax.choose(
       features, codebook, question, answered(question, private), 100, KEY
     )
-    results.append((*codebook, *choice))
+    results.append(jax.tree.leaves((codebook, choice)))
   for other in results[1:]:
     for ours, theirs in zip(results[0], other, strict=True):
       np.testing.assert_array_equal(ours, theirs)
@@ -243,6 +243,21 @@ def test_signed_votes_choose_samples_like_the_clients(parts, answered, asked):
   assert np.mean(choice.indices // 1000 == 1) > 0.9
 
 
+def test_without_words_the_question_is_about_all_that_it_can_be(parts):
+  pool, _, codebook, *_ = parts
+
+  def asked(codebook, **options):
+    return messages.Query.from_bytes(ecos_jax.ask(codebook, **options))
+
+  query = asked(codebook)
+  assert query.centroids.shape == (6, pool.shape[1])
+  # No more directions than numbers, and no more votes than directions.
+  assert query.directions.shape == (pool.shape[1],) * 2
+  assert query.votes == pool.shape[1]
+  assert asked(codebook, relation="replace_one").directions is None
+  assert asked(codebook._replace(directions=None)).directions is None
+
+
 @pytest.mark.parametrize("asked", ["counts", "both"])
 @pytest.mark.parametrize("within", ["kcenter", "nearest"])
 def test_a_mean_of_10_000_spreads_changes_only_rounding(
@@ -274,11 +289,10 @@ def test_a_mean_of_10_000_spreads_changes_only_rounding(
 
 def test_signs_need_directions_and_their_own_codebook(parts, answered):
   pool, private, without, *_ = parts
+  without = without._replace(directions=None)
   with pytest.raises(ecos_jax.EcosError, match="`directions`"):
     ecos_jax.ask(without, question="signs")
   codebook = ecos_jax.fit_codebook(pool, 6, KEY, directions=4)
-  with pytest.raises(ecos_jax.EcosError, match="votes"):
-    ecos_jax.ask(codebook, question="signs", votes=5)
   question = ecos_jax.ask(codebook, question="signs", votes=2)
   answer = answered(question, private)
   with pytest.raises(ecos_jax.EcosError, match=r"sampling\.estimate"):

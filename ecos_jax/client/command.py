@@ -58,8 +58,16 @@ def tag_of(
       return f"{text} in {folder}"
     case spec_lib.Folder(path, (first, last)) if (first, last) != (0, 100):
       return f"folder:{path.resolve()}[{first}%:{last}%]"
+    case spec_lib.Hub():
+      return text
     case source:
-      return f"{type(source).__name__.lower()}:{source.path.resolve()}"
+      place = str(source.path)
+      if "://" not in place:
+        place = str(Path(place).resolve())
+      column = getattr(source, "column", None)
+      return f"{type(source).__name__.lower()}:{place}" + (
+        f"#{column}" if column else ""
+      )
 
 
 def define_shared_flags(data: str) -> None:
@@ -364,8 +372,8 @@ def checked_paths(message: str) -> tuple[Path, Path]:
   used = {name: Path(str(f[name].value)) for name in names}
   with errors.about("data", f.data):
     data = spec_lib.parse(f.data)
-  if not isinstance(data, spec_lib.Tfds):
-    used["data"] = data.path
+  if not isinstance(data, spec_lib.Tfds | spec_lib.Hub):
+    used["data"] = Path(data.path)
   for name in ("out", "ledger"):
     path = used.pop(name)
     if not path.parent.is_dir() or (path.exists() and not path.is_file()):

@@ -37,8 +37,9 @@ from ecos_jax.privacy import mechanisms
 def _define_flags() -> None:
   flags.DEFINE_string("query", None, "The query file.", required=True)
   command.define_shared_flags(
-    "folder:DIR, images:FILE.npy or .npz (uint8), tfds:NAME:SPLIT, or "
-    "features:PATH (.npy, float [n, d], made with the encoder of the query). "
+    "folder:DIR, images:FILE.npy or .npz (uint8), tfds:NAME:SPLIT, "
+    "webdataset:PATTERN, parquet:PATH, or features:PATH (float [n, d], made "
+    "with the encoder of the query). "
     "If the query asks by class, images with labels as the cloud numbers them."
   )
   command.define_classes()

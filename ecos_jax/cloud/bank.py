@@ -21,6 +21,7 @@ import numpy as np
 import tqdm
 
 from ecos_jax import files
+from ecos_jax import threads
 from ecos_jax.cloud import storage
 
 MANIFEST = "bank.json"
@@ -175,7 +176,7 @@ class FeatureBank:
       self._read(start + begin, block)
       return start, block
 
-    return storage.ahead(read, range(-(-n // rows)), _AHEAD)
+    return threads.ahead(read, range(-(-n // rows)), _AHEAD)
 
   def _read(self, start: int, out: np.ndarray) -> None:
     """Fills `out` [m, d] with the rows from `start` on."""

@@ -27,6 +27,7 @@ from ecos_jax.cloud import density as density_lib
 from ecos_jax.cloud import question as question_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
+from ecos_jax.cloud import worth as worth_lib
 from ecos_jax.clustering import chunks
 from ecos_jax.config import checks
 from ecos_jax.config import reading
@@ -40,16 +41,20 @@ class Choice(NamedTuple):
     clusters: int32 [B], the cluster of each; -1 where there are no clusters.
     weights: float32 [B], how many of the client's samples each stands for,
       relative to the mean: the votes of a cluster, shared by its samples.
+    worth: What the client's answer was worth; None if nothing was asked.
   """
 
   indices: np.ndarray
   clusters: np.ndarray
   weights: np.ndarray
+  worth: worth_lib.Worth | None = None
 
   def by_cluster(self) -> "Choice":
     """Returns the same samples, sorted by cluster, then by index."""
     order = np.lexsort((self.indices, self.clusters))
-    return Choice(*(array[order] for array in self))
+    return Choice(
+      self.indices[order], self.clusters[order], self.weights[order], self.worth
+    )
 
 
 def choose(
@@ -181,9 +186,14 @@ def samples(
     at = density_lib.fit(
       features, book.directions, answer.votes, total, scale, key, counts
     )
+    means = at.means
     votes = at.in_clusters(features, book.assignment, len(book.sizes))
   else:
     assert answer.scores is not None
+    voters = max(float(answer.scores.sum()), 1.0)
+    means = worth_lib.Means.of_counts(
+      answer.scores, book.sizes, answer.sigma, voters
+    )
     votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
   density = scores_lib.density(votes, book.sizes)
   weights = votes * density**options.density_power
@@ -198,10 +208,14 @@ def samples(
   indices[np.argsort(clusters, kind="stable")] = np.concatenate(chosen)
   shares = votes / np.maximum(quota, 1)
   shares /= np.repeat(shares, quota).mean()
+  own = [] if at is None else [at.cast(chunks.take(features, indices)).mean(0)]
+  if answer.scores is not None:
+    own.append(quota / quota.sum())
   return Choice(
     indices,
     clusters.astype(np.int32),
     shares[clusters].astype(np.float32),
+    worth_lib.estimate(means, np.concatenate(own)),
   )
 
 

@@ -100,7 +100,7 @@ def fit(
   sample_per_centroid: int = config_lib.Codebook.sample_per_centroid,
   iterations: int = config_lib.Codebook.iterations,
   tolerance: float = config_lib.Codebook.tolerance,
-  directions: int = 0,
+  directions: int = config_lib.Codebook.directions,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Codebook:
   """Returns the codebook of features: k-means, and the cluster of every row.
@@ -116,7 +116,8 @@ def fit(
       0: on all of them.
     iterations: As in `kmeans.fit`.
     tolerance: As in `kmeans.fit`.
-    directions: p, to ask for signed votes on as many directions; 0: none.
+    directions: p, to ask for signed votes on as many directions; d if that is
+      less; 0: none.
     mesh: Devices to share the rows; None for one.
 
   Raises:
@@ -130,16 +131,20 @@ def fit(
     tolerance=tolerance,
   )
   mesh = mesh or chunks.single_device_mesh()
-  axes = None
-  if directions:
-    axes = directions_lib.fit(features, directions, _axes_key(key), mesh=mesh)
   centroids = _fit(features, features, options, key, mesh).centroids
   assignment = np.concatenate(list(_assigned(features, centroids, mesh)))
+  # After the pass that names rows which are not finite.
+  axes = _axes(features, directions, key, mesh) if directions else None
   return Codebook(centroids, counts(assignment, size), assignment, axes)
 
 
-def _axes_key(key: jax.Array) -> jax.Array:
-  return jax.random.fold_in(key, zlib.crc32(b"directions"))
+def _axes(
+  features: chunks.Features, size: int, key: jax.Array, mesh: jax.sharding.Mesh
+) -> directions_lib.Directions:
+  """Returns `size` directions, or as many as a feature has numbers."""
+  key = jax.random.fold_in(key, zlib.crc32(b"directions"))
+  size = min(size, features.shape[1])
+  return directions_lib.fit(features, size, key, mesh=mesh)
 
 
 def build(
@@ -168,14 +173,8 @@ def build(
     What k-means says of the rows that it was fitted on.
 
   Raises:
-    EcosError: R does not lie in 1..N, there are more directions than d, or the
-      features are not finite.
+    EcosError: R does not lie in 1..N, or the features are not finite.
   """
-  axes = None
-  if config.question is not config_lib.Question.COUNTS:
-    axes = directions_lib.fit(
-      bank, config.directions, _axes_key(key), mesh=mesh
-    )
   sample: chunks.Features = bank
   if within is not None:
     sample_key, key = jax.random.split(key)
@@ -198,6 +197,9 @@ def build(
       file.write(labels.astype("<i4", copy=False).tobytes())
       sizes += counts(labels, config.size)
       start += len(labels)
+  axes = None
+  if config.question is not config_lib.Question.COUNTS:
+    axes = _axes(bank, config.directions, key, mesh)
   if writes:
     np.save(path / _CENTROIDS, fitted.centroids)
     np.save(path / _SIZES, sizes)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from ecos_jax.cloud import directions as directions_lib
+from ecos_jax.cloud import worth
 from ecos_jax.clustering import chunks
 
 _NEWTON_STEPS = 20
@@ -46,6 +47,8 @@ class Density(NamedTuple):
     votes: m, the votes of a sample.
     tilt: float64 [p].
     offset: Makes the mean over the pool 1.
+    means: The mean votes that it is fitted to, and the client's shares of the
+      clusters if it was asked about these.
     levels: float64 [R]; None if the client was not asked about clusters.
   """
 
@@ -53,7 +56,18 @@ class Density(NamedTuple):
   votes: int
   tilt: np.ndarray
   offset: float
+  means: worth.Means
   levels: np.ndarray | None = None
+
+  def cast(self, features: np.ndarray | jax.Array) -> np.ndarray:
+    """Returns the votes of samples, float32 [n, p].
+
+    Args:
+      features: float32 [n, d].
+    """
+    return np.asarray(
+      directions_lib.votes(features, *self.directions, self.votes)
+    )
 
   def without(self, offset: np.ndarray) -> "Density":
     """Returns the same density for features minus an offset, float32 [d]."""
@@ -67,8 +81,7 @@ class Density(NamedTuple):
     Args:
       features: float32 [n, d].
     """
-    cast = directions_lib.votes(features, *self.directions, self.votes)
-    return np.asarray(cast) @ self.tilt - self.offset
+    return self.cast(features) @ self.tilt - self.offset
 
   def in_clusters(
     self, features: chunks.Features, assignment: np.ndarray, size: int
@@ -141,6 +154,8 @@ def fit(
   noise = (scale / voters) ** 2
   signal = max(np.mean(gap**2) - noise, noise / 1000)
   ridge = noise * pool.var(axis=0).mean() / signal
+  chance = np.sqrt(noise + pool.var(axis=0) / voters)
+  means = worth.Means(mean + gap, mean, chance)
   within = target = ridges = None
   if counts is not None:
     labels = np.asarray(counts.assignment[rows])
@@ -153,11 +168,13 @@ def fit(
     # As with votes: the gap to the whole pool, from the mean of the sample.
     target = within.mean(axis=1) + counts.scores / voters - shares
     ridges = (counts.sigma / voters) ** 2 / (_LEVEL_VARIANCE * shares)
-  return Density(
-    directions,
-    votes_of_sample,
-    *_maximum_entropy(pool, mean + gap, ridge, within, target, ridges),
+    means = means.and_those(
+      worth.Means.of_counts(counts.scores, counts.sizes, counts.sigma, voters)
+    )
+  tilt, offset, levels = _maximum_entropy(
+    pool, mean + gap, ridge, within, target, ridges
   )
+  return Density(directions, votes_of_sample, tilt, offset, means, levels)
 
 
 def _log_mean_exp(values: np.ndarray) -> float:

@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ import tqdm
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax import files
+from ecos_jax import threads
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
 from ecos_jax.clustering import centring
@@ -92,7 +93,7 @@ def _write_shard(
   if len(bad):
     raise storage.BankError(
       f"the features of samples {', '.join(map(str, start + bad))} are not "
-      f"finite in {features.dtype}: look at these images, or set "
+      f"finite in {features.dtype}: look at these samples, or set "
       "`bank.dtype`=float32"
     )
   if number == 0 and features.dtype == np.float16:
@@ -149,6 +150,18 @@ def _unfinished(
   return todo
 
 
+class Earlier(NamedTuple):
+  """A bank that has features of some samples of a pool already.
+
+  Attributes:
+    bank: Made with the same encoder, of numbers of the same type.
+    rows: int64 [N], its row for each sample of the pool; -1 if there is none.
+  """
+
+  bank: bank_lib.FeatureBank
+  rows: np.ndarray
+
+
 def build(
   path: Path | str,
   pool: pools.Pool,
@@ -157,6 +170,7 @@ def build(
   dtype: str = "float16",
   shard_rows: int = 8192,
   batch_size: int = 1024,
+  earlier: Earlier | None = None,
 ) -> bank_lib.FeatureBank:
   """Returns the bank of a pool, after encoding the shards that are missing.
 
@@ -164,11 +178,12 @@ def build(
 
   Args:
     path: A folder, or a URL that fsspec knows.
-    pool: The images.
+    pool: The images; or features, which are copied.
     encoder: Maps a batch of images to float32 [b, d].
     dtype: Of the numbers in the bank, 'float16' or 'float32'.
     shard_rows: Rows of a shard.
     batch_size: Images to encode at once.
+    earlier: Where features are copied from instead of being made anew.
 
   Raises:
     BankError: The pool is empty, the folder holds another bank, or features
@@ -198,11 +213,11 @@ def build(
   if todo is not None:
     own = todo[jax.process_index() :: jax.process_count()]
     shards = [(number, ranges[number]) for number in own]
-    encoded = _encoded(pool, encoder, batch_size, shards)
+    encoded = _encoded(pool, encoder, batch_size, shards, earlier)
     write = functools.partial(_write_shard, folder, identity)
     with distributed.saving():
       # Writing in threads hides the latency of a bucket.
-      for _ in storage.ahead(lambda shard: write(*shard), encoded, _WRITES - 1):
+      for _ in threads.ahead(lambda shard: write(*shard), encoded, _WRITES - 1):
         pass
       distributed.barrier()
       if distributed.first(distributed.told_to_stop):
@@ -216,6 +231,7 @@ def _encoded(
   encoder: registry.Encoder,
   batch_size: int,
   shards: Sequence[tuple[int, range]],
+  earlier: Earlier | None,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
   """Yields (number, first row, features) of shards; ends early if told to.
 
@@ -228,25 +244,37 @@ def _encoded(
     for batch in [range(start, min(start + batch_size, rows.stop))]
   ]
 
-  def read(batch: tuple[int, range, range]) -> np.ndarray:
-    return pool.images(np.arange(batch[2].start, batch[2].stop), size)
+  def read(batch: tuple[int, range, range]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the features of a batch, and the images of those to encode."""
+    indices = np.arange(batch[2].start, batch[2].stop)
+    if encoder.name == registry.IDENTITY:
+      return pool.features(indices), indices[:0]
+    found = np.empty((len(indices), encoder.dimension), np.float32)
+    if earlier is not None:
+      rows = earlier.rows[indices]
+      found[rows >= 0] = earlier.bank.take(rows[rows >= 0])
+      indices = indices[rows < 0]
+    return found, pool.images(indices, encoder.image_size)
 
-  size = encoder.image_size
-  features = np.zeros((0, encoder.dimension), np.float32)
   progress = tqdm.tqdm(
     total=sum(len(rows) for _, rows in shards),
     desc="encoding",
     unit=" images",
     disable=None,
   )
+  features = np.zeros((0, encoder.dimension), np.float32)
   with progress:
-    images = storage.ahead(read, batches, 1)
+    ready = threads.ahead(read, batches, 1)
     for number, rows, batch in batches:
       if batch.start == rows.start:
         features = np.empty((len(rows), encoder.dimension), np.float32)
-      features[batch.start - rows.start :][: len(batch)] = registry.encode(
-        encoder, next(images), batch_size
-      )
+      found, images = next(ready)
+      if len(images):
+        new = slice(None)
+        if earlier is not None:
+          new = earlier.rows[batch.start : batch.stop] < 0
+        found[new] = registry.encode(encoder, images, batch_size)
+      features[batch.start - rows.start :][: len(batch)] = found
       progress.update(len(batch))
       if batch.stop == rows.stop:
         yield number, rows.start, features
@@ -335,31 +363,43 @@ def from_npy(
   return bank_lib.FeatureBank.open(path)
 
 
-def link(
-  path: Path, files: Sequence[Path], *, encoder: str, pool: str
+def of_features(
+  path: Path, pool: pools.Pool, encoder: registry.Encoder, shard_rows: int
 ) -> bank_lib.FeatureBank:
-  """Returns the bank of existing local files; writes links and a manifest.
+  """Returns the bank of a pool of features.
 
-  So the folder of the files is not changed, and may be read-only.
+  Of local .npy files it consists of links and a manifest, so the folder of the
+  files is not changed, and may be read-only. Other files are copied, and so are
+  all where the disk knows no links.
 
   Args:
-    path: The folder for the symbolic links and the manifest.
-    files: As in `from_npy`, in the order of the rows.
-    encoder: As in `from_npy`.
-    pool: As in `from_npy`.
+    path: The folder of the bank.
+    pool: Of features.
+    encoder: The identity.
+    shard_rows: Rows of a shard that is copied.
 
   Raises:
-    BankError: As in `from_npy`.
+    BankError: As in `from_npy` and `build`.
   """
+  files = [file for source in pool.feature_sources for file in source.files]
 
-  def make() -> None:
+  def link() -> bool:
+    if not all(file.is_local and file.path.endswith(".npy") for file in files):
+      return False
     for number, file in enumerate(files):
       shard = path / _shard_file(number)
       shard.unlink(missing_ok=True)
-      shard.symlink_to(file.resolve())
+      try:
+        shard.symlink_to(Path(file.path).resolve())
+      except OSError:
+        return False
+    return True
 
-  distributed.first(make)
-  return from_npy(path, encoder=encoder, pool=pool)
+  if distributed.first(link):
+    return from_npy(path, encoder=encoder.digest, pool=pool.digest)
+  types = [source.dtype for source in pool.feature_sources]
+  dtype = "float16" if np.result_type(*types) == np.float16 else "float32"
+  return build(path, pool, encoder, dtype=dtype, shard_rows=shard_rows)
 
 
 def _adopt_all(folder: storage.Folder, encoder: str, pool: str) -> None:

@@ -14,6 +14,9 @@ from ecos_jax.config import reading
 from ecos_jax.encoders import registry
 from ecos_jax.messages import wire
 
+# Several votes of a sample are private for this relation only.
+_SEVERAL = config.Relation.ADD_REMOVE.value
+
 
 class Combined(NamedTuple):
   """The answers of one or several clients to one query, added up.
@@ -54,15 +57,16 @@ def ask(
   """Returns the question about a codebook, to be sent to the client.
 
   It asks for the number of the client's samples that are nearest to each
-  centroid, or for the sums of their signed votes on the codebook's directions.
-  The terms are a proposal: the client decides.
+  centroid, for the sums of their signed votes on the codebook's directions, or
+  for both. The terms are a proposal: the client decides.
 
   Args:
     codebook: From `codebook.fit`; with `directions` for `signs` and `both`.
     encoder: What made the features, or its name; None for features that were
       not made by an encoder of this package.
-    question: `counts`, `signs` or `both`.
-    votes: For signs: m, on how many directions a sample votes.
+    question: `counts`, `signs` or `both`; `auto` is `both` if the codebook has
+      directions and the relation is `add_remove`, and otherwise `counts`.
+    votes: For signs: m, on how many directions a sample votes; p at most.
     weight: For both: what a vote for a centroid counts beside those on
       directions.
     classes: For signs: K, to ask for the sums of each class of the client's
@@ -116,6 +120,9 @@ def make(
       f"the centroids are {list(centroids.shape)}"
     )
   asked = options.question
+  if asked is config.Question.AUTO:
+    signs = axes is not None and terms.relation == _SEVERAL
+    asked = config.Question.BOTH if signs else config.Question.COUNTS
   counts = asked is not config.Question.SIGNS
   fields: dict[str, Any] = {}
   if asked is not config.Question.COUNTS:
@@ -127,7 +134,7 @@ def make(
     fields = {
       "directions": wire.narrowed(axes.axes),
       "mean": axes.mean,
-      "votes": options.votes,
+      "votes": min(options.votes, len(axes.axes)),
       "weight": options.weight if counts else 0,
       "classes": classes,
     }

@@ -1,12 +1,9 @@
 """Files of a feature bank, on a local disk or in a bucket (fsspec)."""
 
-import collections
-from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import fsspec
 from fsspec.implementations import local
@@ -14,9 +11,6 @@ import numpy as np
 
 from ecos_jax import errors
 from ecos_jax import files
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class BankError(errors.EcosError):
@@ -26,23 +20,6 @@ class BankError(errors.EcosError):
 def raw_bytes(array: np.ndarray) -> memoryview:
   """Returns the memory of a contiguous array."""
   return array.reshape(-1).view(np.uint8).data
-
-
-def ahead(
-  function: Callable[[_Item], _Result], items: Iterable[_Item], count: int
-) -> Iterator[_Result]:
-  """Yields function(item) in order; threads compute the next `count` meanwhile.
-
-  What threads have begun ends before the iteration does, or its error goes up.
-  """
-  with futures.ThreadPoolExecutor(count) as threads:
-    pending = collections.deque[futures.Future[_Result]]()
-    for item in items:
-      pending.append(threads.submit(function, item))
-      if len(pending) > count:
-        yield pending.popleft().result()
-    while pending:
-      yield pending.popleft().result()
 
 
 class Folder:

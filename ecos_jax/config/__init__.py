@@ -51,8 +51,9 @@ class Data:
   """The pool; in a simulation also the client's data and the test data.
 
   Sources are strings as in `ecos_jax.config.spec`: `folder:DIR`,
-  `images:FILE.npz`, `tfds:NAME:SPLIT`, `features:PATH`. Without sources, the
-  run is on a benchmark, and the fields from `dir` on choose its data.
+  `images:FILE.npz`, `tfds:NAME:SPLIT`, `webdataset:PATTERN`, `parquet:PATH`,
+  `hub:OWNER/NAME:SPLIT`, `features:PATH`. Without sources, the run is on a
+  benchmark, and the fields from `dir` on choose its data.
   """
 
   sources: tuple[str, ...] = ()
@@ -128,13 +129,14 @@ class Codebook:
   """Lloyd's: the most iterations."""
   tolerance: float = number(1e-4, "[0, inf)")
   """Lloyd's: stop when the inertia falls by less than this share of it."""
-  question: Question = Question.COUNTS
-  """Each sample votes for its nearest centroid, or with a sign on the
-  directions where it is farthest from the pool's mean, or both."""
+  question: Question = Question.AUTO
+  """Each sample votes for its nearest centroid (`counts`), or with a sign on
+  the directions where it is farthest from the pool's mean (`signs`), or both.
+  `auto` is `both` where the other fields allow it, and otherwise `counts`."""
   directions: int = number(64, f"[1, {limits.MAX_DIRECTIONS}]")
-  """Signs: p, the number of directions; at most the length of a feature."""
+  """Signs: p, the number of directions; the length of a feature if shorter."""
   votes: int = number(32, f"[1, {limits.MAX_DIRECTIONS}]")
-  """Signs: m, on how many of the directions a sample votes."""
+  """Signs: m, on how many of the directions a sample votes; p at most."""
   weight: int = number(3, f"[1, {limits.MAX_WEIGHT}]")
   """Both: what a vote for a centroid counts beside those on directions."""
 
@@ -342,6 +344,22 @@ class Config:
     """Returns whether the pool is of features, so that the run ends there."""
     specs = map(spec_lib.parse, self.data.sources)
     return any(isinstance(spec, spec_lib.Features) for spec in specs)
+
+  def resolved(self) -> "Config":
+    """Returns the configuration with `codebook.question` decided."""
+    book, sampling = self.codebook, self.sampling
+    if book.question is not Question.AUTO:
+      return self
+    both = (
+      sampling.method is not Method.ECOS_PAPER
+      and sampling.filter is Filter.NONE
+      and sampling.estimate is Estimate.POSTERIOR
+      and self.privacy.relation is Relation.ADD_REMOVE
+      and not book.first_round
+    )
+    question = Question.BOTH if both else Question.COUNTS
+    book = dataclasses.replace(book, question=question)
+    return dataclasses.replace(self, codebook=book)
 
   def to_json(self) -> str:
     """Returns the configuration as a JSON object of objects."""

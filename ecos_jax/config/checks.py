@@ -15,6 +15,7 @@ def validate(config: config_lib.Config) -> None:
   Raises:
     ConfigError: All errors at once, each naming its fields.
   """
+  config = config.resolved()
   found = range_errors(config)
   found += _round_errors(config)
   found += _question_errors(config)
@@ -118,7 +119,7 @@ def _question_errors(config: config_lib.Config) -> list[str]:
       f"{asked} needs `privacy.relation`=add_remove: for several votes no "
       "other bound is proven"
     )
-  if config.sampling.method is not config_lib.Method.ECOS:
+  if config.sampling.method is config_lib.Method.ECOS_PAPER:
     found.append(f"{asked} needs `sampling.method`=ecos")
   if book.first_round:
     found.append(f"{asked}: `codebook.first_round` must be 0")

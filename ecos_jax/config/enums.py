@@ -60,6 +60,7 @@ SIMULATION_ONLY = (Method.MAK, Method.IDEAL, Method.LOCAL)
 class Question(enum.Enum):
   """What a query asks: votes on centroids, on directions, or on both."""
 
+  AUTO = "auto"
   COUNTS = "counts"
   SIGNS = "signs"
   BOTH = "both"

@@ -7,10 +7,18 @@
 | `images:FILE.npy` | uint8 images [n, h, w, 3] or [n, h, w] |
 | `images:FILE.npz` | arrays `images`, as above, and perhaps `labels` [n] |
 | `tfds:NAME:SPLIT` | a split of a TFDS dataset |
-| `features:FILE.npy`, `features:DIR` | features [n, d] made elsewhere |
+| `webdataset:PATTERN` | images in tar files, with classes beside them |
+| `parquet:PATH` | a column of images in .parquet or .arrow files |
+| `hub:OWNER/NAME:SPLIT` | the same, of a dataset of the Hugging Face hub |
+| `features:PATH` | features [n, d] made elsewhere: .npy, .npz or .parquet |
 | `DIR`, `FILE.npy`, `FILE.npz` | a folder or file of images |
+
+PATTERN and PATH name a file, a folder, or files by `*`, `?`, `[a-z]` and
+`{000..099}`; `#COLUMN` behind a PATH names the column. These, and
+`folder:URL`, may lie in a bucket, such as `gs://bucket/DIR`.
 """
 
+import os
 from pathlib import Path
 import re
 from typing import NamedTuple
@@ -20,6 +28,7 @@ from ecos_jax import errors
 _PART = re.compile(r"(.+)\[(\d+)%:(\d+)%\]")
 # A split may hold colons, train[:10%], and a name one before its version.
 _TFDS = re.compile(r"tfds:([^:]+(?::\d+\.\d+\.\d+)?):(.+)")
+_HUB = re.compile(r"hub:([^/:]+/[^/:]+)(?:/([^/:]+))?:([^/:]+)")
 
 
 class Folder(NamedTuple):
@@ -42,13 +51,41 @@ class Tfds(NamedTuple):
   split: str
 
 
+class Bucket(NamedTuple):
+  """Image files below a URL."""
+
+  path: str
+
+
+class Webdataset(NamedTuple):
+  """Tar files of images, by a pattern."""
+
+  path: str
+
+
+class Tables(NamedTuple):
+  """Files with a column of images, by a pattern; None: the only such column."""
+
+  path: str
+  column: str | None
+
+
+class Hub(NamedTuple):
+  """A split of a dataset of the Hugging Face hub."""
+
+  name: str
+  configuration: str
+  split: str
+
+
 class Features(NamedTuple):
-  """An array file of features, or a folder of such files."""
+  """Files of features, by a pattern, and the column of tables among them."""
 
-  path: Path
+  path: str
+  column: str | None = None
 
 
-Spec = Folder | Images | Tfds | Features
+Spec = Folder | Bucket | Images | Tfds | Webdataset | Tables | Hub | Features
 
 
 def parse(text: str) -> Spec:
@@ -61,15 +98,24 @@ def parse(text: str) -> Spec:
   prefix += colon
   path = Path(rest).expanduser()
   if prefix == "features:":
-    return Features(path)
+    return Features(*_column(rest))
   if prefix == "images:":
     return Images(path)
   if prefix == "folder:":
+    if "://" in rest:
+      return Bucket(rest)
     # A folder may have brackets in its name.
     part = None if path.is_dir() else _PART.fullmatch(rest)
     return _part(*part.groups()) if part else Folder(path)
   if split := _TFDS.fullmatch(text):
     return Tfds(*split.groups())
+  if prefix == "webdataset:":
+    return Webdataset(_expanded(rest))
+  if prefix == "parquet:":
+    return Tables(*_column(rest))
+  if split := _HUB.fullmatch(text):
+    name, configuration, part = split.groups()
+    return Hub(name, configuration or "default", part)
   path = Path(text).expanduser()
   if text and path.is_dir():
     return Folder(path)
@@ -77,9 +123,20 @@ def parse(text: str) -> Spec:
     return Images(path)
   raise errors.EcosError(
     f"{text!r} names no data: give folder:DIR, images:FILE.npy, "
-    "images:FILE.npz, tfds:NAME:SPLIT, features:FILE.npy, or the path of a "
-    "folder or array file of images"
+    "images:FILE.npz, tfds:NAME:SPLIT, webdataset:PATTERN, parquet:PATH, "
+    "hub:OWNER/NAME:SPLIT, features:PATH, or the path of a folder or array "
+    "file of images"
   )
+
+
+def _expanded(path: str) -> str:
+  return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111
+
+
+def _column(path: str) -> tuple[str, str | None]:
+  """Returns a path, and the column that is named behind it."""
+  path, _, column = path.partition("#")
+  return _expanded(path), column or None
 
 
 def _part(folder: str, first: str, last: str) -> Folder:

@@ -1,4 +1,8 @@
-"""Features that were made elsewhere: .npy files instead of images."""
+"""Features that were made elsewhere, instead of images.
+
+They are rows of arrays in `.npy` and `.npz` files, or of a column of lists in
+parquet and Arrow tables, on a disk or in a bucket.
+"""
 
 from collections.abc import Iterator
 import functools
@@ -10,75 +14,114 @@ from typing import NoReturn
 import numpy as np
 
 from ecos_jax import errors
-from ecos_jax import files
-from ecos_jax.data import images as image_files
+from ecos_jax.data import locations
+from ecos_jax.data import rows as rows_lib
+from ecos_jax.data import tables
 
 _ROWS = 2**14  # to read at once
 _ROW_FILES = (".jsonl", ".parquet")
+_METADATA = "metadata"
+# What is read of a file to know it again: pieces, this many bytes each.
+_PIECES, _PIECE_BYTES = 64, 2**14
 
 
 class FeatureSource:
-  """Features in a .npy file, or in all .npy files of a folder by name.
+  """Features in files, in the natural order of their names.
 
-  Metadata are optional: one row for each feature, in FILE.jsonl or FILE.parquet
-  beside FILE.npy, or in metadata.jsonl or metadata.parquet in the folder.
+  Metadata of .npy and .npz files are optional: one row for each feature, in
+  FILE.jsonl or FILE.parquet beside FILE.npy, or in metadata.jsonl or
+  metadata.parquet in the folder.
 
   Attributes:
     name: The name of the file without its suffix, or of the folder.
-    files: The .npy files, in the order of their rows.
+    files: The files, in the order of their rows.
     dimension: d, the length of a feature.
+    dtype: That of the features, as numpy joins those of the files.
     classes: 0: there are no labels.
   """
 
   classes = 0
 
-  def __init__(self, path: Path):
-    """Opens the files without reading them.
+  def __init__(self, path: Path | str, column: str | None = None):
+    """Opens the files without reading them; only .npz files are read.
 
     Args:
-      path: A .npy file of floating-point [rows, d], or a folder of such files.
+      path: Files of floating-point [rows, d], as in `locations.find`. Of a
+        folder the .npy files are taken, or else .npz, or else tables.
+      column: Of tables; None: the only one of lists of numbers.
 
     Raises:
       EcosError: There is no such file, or the files differ in d.
     """
-    folder = path.is_dir()
-    self.files = sorted(path.glob("*.npy")) if folder else [path]
-    if not self.files:
-      raise errors.EcosError(f"{path} holds no .npy file")
-    self._arrays = [_open(file) for file in self.files]
-    self.name = files.printable(path.resolve().name if folder else path.stem)
-    self.dimension = self._arrays[0].shape[1]
-    for file, array in zip(self.files, self._arrays, strict=True):
-      if array.shape[1] != self.dimension:
+    found = _find(str(path))
+    self.name, self.files = found
+    reader = tables.Reader()
+    self._parts = [
+      rows_lib.open_rows(file, column, reader) for file in self.files
+    ]
+    self.dimension = self._parts[0].shape[1]
+    self.dtype = np.result_type(*(part.dtype for part in self._parts))
+    for file, part in zip(self.files, self._parts, strict=True):
+      if part.shape[1] != self.dimension:
         raise errors.EcosError(
-          f"{file} has d = {array.shape[1]}, {self.files[0]} has d = "
+          f"{file.path} has d = {part.shape[1]}, {self.files[0].path} has d = "
           f"{self.dimension}"
         )
-    self._offsets = np.cumsum([0, *map(len, self._arrays)], dtype=np.int64)
-    stem = path / "metadata" if folder else path
-    self._rows = next(
-      (f for s in _ROW_FILES if (f := stem.with_suffix(s)).is_file()), None
+    self._offsets = np.cumsum(
+      [0, *(part.shape[0] for part in self._parts)], dtype=np.int64
     )
+    self._rows = _metadata_of(Path(path))
 
   @functools.cached_property
   def digest(self) -> str:
-    """Returns a sha256 over the files' names, sizes and times of change."""
-    stats = [(file.name, file.stat()) for file in self.files]
-    text = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
-    return hashlib.sha256(json.dumps(text).encode()).hexdigest()
+    """Returns a sha256 over the files' names, sizes and pieces of their bytes.
+
+    Neither path nor times matter. The bank compares checksums of all bytes.
+    """
+    sha = hashlib.sha256()
+    for file in self.files:
+      sha.update(json.dumps([file.name, file.size]).encode())
+      if file.is_local:
+        last = max(file.size - _PIECE_BYTES, 0)
+        starts = np.unique(np.linspace(0, last, _PIECES).astype(int)).tolist()
+        with Path(file.path).open("rb") as stream:
+          for start in starts:
+            stream.seek(start)
+            sha.update(stream.read(_PIECE_BYTES))
+      else:
+        sha.update(file.version.encode())
+    return sha.hexdigest()
 
   def __len__(self) -> int:
     """Returns the number of rows."""
     return int(self._offsets[-1])
 
+  def keys(self, indices: np.ndarray) -> list[str]:
+    """Returns FILE/ROW for each of `indices` [n]."""
+    parts = np.searchsorted(self._offsets, indices, "right") - 1
+    return [
+      f"{self.files[part].name}/{index - self._offsets[part]}"
+      for part, index in zip(parts, indices, strict=True)
+    ]
+
   def features(self, indices: np.ndarray) -> np.ndarray:
-    """Returns the features [n, d] at `indices` [n]."""
-    dtype = np.result_type(*self._arrays)
-    features = np.empty((len(indices), self.dimension), dtype)
-    files = np.searchsorted(self._offsets, indices, "right") - 1
-    for file in np.unique(files):
-      own = files == file
-      features[own] = self._arrays[file][indices[own] - self._offsets[file]]
+    """Returns the features [n, d] at `indices` [n].
+
+    Raises:
+      EcosError: A file is damaged.
+    """
+    features = np.empty((len(indices), self.dimension), self.dtype)
+    parts = np.searchsorted(self._offsets, indices, "right") - 1
+    for part in np.unique(parts):
+      own = parts == part
+      try:
+        features[own] = self._parts[part].take(
+          indices[own] - self._offsets[part]
+        )
+      except (OSError, ValueError) as error:
+        raise errors.EcosError(
+          f"cannot read {self.files[part].path}: {error}"
+        ) from error
     return features
 
   def rows_of_nan(self) -> int:
@@ -133,19 +176,32 @@ class FeatureSource:
     return [found[index] for index in indices.tolist()]
 
 
-def _open(file: Path) -> np.ndarray:
-  try:
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-  except image_files.NO_ARRAYS as error:
-    raise errors.EcosError(
-      f"{file} cannot be read as a .npy file: "
-      f"{image_files.why_no_arrays(error, file)}"
-    ) from error
-  shape = getattr(array, "shape", ())
-  if len(shape) != 2 or array.dtype.kind != "f":
-    # Errors contain no count: a client's number of samples is private.
-    raise errors.EcosError(f"{file} must hold floating-point features [n, d]")
-  return array
+def _find(pattern: str) -> locations.Found:
+  """Returns the files of features that a pattern names.
+
+  Raises:
+    EcosError: There is none.
+  """
+  found = tables.find(pattern, rows_lib.SUFFIXES, depth=1)
+  for suffixes in ((".npy",), (".npz",), tables.SUFFIXES):
+    files = [
+      file
+      for file in found.files
+      if file.path.lower().endswith(suffixes)
+      and Path(file.name).stem != _METADATA
+    ]
+    if files:
+      return found._replace(files=files)
+  raise errors.EcosError(
+    f"{pattern} names no file of features ({', '.join(rows_lib.SUFFIXES)})"
+  )
+
+
+def _metadata_of(path: Path) -> Path | None:
+  """Returns the file of metadata beside features on a disk, if there is one."""
+  stem = path / _METADATA if path.is_dir() else path
+  beside = (stem.with_suffix(suffix) for suffix in _ROW_FILES)
+  return next((f for f in beside if f != path and f.is_file()), None)
 
 
 def _rows(path: Path) -> Iterator[str | dict]:
@@ -153,12 +209,6 @@ def _rows(path: Path) -> Iterator[str | dict]:
     with path.open(encoding="utf-8") as lines:
       yield from (line for line in lines if line.strip())
     return
-  try:
-    from pyarrow import parquet
-  except ImportError:
-    raise errors.EcosError(
-      f"to read {path}: pip install pyarrow, or write it as .jsonl"
-    ) from None
-  with parquet.ParquetFile(path) as file:
+  with tables.arrow(str(path)).parquet.ParquetFile(path) as file:
     for batch in file.iter_batches():
       yield from batch.to_pylist()

@@ -181,6 +181,15 @@ class FolderSource:
     """Returns the number of samples."""
     return len(self._files)
 
+  def keys(self, indices: np.ndarray) -> list[str]:
+    """Returns the paths of the files at `indices` [n]."""
+    return [self._files[i].name for i in indices]
+
+  def fingerprints(self) -> np.ndarray:
+    """Returns 16 bytes of the sha256 of each file, [n] V16."""
+    digests = bytes.fromhex("".join(file.digest for file in self._files))
+    return np.frombuffer(digests, "V16")
+
   def _bytes(self, index: int) -> tuple[bytes, str]:
     """Returns the content of a file, and its path for errors."""
     file = self._files[index]

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -27,9 +27,12 @@ from ecos_jax import files
 from ecos_jax.config import classes as classes_lib
 from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import bucket
 from ecos_jax.data import features
 from ecos_jax.data import folder
 from ecos_jax.data import images as image_files
+from ecos_jax.data import tables
+from ecos_jax.data import tar_shards
 from ecos_jax.data import tfds_split
 
 
@@ -235,8 +238,8 @@ def open_source(
     text: The source string.
     data_dir: Where TFDS keeps its data.
     classes: Names of the classes, in the order of their labels: see
-      `FolderSource` and `TfdsSource`. Or `classes.NUMBERS`: labels are the
-      numbers that a source has, which arrays have in any case.
+      `FolderSource`, `RecordSource` and `TfdsSource`. Or `classes.NUMBERS`:
+      labels are the numbers that a source has, which arrays have in any case.
     listing: As in `FolderSource`; for an array file, that keeps its digest.
     may_be_empty: As in `FolderSource`.
     ground: As in `images.rgb`.
@@ -245,21 +248,29 @@ def open_source(
     EcosError: The string names nothing, what it names cannot be read, or it is
       an array file and `classes` names classes.
   """
+  options: dict[str, Any] = {
+    "classes": classes,
+    "listing": listing,
+    "may_be_empty": may_be_empty,
+    "ground": ground,
+  }
   match spec_lib.parse(text):
     case spec_lib.Folder(path, part):
-      return folder.FolderSource(
-        path,
-        classes,
-        part=part,
-        listing=listing,
-        may_be_empty=may_be_empty,
-        ground=ground,
-      )
+      return folder.FolderSource(path, part=part, **options)
+    case spec_lib.Bucket(url):
+      return bucket.open_folder(url, **options)
+    case spec_lib.Webdataset(pattern):
+      return tar_shards.open_shards(pattern, **options)
+    case spec_lib.Tables(pattern, column):
+      return tables.open_images(pattern, column, **options)
+    case spec_lib.Hub(name, configuration, split):
+      found = tables.download(name, configuration, split)
+      return tables.open_images(found, None, **options)
     case spec_lib.Tfds(name, split):
       names = None if classes == classes_lib.NUMBERS else classes
       return tfds_split.TfdsSource(name, split, data_dir, names, ground)
-    case spec_lib.Features(path):
-      return features.FeatureSource(path)
+    case spec_lib.Features(pattern, column):
+      return features.FeatureSource(pattern, column)
     case spec_lib.Images(path):
       if classes not in (None, classes_lib.NUMBERS):
         raise errors.EcosError(
@@ -404,6 +415,43 @@ class Pool:
     """Returns the sample as a file: PNG, JPEG or WebP."""
     [(source, _, local)] = self.by_source(np.array([index]))
     return source.encoded(int(local[0]))
+
+  def features(self, indices: np.ndarray) -> np.ndarray:
+    """Returns the features [n, d] float32 at `indices` [n].
+
+    Args:
+      indices: int64 [n]; the pool must be of features.
+    """
+    found = np.empty((len(indices), self.feature_sources[0].dimension), "f4")
+    for source, rows, local in self.by_source(indices):
+      assert isinstance(source, features.FeatureSource)
+      found[rows] = source.features(local)
+    return found
+
+  def keys(self, indices: np.ndarray) -> list[str]:
+    """Returns what samples are called in their sources: a path, or a row."""
+    keys = [""] * len(indices)
+    for source, rows, local in self.by_source(indices):
+      own = getattr(source, "keys", lambda rows: list(map(str, rows.tolist())))
+      for row, key in zip(rows, own(local), strict=True):
+        keys[row] = files.printable(key)
+    return keys
+
+  def fingerprints(self) -> np.ndarray:
+    """Returns 16 bytes of each sample, [N] V16: equal if its content is.
+
+    Samples of a source that does not read its content have new ones with each
+    change of the source.
+    """
+    parts = []
+    for source in self._sources:
+      if hasattr(source, "fingerprints"):
+        parts.append(source.fingerprints())
+        continue
+      rows = (f"{source.digest}:{row}".encode() for row in range(len(source)))
+      digests = b"".join(hashlib.sha256(row).digest()[:16] for row in rows)
+      parts.append(np.frombuffer(digests, "V16"))
+    return np.concatenate(parts)
 
   def by_source(
     self, indices: np.ndarray

@@ -104,7 +104,7 @@ def run(
     _check_terms(job)
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
-      files.write(resolved, config.to_json().encode())
+      files.write(resolved, job.config.to_json().encode())
     try:
       for stage in order(job):
         job.run(stage)
@@ -117,7 +117,7 @@ def run(
     fields = dataclasses.asdict(summary)
     if jax.process_index() == 0:
       files.write_json(work.path / "summary.json", fields)
-      files.write(resolved, config.to_json().encode())
+      files.write(resolved, job.config.to_json().encode())
     if all(stage.skipped for stage in job.stages.values()):
       print("\nNothing to do: every stage was done before.")
     print("\n" + summary_lib.text(summary, work.path))

@@ -157,10 +157,7 @@ def _bank(job: Job, path: Path) -> Result:
   """Encodes the pool."""
   pool, options = job.problem.pool, job.config.bank
   if pool.feature_sources:
-    files = [f for source in pool.feature_sources for f in source.files]
-    bank = encode.link(
-      path, files, encoder=job.encoder.digest, pool=pool.digest
-    )
+    bank = encode.of_features(path, pool, job.encoder, options.shard_rows)
   else:
     bank = encode.build(
       path,
@@ -310,7 +307,10 @@ def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
   )
   rows = job.read(BANK).shape[0]
   state = "converged" if fitted.converged else "not converged"
-  text = f"{config.size} centroids, {fitted.iterations} iterations, {state}"
+  text = f"{config.size} centroids, "
+  if book.directions is not None:
+    text += f"{len(book.directions.axes)} directions, "
+  text += f"{fitted.iterations} iterations, {state}"
   if within is not None:
     text += f", in {within.size / rows:.0%} of the pool"
   return CodebookResult(

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from absl import logging
 import numpy as np
 
 from ecos_jax import config as config_lib
@@ -37,11 +38,16 @@ class ProxyResult(Result):
     size: Number of samples, B.
     client_share: Share of them from the client's domain, if known.
     labelled: Samples whose label is known, and may be used.
+    signal: Share of the answer that chance does not explain, and
+    nearer: by how much the proxy is nearer to the client's data than a random
+      one: see `cloud.worth.Worth`; null if nothing was asked.
   """
 
   size: int
   client_share: float | None
   labelled: int
+  signal: float | None
+  nearer: float | None
 
 
 def _proxy(job: Job, path: Path) -> ProxyResult:
@@ -49,7 +55,7 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
 
   Of a pool of features only the index is written.
   """
-  indices, clusters, weights = _choose(job)
+  indices, clusters, weights, worth = _choose(job)
   pool, options = job.problem.pool, job.config.sampling
   np.save(path / _INDICES, job.keep(PROXY, indices))
   labels = np.full(len(indices), -1, np.int64)
@@ -66,6 +72,13 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
   short = (
     f" of the {options.budget:,} asked for" if size < options.budget else ""
   )
+  if worth is not None and worth.may_be_noise:
+    logging.warning(
+      "the client's answer may be nothing but noise, so this proxy may be no "
+      "better than a random one: ask with a lower --config.privacy.sigma, with "
+      "fewer numbers (--config.codebook.size, --config.codebook.directions), "
+      "or a client with more samples"
+    )
   return ProxyResult(
     digest=_digest(indices),
     text=f"{size:,} samples{short} by {options.method.value}",
@@ -73,6 +86,8 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
     size=size,
     client_share=share,
     labelled=int((labels >= 0).sum()),
+    signal=None if worth is None else worth.signal,
+    nearer=None if worth is None else worth.nearer,
   )
 
 

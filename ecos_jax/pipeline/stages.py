@@ -145,7 +145,7 @@ class Job:
     load: Callable[..., problem_lib.Problem] = problem_lib.load,
   ):
     """Prepares a run; nothing is read or computed yet."""
-    self.config = config
+    self.config = config = config.resolved()
     self.work = work
     self.stages: dict[str, workdir.Stage] = {}
     self.client = client_lib.Client(

@@ -78,6 +78,10 @@ class Summary(spending.Spending):
     proxy_digest: sha256 of its sorted pool indices as little-endian int64.
     proxy_client_share: Share of the proxy from the client's domain.
     pool_client_share: Share of the pool from the client's domain.
+    answer_signal: Share of the client's answer that chance does not explain,
+      estimated from the answer.
+    nearer: By how much the proxy is nearer to the client's data than a random
+      one, at least: see `cloud.worth.Worth`.
     remote: Whether the client was another machine.
     labels_asked: Samples that the client was asked to label.
     labels_considered: Those considered before its budget was used up.
@@ -103,6 +107,8 @@ class Summary(spending.Spending):
   proxy_digest: str | None
   proxy_client_share: float | None
   pool_client_share: float | None
+  answer_signal: float | None
+  nearer: float | None
   remote: bool
   labels_asked: int | None
   labels_considered: int | None
@@ -139,6 +145,8 @@ def collect(job: Job) -> Summary:
     proxy_digest=proxy.digest if proxy else None,
     proxy_client_share=proxy.client_share if proxy else None,
     pool_client_share=pool.client_share,
+    answer_signal=proxy.signal if proxy else None,
+    nearer=proxy.nearer if proxy else None,
     remote=options.client.remote,
     **dataclasses.asdict(_spent(job)),
     labels_asked=labels.requests if labels else None,
@@ -317,6 +325,14 @@ def text(summary: Summary, workdir: Path) -> str:
       + client.classes_flag(_names(summary.classes))
     )
   rows["proxy"] = _proxy(summary)
+  if summary.answer_signal is not None:
+    gain = "how much nearer the proxy is to the client, it does not tell"
+    if summary.nearer:
+      gain = (
+        f"the proxy is at least {percent(summary.nearer)} nearer to the client "
+        "than a random one (mean votes, squared distance)"
+      )
+    rows["answer"] = f"{percent(summary.answer_signal)} signal; {gain}"
   if (asked := summary.labels_asked) is not None:
     outcome = private_knn.outcome(
       asked, summary.labels_considered or 0, summary.labels_answered or 0

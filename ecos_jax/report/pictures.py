@@ -113,8 +113,8 @@ def _pool(run: collect.Run) -> pools.Pool:
   """
   data = dataclasses.replace(run.config.data, client_data=None, test_data=None)
   specs = map(spec_lib.parse, data.sources)
-  if any(isinstance(spec, spec_lib.Tfds) for spec in specs):
-    raise errors.EcosError("sources of TFDS might have to be downloaded again")
+  if any(isinstance(spec, spec_lib.Tfds | spec_lib.Hub) for spec in specs):
+    raise errors.EcosError("its sources might have to be downloaded again")
   pool = problem.load(
     data, run.config.seed, remote=True, listings=run.path / "pool"
   ).pool

@@ -6,6 +6,7 @@ from scipy import sparse
 
 from ecos_jax.cloud import density as density_lib
 from ecos_jax.cloud import directions
+from ecos_jax.cloud import worth
 from tests.cloud import banks
 
 KEY = jax.random.key(3)
@@ -102,7 +103,13 @@ def test_noise_alone_tilts_nothing():
 def test_densities_are_added_up_in_clusters():
   features = banks.turned(700)
   found = directions.fit(features, 4, KEY)
-  density = density_lib.Density(found, 2, np.array([1.0, -1.0, 0.5, 0.0]), 0.3)
+  density = density_lib.Density(
+    found,
+    2,
+    np.array([1.0, -1.0, 0.5, 0.0]),
+    0.3,
+    worth.Means(*np.zeros((3, 4))),
+  )
   assignment = np.random.default_rng(4).integers(-1, 5, 700).astype(np.int32)
   got = density.in_clusters(banks.Rows(features), assignment, 5)
   each = np.exp(density.log_at(features))

@@ -10,6 +10,7 @@ from ecos_jax.cloud import codebook
 from ecos_jax.cloud import density as density_lib
 from ecos_jax.cloud import directions
 from ecos_jax.cloud import sampling
+from ecos_jax.cloud import worth
 from tests.cloud import banks
 
 KEY = jax.random.key(0)
@@ -126,7 +127,9 @@ def test_kcenter_where_the_density_is_known_at_samples():
   directed = directions.Directions(axes, np.zeros(5, np.float32))
   # Roots of densities are powers of two: products of them are exact.
   tilt = np.array([3, -1, 2, 1, -2]) * np.log(2) * 2
-  density = density_lib.Density(directed, 5, tilt, 0.0)
+  density = density_lib.Density(
+    directed, 5, tilt, 0.0, worth.Means(*np.zeros((3, 5)))
+  )
   logs = np.sign(features) @ tilt
   got = in_order(
     bank,

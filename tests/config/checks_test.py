@@ -232,6 +232,7 @@ def test_questions_that_cannot_be_are_refused_each_naming_its_flag():
 def test_labels_by_votes_need_votes_on_directions():
   config = digits_client.get_config("smoke")
   config.labelling.by = config_lib.LabelledBy.VOTES
+  config.codebook.question = config_lib.Question.COUNTS
   with pytest.raises(errors.ConfigError, match=r"codebook\.question"):
     checks.validate(config)
   config.codebook.question = config_lib.Question.BOTH

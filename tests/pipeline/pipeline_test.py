@@ -238,6 +238,9 @@ def test_what_seeded_noise_would_cost_is_told_apart(finished):
     config.privacy.gamma,
     config.privacy.delta,
     "add_remove",
+    # The votes on 32 directions and the number of voters, and the count.
+    33,
+    3,
   )
 
 

@@ -1,0 +1,95 @@
+"""What an answer is worth: how much of it is signal, and what the proxy gains.
+
+Everything is estimated from the answer alone, so it costs no privacy.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Noise alone gives more in one of about 300 answers.
+_DEVIATIONS = 3.0
+
+
+class Means(NamedTuple):
+  """The client's mean votes, as its answer tells them.
+
+  Attributes:
+    values: float64 [n], noisy.
+    pool: float64 [n], those of the pool, which are known.
+    chance: float64 [n], the standard deviation of each value: that of the
+      noise, and of the choice of the client's samples.
+  """
+
+  values: np.ndarray
+  pool: np.ndarray
+  chance: np.ndarray
+
+  @classmethod
+  def of_counts(
+    cls, scores: np.ndarray, sizes: np.ndarray, sigma: float, voters: float
+  ) -> "Means":
+    """Returns the client's shares of the clusters, and the pool's.
+
+    Args:
+      scores: [R], noisy.
+      sizes: int64 [R], samples of the pool in each cluster.
+      sigma: Scale of the noise in a score.
+      voters: How many samples voted, positive.
+    """
+    shares = sizes / sizes.sum()
+    variance = (sigma / voters) ** 2 + shares * (1 - shares) / voters
+    return cls(scores / voters, shares, np.sqrt(variance))
+
+  def and_those(self, others: "Means") -> "Means":
+    """Returns these means and others together."""
+    return Means(*map(np.concatenate, zip(self, others, strict=True)))
+
+  def squared_distance(self, means: np.ndarray) -> float:
+    """Returns the squared distance to mean votes [n], in units of `chance`."""
+    return float(np.sum(((self.values - means) / self.chance) ** 2))
+
+
+class Worth(NamedTuple):
+  """What an answer was worth.
+
+  Attributes:
+    signal: Share of the squared distance between the client's mean votes, as
+      answered, and the pool's that chance does not explain; 0 to 1.
+    deviations: How far this distance is above what chance alone gives, in
+      standard deviations.
+    nearer: The least share of it that the proxy takes away: its mean votes are
+      nearer to the client's by so much than those of a random proxy. 0 where
+      the answer does not tell.
+  """
+
+  signal: float
+  deviations: float
+  nearer: float
+
+  @property
+  def may_be_noise(self) -> bool:
+    """Whether chance alone could well have given this answer."""
+    return self.deviations < _DEVIATIONS
+
+
+def estimate(means: Means, proxy: np.ndarray) -> Worth:
+  """Returns what an answer was worth.
+
+  With n numbers, chance alone gives a squared distance of n, with the standard
+  deviation (2 n)^(1/2). The distance between answer and proxy is too small by
+  up to 2 n, since the proxy follows the answer's noise as well: the worst case
+  is taken.
+
+  Args:
+    means: The client's mean votes.
+    proxy: float64 [n], the mean votes of the proxy.
+  """
+  n = len(proxy)
+  random = means.squared_distance(means.pool)
+  excess = random - n
+  signal = max(excess, 0.0) / max(random, n)
+  nearer = 0.0
+  if excess > 0:
+    nearer = max(1 - (means.squared_distance(proxy) + n) / excess, 0.0)
+  return Worth(signal, excess / (2 * n) ** 0.5, nearer)

@@ -1,0 +1,50 @@
+"""Image files in a bucket, below a URL: each is a container of one image."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+from typing import Any
+
+from ecos_jax.data import images as image_files
+from ecos_jax.data import locations
+from ecos_jax.data import records
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+  """A file that is one image; its class is named by its folder."""
+
+  file: locations.File
+
+  @property
+  def name(self) -> str:
+    """Returns its name below the URL."""
+    return self.file.name
+
+  @property
+  def version(self) -> str:
+    """Returns a text that changes with the file."""
+    return self.file.version
+
+  def scan(self) -> Iterator[records.Found]:
+    """Yields the image, not yet read; see `records.Container`."""
+    folder = self.name.rpartition("/")[0]
+    yield records.Found(self.name, ()).labelled(folder)
+
+  def read(self, places: Sequence[tuple[int, ...]]) -> list[bytes]:
+    """Returns the file, as often as there are places."""
+    return [self.file.fs.cat_file(self.file.path)] * len(places)
+
+
+def open_folder(url: str, **options: Any) -> records.RecordSource:
+  """Returns the images below a URL, in natural order of their paths.
+
+  Args:
+    url: Of a folder, which fsspec knows.
+    **options: As in `records.RecordSource`.
+
+  Raises:
+    EcosError: There is no image, or the package for the URL is missing.
+  """
+  found = locations.find(url, image_files.SUFFIXES)
+  files = [Object(file) for file in found.files]
+  return records.RecordSource(found.name, files, **options)
