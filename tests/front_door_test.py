@@ -112,14 +112,19 @@ def test_images_to_a_proxy(answered, tmp_path):
     np.testing.assert_array_equal(item["image"], images[index])
 
 
-def test_several_clients_are_added_up(parts, answered):
+def test_several_clients_are_added_up(parts, answered, tmp_path):
   pool, _, codebook, question, answer = parts
-  others = answered(question, pool[:300], name="others")
+  ledger = tmp_path / "ledger"
+  ecos_jax.create_ledger(ledger, max_epsilon=math.inf)
+  others = answered(question, pool[:300], ledger=ledger)
   choice = ecos_jax.choose(
     pool, codebook, question, [answer, others], 200, KEY, density_power=0.0
   )
   blobs = np.bincount(choice.indices // 1000, minlength=3)
   assert abs(blobs[0] - 120) < 15 and blobs[2] < 10
+  again = answered(question, pool[:300], name="others")
+  with pytest.raises(ecos_jax.EcosError, match="of one client"):
+    ecos_jax.choose(pool, codebook, question, [answer, again], 200, KEY)
 
 
 @pytest.mark.parametrize(
@@ -301,3 +306,17 @@ def test_signs_need_directions_and_their_own_codebook(parts, answered):
     )
   with pytest.raises(ecos_jax.EcosError, match="not about `codebook`"):
     ecos_jax.choose(pool, without, question, answer, 300, KEY)
+
+
+def test_jax_set_to_64_bits_changes_nothing():
+  """As people of the sciences have it in a profile."""
+  features = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
+  books = []
+  for wide in (False, True):
+    with jax.enable_x64(wide):
+      books.append(ecos_jax.fit_codebook(features, 5, jax.random.key(0)))
+  # The directions are a tuple of arrays inside.
+  for a, b in zip(*map(jax.tree.leaves, books), strict=True):
+    assert np.asarray(a).dtype == np.asarray(b).dtype
+    np.testing.assert_array_equal(a, b)
+  assert ecos_jax.fit_codebook.__doc__

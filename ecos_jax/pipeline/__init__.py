@@ -24,6 +24,7 @@ from ecos_jax.models import networks
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
+from ecos_jax.pipeline import grown
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
@@ -43,6 +44,9 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
     # The same data elsewhere: this is an error if they are others.
     job.problem  # noqa: B018
   checks.check_pool(config, job[asking.POOL].size)
+  if method is not config_lib.Method.LOCAL:
+    # Wrong lists are told before anything is paid for.
+    selection.lists(job)
   if method in selection.NEEDS_BANK or labelling.wanted(config):
     yield asking.BANK
   if method in config_lib.ASKING:
@@ -99,9 +103,13 @@ def run(
   stages.encoder(config)
   networks.check(config.train.model, config.train.weights)
   distillation.check(config)
+  selection.check(config)
+  grown.check(config)
   with enter(workdir) as work:
     job = stages.Job(config, work, load)
     _check_terms(job)
+    asking.check_sizes(job)
+    labelling.check_sizes(job)
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
       files.write(resolved, job.config.to_json().encode())

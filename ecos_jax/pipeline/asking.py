@@ -25,7 +25,11 @@ from ecos_jax.cloud import encode
 from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.config import classes as classes_lib
+from ecos_jax.config import limits
+from ecos_jax.messages import wire
+from ecos_jax.pipeline import brought
 from ecos_jax.pipeline import client
+from ecos_jax.pipeline import grown
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
@@ -34,7 +38,7 @@ from ecos_jax.pipeline.stages import Stage
 from ecos_jax.privacy import accounting
 
 UNREADABLE = "unreadable.txt"
-RESPONSE = "response.safetensors"
+QUERY, RESPONSE = "query.safetensors", "response.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,8 @@ def _pool(job: Job, path: Path) -> PoolResult:
   if others:
     text += f", {others.total():,} files of other kinds left out"
   share = None if source is None else pool.sizes[source] / len(pool)
+  if not pool.feature_sources:
+    np.save(path / grown.FINGERPRINTS, pool.fingerprints())
   return PoolResult(
     digest=pool.digest,
     text=text,
@@ -156,9 +162,11 @@ POOL = Stage(
 def _bank(job: Job, path: Path) -> Result:
   """Encodes the pool."""
   pool, options = job.problem.pool, job.config.bank
+  earlier = None
   if pool.feature_sources:
     bank = encode.of_features(path, pool, job.encoder, options.shard_rows)
   else:
+    earlier = grown.features(job.config, pool, job.encoder.digest)
     bank = encode.build(
       path,
       pool,
@@ -166,9 +174,12 @@ def _bank(job: Job, path: Path) -> Result:
       dtype=options.dtype.value,
       shard_rows=options.shard_rows,
       batch_size=job.config.encoder.batch_size,
+      earlier=earlier,
     )
   rows, dimension = bank.shape
   text = f"{rows:,} x {dimension} features by {job.encoder.name}"
+  if earlier is not None:
+    text += f", {np.sum(earlier.rows < 0):,} of them new"
   return Result(digest=bank.digest, text=text, count=rows)
 
 
@@ -223,9 +234,15 @@ class MessageResult(Result):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResponseResult(MessageResult):
-  """The client's answer, and what it states about its privacy."""
+  """The clients' answers.
+
+  Attributes:
+    statement: What the one that cost its client most states of its privacy.
+    answers: How many there are, one a client.
+  """
 
   statement: dict[str, Any]
+  answers: int
 
 
 class Round(NamedTuple):
@@ -234,12 +251,12 @@ class Round(NamedTuple):
   Attributes:
     codebook: k-means on the bank, or on what the first round leaves of it.
     query: What the client receives.
-    response: What it answers.
+    response: What it answers, or what several clients answer.
   """
 
   codebook: Stage[CodebookResult, codebook_lib.Codebook]
   query: Stage[MessageResult, messages.Query]
-  response: Stage[ResponseResult, messages.Response]
+  response: Stage[ResponseResult, list[messages.Response]]
 
 
 def rounds(config: config_lib.Config) -> tuple[Round, ...]:
@@ -285,6 +302,32 @@ def labelled_by_votes(config: config_lib.Config) -> bool:
   )
 
 
+def check_sizes(job: Job) -> None:
+  """Checks that a query can hold what will be asked, before any work is done.
+
+  Raises:
+    ConfigError: It cannot.
+  """
+  if job.config.sampling.method not in config_lib.ASKING:
+    return
+  d, book = job.encoder.dimension, job.config.codebook
+  if d > limits.MAX_DIMENSION:
+    raise errors.ConfigError(
+      f"features of d = {d} are longer than a query may hold "
+      f"({limits.MAX_DIMENSION}): give shorter ones, such as principal "
+      "components, or another `encoder.name`"
+    )
+  rows = book.size
+  if book.question is config_lib.Question.SIGNS:
+    rows = book.directions
+  # Of float32.
+  if 4 * rows * d + wire.MAX_HEADER_BYTES > wire.MAX_BYTES:
+    raise errors.ConfigError(
+      f"`codebook.size`={rows} centroids of d = {d} are more than the "
+      f"{wire.MAX_BYTES >> 20} MiB that a query may have: ask about fewer"
+    )
+
+
 def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
   """Clusters the bank, or what the first round leaves of it."""
   config, within = job.config.codebook, None
@@ -301,20 +344,27 @@ def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
     job.key("coarse_codebook" if first else "codebook"),
     distributed.mesh(),
     within,
+    grown.codebook(job.config),
   )
   book = job.keep(
     FIRST.codebook if first else LAST.codebook, codebook_lib.read(path)
   )
   rows = job.read(BANK).shape[0]
-  state = "converged" if fitted.converged else "not converged"
   text = f"{config.size} centroids, "
   if book.directions is not None:
     text += f"{len(book.directions.axes)} directions, "
-  text += f"{fitted.iterations} iterations, {state}"
+  if fitted is None:
+    text += f"kept from {job.config.data.earlier}"
+  else:
+    state = "converged" if fitted.converged else "not converged"
+    text += f"{fitted.iterations} iterations, {state}"
   if within is not None:
     text += f", in {within.size / rows:.0%} of the pool"
   return CodebookResult(
-    digest=book.digest, text=text, count=rows, reseeded=fitted.reseeded
+    digest=book.digest,
+    text=text,
+    count=rows,
+    reseeded=0 if fitted is None else fitted.reseeded,
   )
 
 
@@ -326,7 +376,7 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
   book = job.read(FIRST.codebook)
 
   def decide() -> list[bool]:
-    answer = question.combine([job.read(FIRST.response)], job.read(FIRST.query))
+    answer = question.combine(job.read(FIRST.response), job.read(FIRST.query))
     assert answer.scores is not None
     votes = scores.posterior_mean(answer.scores, book.sizes, answer.sigma)
     return scores.covered(votes, book.sizes, rows).tolist()
@@ -359,24 +409,33 @@ def sent(path: Path, message: messages.Question) -> MessageResult:
 def _response(
   job: Job, path: Path, *, exchange: client.Exchange
 ) -> ResponseResult:
-  """Takes the client's answer."""
+  """Takes the clients' answers."""
   here = FIRST if exchange.first else LAST
   query = job.read(here.query)
-  data = job.client.answer(query, exchange)
-  response = job.keep(here.response, question.read(data, query))
-  files.write(path / exchange.answer, data)
+  answers = job.keep(here.response, job.client.answers(query, exchange))
+  dearest = max(answers, key=accounting.alone)
   statement = dataclasses.replace(
-    response.statement, epsilon=accounting.alone(response)
+    dearest.statement, epsilon=accounting.alone(dearest)
   )
-  privacy = f"epsilon {statement.epsilon:.4g}"
-  if not statement.private:
-    privacy = "NOT PRIVATE (noise from a seed)"
+  size = sum(len(answer.to_bytes()) for answer in answers)
+  text = f"{size:,} bytes up"
+  if len(answers) > 1:
+    text += f" from {len(answers):,} clients"
+  if all(answer.statement.private for answer in answers):
+    text += f", epsilon {statement.epsilon:.4g}"
+  else:
+    text += ", NOT PRIVATE (noise from a seed)"
   return ResponseResult(
-    digest=files.digest(data),
-    text=f"{len(data):,} bytes up, {privacy}",
-    bytes=len(data),
+    digest=brought.write(path, exchange.answer, answers),
+    text=text,
+    bytes=size,
     statement=dataclasses.asdict(statement),
+    answers=len(answers),
   )
+
+
+def _responses(name: str, path: Path, digest: str) -> list[messages.Response]:
+  return brought.read(path, name, digest)
 
 
 def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
@@ -393,14 +452,18 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_codebook, first=first),
     fields=(FIELDS.codebook, FIELDS.seed),
     inputs=(BANK, *before),
+    brought=lambda job: (
+      {"kept": kept.digest} if (kept := grown.codebook(job.config)) else {}
+    ),
     read=codebook_lib.read,
     together=True,
   )
   exchange = client.Exchange(
     f"{prefix}query",
-    f"{prefix}query.safetensors",
+    f"{prefix}{QUERY}",
     f"{prefix}{RESPONSE}",
     first=first,
+    following="query" if first else "request",
   )
   query = Stage(
     exchange.asked,
@@ -427,8 +490,10 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_response, exchange=exchange),
     fields=(FIELDS.privacy, FIELDS.client.remote),
     inputs=(query,),
-    read=client.reader(messages.Response, exchange.answer),
+    read=functools.partial(_responses, exchange.answer),
     answer=exchange,
+    # What an interrupted call took need not be brought again.
+    resumable=True,
   )
   return Round(codebook, query, response)
 

@@ -21,6 +21,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import workdir
+from ecos_jax.config import classes as classes_lib
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
 from ecos_jax.pipeline import client as client_lib
@@ -134,7 +135,7 @@ class Job:
     config: What to run.
     work: The working directory.
     stages: The finished stages by name, in order.
-    client: The simulated client, or the remote one.
+    client: The simulated clients, or the remote ones.
     bank_checked: Whether this call has compared the checksums of the bank.
   """
 
@@ -162,8 +163,12 @@ class Job:
     Raises:
       WaitingError: The client is remote, and its answer is not there yet.
     """
-    if stage.answer is not None:
-      self.client.check_answered(stage.name, stage.answer)
+    if stage.answer is not None and self.config.client.remote:
+      if stage.answer.labels:
+        self.client.check_labelled(stage.name, stage.answer)
+      else:
+        query = self.read(stage.inputs[0])
+        self.client.check_answered(stage.name, stage.answer, query)
     inputs = {
       other.name: self[other].digest
       for other in stage.inputs
@@ -258,7 +263,9 @@ class Job:
     Raises:
       EcosError: It is not known.
     """
-    classes = self.problem.classes
+    names = classes_lib.named(self.config.data.classes)
+    words = ((), classes_lib.FOLDERS, classes_lib.NUMBERS)
+    classes = self.problem.classes if names in words else len(names)
     if not classes:
       raise errors.EcosError(
         "`data.classes` must name the classes: the pool has no labels"

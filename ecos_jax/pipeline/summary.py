@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ecos_jax import config
 from ecos_jax.client import private_knn
+from ecos_jax.cloud import question
 from ecos_jax.data import listing
 from ecos_jax.models import delivery
 from ecos_jax.pipeline import asking
@@ -15,6 +16,7 @@ from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import percent
+from ecos_jax.privacy import accounting
 from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
@@ -55,12 +57,34 @@ class Training:
   input_wait_share: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Clients:
+  """What several clients answered; it does not say who they are.
+
+  Attributes:
+    answered: Number of clients whose answers were used.
+    least_epsilon: Of the answer to the last query that cost its client least;
+      null if one is not private.
+    most_epsilon: Of the one that cost its client most.
+    together_epsilon: Of all answers to it together, for a person whose samples
+      every client has; null if their units differ.
+    signal: Estimated part of the sum of the answers that is signal, not noise.
+  """
+
+  answered: int
+  least_epsilon: float | None
+  most_epsilon: float | None
+  together_epsilon: float | None
+  signal: float
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary(spending.Spending):
   """What a run came to; null is what is not known, or what the run has not.
 
   Of a simulated client `epsilon` covers the whole ledger, also answers of
-  earlier calls that were redone; of a remote one it covers this run.
+  earlier calls that were redone; of a remote one it covers this run. Of several
+  clients it is that of the one that spent most.
 
   Attributes:
     method: How the proxy was chosen.
@@ -83,6 +107,7 @@ class Summary(spending.Spending):
     nearer: By how much the proxy is nearer to the client's data than a random
       one, at least: see `cloud.worth.Worth`.
     remote: Whether the client was another machine.
+    clients: What the clients answered; null if none was asked.
     labels_asked: Samples that the client was asked to label.
     labels_considered: Those considered before its budget was used up.
     labels_answered: Those labelled.
@@ -110,6 +135,7 @@ class Summary(spending.Spending):
   answer_signal: float | None
   nearer: float | None
   remote: bool
+  clients: Clients | None
   labels_asked: int | None
   labels_considered: int | None
   labels_answered: int | None
@@ -148,6 +174,7 @@ def collect(job: Job) -> Summary:
     answer_signal=proxy.signal if proxy else None,
     nearer=proxy.nearer if proxy else None,
     remote=options.client.remote,
+    clients=_clients(job),
     **dataclasses.asdict(_spent(job)),
     labels_asked=labels.requests if labels else None,
     labels_considered=labels.considered if labels else None,
@@ -160,6 +187,22 @@ def collect(job: Job) -> Summary:
       name: round(stage.seconds, 3) for name, stage in job.stages.items()
     },
   )
+
+
+def _clients(job: Job) -> Clients | None:
+  if job.get(asking.LAST.response) is None:
+    return None
+  answers = job.read(asking.LAST.response)
+  least = most = together = None
+  if all(answer.statement.private for answer in answers):
+    alone = list(map(accounting.alone, answers))
+    least, most = min(alone), max(alone)
+    if len({answer.statement.unit for answer in answers}) == 1:
+      every = {str(i): answer for i, answer in enumerate(answers)}
+      together = spending.spent(every, fixed=True).epsilon
+  answer = question.combine(answers, job.read(asking.LAST.query))
+  signal = round(question.signal(answer), 4)
+  return Clients(len(answers), least, most, together, signal)
 
 
 def _bytes(*messages: asking.MessageResult | None) -> int:
@@ -184,6 +227,9 @@ def _speed(model: learning.ModelResult | None) -> Training | None:
 def _spent(job: Job) -> spending.Spending:
   """Returns what the client's answers cost: this run's alone, and all of them.
 
+  Of several clients those count that cost most: which answers to two queries
+  are of one client is not known.
+
   What was answered and then deleted is spent all the same.
   """
   answers: dict[str, spending.Answer] = {}
@@ -192,7 +238,7 @@ def _spent(job: Job) -> spending.Spending:
   for asked in rounds:
     if job.get(asked.response) is not None:
       first = asked is asking.FIRST
-      response = job.read(asked.response)
+      response = max(job.read(asked.response), key=accounting.alone)
       answers["first" if first else "scores"] = response
       # A remote client may choose other terms for the second round, after its
       # first answer.
@@ -253,6 +299,16 @@ def _privacy(summary: Summary) -> str:
     f"epsilon {summary.epsilon:.4g} at delta {summary.delta:g}, for "
     f"{protected} ({'; '.join(filter(None, detail))})"
   )
+
+
+def _answered(clients: Clients) -> str:
+  text = f"{clients.answered:,} answered"
+  if clients.answered > 1 and clients.most_epsilon is not None:
+    low, high = f"{clients.least_epsilon:.4g}", f"{clients.most_epsilon:.4g}"
+    text += f", each at epsilon {high if low == high else f'{low} to {high}'}"
+    if (together := clients.together_epsilon) is not None:
+      text += f" ({together:.4g} for a person who is with all of them)"
+  return f"{text}; about {percent(clients.signal)} of the sum is signal"
 
 
 def _proxy(summary: Summary) -> str:
@@ -340,6 +396,8 @@ def text(summary: Summary, workdir: Path) -> str:
     right = percent(summary.labels_accuracy)
     rows["labels"] = f"{outcome}; {right} of the labels right"
   seconds = summary.seconds
+  if (clients := summary.clients) is not None:
+    rows["clients"] = _answered(clients)
   rows |= {
     "privacy": _privacy(summary),
     "bytes": f"{summary.bytes_down:,} down to the client, "

@@ -83,6 +83,7 @@ class Ledger:
       )
     self.guarantee = lines.guarantee
     self._filter = lines.filter
+    self._client = lines.client
     self.entries = lines.entries
     self.incomplete = lines.size < len(data)
     self._last = lines.last
@@ -134,6 +135,15 @@ class Ledger:
         f"refused: {self.epsilon():g} of `max_epsilon`={most:g} is spent, and "
         f"with this answer it would be {total:g}; give a smaller `epsilon`"
       )
+
+  def client(self, query_digest: str) -> str:
+    """Returns what all answers to a question say of who gives them, 128 bits.
+
+    So a cloud that adds up the answers of many finds two of one client. Without
+    the random bits in the ledger it says nothing else, and answers to other
+    questions say something unrelated.
+    """
+    return files.digest(self._client.encode(), query_digest.encode())[:32]
 
   def find(self, query_digest: str, data: str, terms: dict) -> Entry | None:
     """Returns the entry with this question, data and terms, if there is one."""
@@ -194,9 +204,15 @@ def _locked(path: Path, mode: int) -> Iterator[BinaryIO]:
   with os.fdopen(descriptor, "a+b" if mode & os.O_RDWR else "rb") as file:
     # Also if another process made the file: it may not have got so far.
     files.sync(path.parent)
-    if not files.lock(file, wait=False):
-      logging.warning("%s: waiting for another process that has it", path)
-      files.lock(file)
+    try:
+      if not files.lock(file, wait=False):
+        logging.warning("%s: waiting for another process that has it", path)
+        files.lock(file)
+    except files.NoLocksError as error:
+      raise LedgerError(
+        f"`ledger`: {path}: {error}: two answers at once could overspend the "
+        "budget; put it on a local disk"
+      ) from error
     if not _is_at(file, path):
       raise LedgerError(
         f"`ledger`: {path} was replaced or deleted meanwhile: try again"

@@ -15,9 +15,11 @@ from ecos_jax import messages
 from ecos_jax import text_tables
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.config import reading
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import brought
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.training import metrics
@@ -33,7 +35,9 @@ class Clusters(NamedTuple):
     scores: int64 or float64 [R], the noised coverage, in votes.
     votes: float64 [R], the sampler's estimate of the true votes.
     taken: int64 [R], number of proxy samples in each cluster.
-    statement: The client's privacy statement.
+    statement: The client's privacy statement; of several, the one at the head
+      of the clients' answers.
+    sigma: Scale of the noise in the scores.
   """
 
   centroids: np.ndarray
@@ -43,11 +47,7 @@ class Clusters(NamedTuple):
   votes: np.ndarray
   taken: np.ndarray
   statement: messages.Statement
-
-  @property
-  def sigma(self) -> float:
-    """Scale of the noise in the scores."""
-    return self.statement.scale / max(self.statement.weight, 1)
+  sigma: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +134,7 @@ def _summary(fields: dict[str, Any]) -> summary_lib.Summary:
     "model": summary_lib.Network,
     "teacher": summary_lib.Network,
     "training": summary_lib.Training,
+    "clients": summary_lib.Clients,
   }
   made: dict[str, Any] = {
     name: part(**fields[name])
@@ -199,24 +200,28 @@ def _clusters(
   chosen: np.ndarray,
 ) -> Clusters | None:
   book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
-  file = path / "response" / asking.RESPONSE
-  data = workdir.read_bytes(file, _digest(stages, "response"))
-  response = messages.Response.from_bytes(data)
-  if response.scores is None:
+  folder, digest = path / "response", _digest(stages, "response")
+  responses = brought.read(folder, asking.RESPONSE, digest)
+  file = path / "query" / asking.QUERY
+  query = messages.Query.from_bytes(
+    workdir.read_bytes(file, _digest(stages, "query"))
+  )
+  answer = question.combine(responses, query)
+  if answer.scores is None:
     return None
-  if not len(response.scores) == len(book.centroids) == len(book.sizes):
+  if not len(answer.scores) == len(book.centroids) == len(book.sizes):
     raise errors.EcosError(
-      f"{path}: the response has {len(response.scores)} scores for "
+      f"{path}: the response has {len(answer.scores)} scores for "
       f"{len(book.centroids)} centroids: delete its folders codebook, query, "
       "response and proxy, and run python -m ecos_jax.train again"
     )
-  weight = response.statement.weight
   clusters = Clusters(
     *(book.centroids, book.assignment, book.sizes),
-    scores=response.scores / weight if weight > 1 else response.scores,
+    scores=answer.scores,
     votes=np.zeros(len(book.sizes)),
     taken=np.bincount(book.assignment[chosen], minlength=len(book.sizes)),
-    statement=response.statement,
+    statement=answer.statements[0],
+    sigma=answer.sigma,
   )
   votes = scores.votes(clusters.scores, book.sizes, clusters.sigma, options)
   return clusters._replace(votes=votes)
