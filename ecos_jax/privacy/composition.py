@@ -49,11 +49,11 @@ _FEW = 64
 _LOSS_STEPS = 2**17
 _LOSS_STEPS_COMPOSED = 2**16
 # Rounding up shifts each loss by half an interval, and that adds up. For more
-# answers, or if it is more than this part of the root mean square of the sum,
-# losses are split, which widens the sum a little. The interval is the
-# root mean square loss of one answer over _SPREAD_STEPS, or that of all answers
-# over _TOTAL_STEPS if that is larger: so the arrays stay small. Where one answer
-# of large losses meets many of small ones, _LOSS_STEPS_SPLIT bounds them.
+# answers, or if it is more than _ROUNDED_UP of the root mean square of the sum,
+# losses are split, which widens the sum a little. The interval is the root mean
+# square loss of one answer over _SPREAD_STEPS, or that of all answers over
+# _TOTAL_STEPS if that is larger: so the arrays stay small. Where one answer of
+# large losses meets many of small ones, _LOSS_STEPS_SPLIT bounds them.
 _ROUNDED_UP = 0.01
 _SPREAD_STEPS = 32
 _LOSS_STEPS_SPLIT = 2**20
