@@ -29,6 +29,7 @@ from ecos_jax.training import tasks
 
 def _config(**sampling) -> config_lib.Config:
   config = digits_client.get_config("smoke")
+  config.labelling.by = config_lib.LabelledBy.KNN
   config.train.steps, config.train.model = 2, "convnet_small"
   for name, value in sampling.items():
     setattr(config.sampling, name, value)
