@@ -20,7 +20,10 @@ The whole method as functions on arrays:
 Each name is loaded when it is first used, so `import ecos_jax` is quick.
 """
 
+from collections.abc import Callable
+import functools
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,12 +88,27 @@ _HOMES = {
 }
 
 
+def _in_32_bits(function: Callable) -> Callable:
+  """Returns a function that computes alike where JAX is set to 64 bits."""
+
+  @functools.wraps(function)
+  def run(*args: Any, **kwargs: Any) -> Any:
+    import jax
+
+    with jax.enable_x64(False):
+      return function(*args, **kwargs)
+
+  return run
+
+
 def __getattr__(name: str) -> Any:
   """Returns what `__all__` names, after loading it (PEP 562)."""
   if name not in _HOMES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   module, _, attribute = _HOMES[name].partition(":")
   value = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+  if inspect.isfunction(value):
+    value = _in_32_bits(value)
   globals()[name] = value
   return value
 

@@ -5,6 +5,7 @@ import io
 import logging as standard_logging
 import math
 import os
+from pathlib import Path
 import re
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn, TypeVar
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 
 from ecos_jax import config
 from ecos_jax import distributed
@@ -89,6 +91,45 @@ def check_overrides(argv: list[str]) -> None:
       )
 
 
+class _PathParser(flags.ArgumentParser):
+  """The path of a file or folder, with `~` expanded."""
+
+  def parse(self, argument: str) -> str:
+    """Returns the path; raises ValueError if it is an address."""
+    if "://" in argument:
+      raise ValueError(
+        "it must be a path: only data and features can be at an address"
+      )
+    try:
+      return str(Path(argument).expanduser()) if argument else argument
+    except RuntimeError as error:
+      raise ValueError(str(error)) from None
+
+
+def define_path(
+  name: str, default: str | None, text: str, *, required: bool = False
+) -> flags.FlagHolder:
+  """Defines a flag whose value is a path.
+
+  Args:
+    name: Of the flag.
+    default: Its value without.
+    text: What it means, for `--help`.
+    required: Whether it must be given.
+  """
+  return flags.DEFINE(_PathParser(), name, default, text, required=required)
+
+
+def define_paths(name: str, text: str) -> flags.FlagHolder:
+  """Defines a flag whose value is a list of paths, separated by commas."""
+
+  class Parser(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+      return list(map(_PathParser().parse, super().parse(argument)))
+
+  return flags.DEFINE(Parser(), name, None, text)
+
+
 def _parse_flags(argv: list[str], actions: Collection[str]) -> list[str]:
   try:
     check_overrides(argv)
@@ -122,6 +163,58 @@ def _leave(signum: int, frame: object) -> NoReturn:
   os._exit(EXIT_INTERRUPTED)
 
 
+# An environment may say otherwise: other types, other numbers from one key.
+_JAX = {
+  "jax_enable_x64": False,
+  "jax_numpy_dtype_promotion": "standard",
+  "jax_numpy_rank_promotion": "allow",
+  "jax_transfer_guard": "allow",
+  "jax_default_prng_impl": "threefry2x32",
+  "jax_threefry_partitionable": True,
+}
+
+
+def _open_streams() -> None:
+  """Opens stdin, stdout and stderr if they are closed, and takes any text.
+
+  Otherwise the next file that is opened, perhaps a ledger, would be stdout.
+  """
+  for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+      os.fstat(descriptor)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    if getattr(sys, name) is None:
+      mode = "w" if descriptor else "r"
+      setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
+  # A name that is not UTF-8 must not end a command that has spent something.
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
+
+
+def _missing(error: Exception) -> errors.EcosError | None:
+  """Returns what this machine lacks, if that is why a command failed."""
+  text = str(error).partition("\n")[0]
+  if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+    return errors.EcosError(
+      f"there is not enough memory ({text or 'on the host'}): a smaller batch "
+      "size, image size or codebook needs less"
+    )
+  platforms = os.environ.get("JAX_PLATFORMS")
+  if not platforms or distributed.started():
+    return None
+  try:
+    jax.devices()
+  except Exception as why:  # JAX has no common class for it.
+    reason = str(why).partition("\n")[0] or "its plugin is not installed"
+    return errors.EcosError(
+      f"JAX_PLATFORMS={platforms}: JAX finds no such device ({reason}): unset "
+      "it, or install jax for this device"
+    )
+  return None
+
+
 def run(
   main: Callable[[list[str]], None], actions: Collection[str] = ()
 ) -> None:
@@ -131,6 +224,7 @@ def run(
   |---|---|
   | 0 | done |
   | 1 | an `EcosError`, a wrong flag, an error of a file, or a lost process |
+  | 1 | too little memory, or no device as `JAX_PLATFORMS` wants it |
   | 75 | stopped on SIGTERM |
   | 130 | Ctrl-C |
 
@@ -152,12 +246,14 @@ def run(
     except Exception as error:
       if isinstance(error, OSError) and error.errno is not None:
         _fail(error)
+      if (missing := _missing(error)) is not None:
+        _fail(missing)
       distributed.fail(error)
 
-  # A name that is not UTF-8 must not end a command that has spent something.
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors="backslashreplace")
+  _open_streams()
+  for option, value in _JAX.items():
+    jax.config.update(option, value)
+    os.environ.pop(option.upper(), None)  # for child processes
   signal.signal(signal.SIGINT, _leave)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)

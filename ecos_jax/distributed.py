@@ -213,6 +213,11 @@ def _client() -> Any:
   return jax_distributed.global_state.client
 
 
+def started() -> bool:
+  """Returns whether this process has joined others."""
+  return _client() is not None
+
+
 def _get(key: str) -> str:
   """Waits until a key has a value, and returns it."""
   while True:

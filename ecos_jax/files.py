@@ -6,6 +6,7 @@ never a part of it, and at worst a hidden temporary file beside it.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,16 @@ from pathlib import Path
 import re
 import secrets
 from typing import IO, Any
+
+from ecos_jax import errors
+
+_NOT_SUPPORTED = {
+  *(errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
+}
+
+
+class NoLocksError(errors.EcosError):
+  """A file is on a file system that has no locks."""
 
 
 @contextlib.contextmanager
@@ -55,7 +66,9 @@ def write(
   """
   with replacing(path) as temporary, temporary.open("wb") as file:
     if mode is not None:
-      os.fchmod(file.fileno(), mode)
+      # exFAT and CIFS have no permissions to change.
+      with contextlib.suppress(PermissionError):
+        os.fchmod(file.fileno(), mode)
     for part in parts:
       file.write(part)
     file.flush()
@@ -73,6 +86,10 @@ def sync(path: Path) -> None:
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
+  except OSError as error:
+    # Some file systems, such as CIFS, do this for files only.
+    if not path.is_dir() or error.errno not in _NOT_SUPPORTED:
+      raise
   finally:
     os.close(descriptor)
 
@@ -96,11 +113,24 @@ def lock(file: IO[Any], *, wait: bool = True) -> bool:
 
   Returns:
     Whether this process has the lock now.
+
+  Raises:
+    NoLocksError: The file system has no locks.
   """
+  access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+  # NFS has no exclusive lock for a file that is open for reading.
+  kind = fcntl.LOCK_SH if access == os.O_RDONLY else fcntl.LOCK_EX
   try:
-    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
+  except OSError as error:
+    if error.errno in _NOT_SUPPORTED:
+      raise NoLocksError(
+        f"its file system has no locks ({error.strerror}), as NFS without its "
+        "lock service and Lustre without flock"
+      ) from error
+    raise
   return True
 
 

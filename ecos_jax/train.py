@@ -36,7 +36,7 @@ from ecos_jax.clustering import kernels
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "File with get_config(), and its argument: FILE[:ARGUMENT]."
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
   "workdir", None, "Folder of this run: every artefact goes there."
 )
 _VERIFY = flags.DEFINE_bool(

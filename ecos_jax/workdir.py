@@ -23,6 +23,7 @@ import socket
 import time
 from typing import Any, Literal, NamedTuple, NoReturn
 
+from absl import logging
 import numpy as np
 
 from ecos_jax import distributed
@@ -195,7 +196,14 @@ class Workdir:
       raise WorkdirError(
         f"`workdir`={self.path} cannot be written to: {error.strerror}"
       ) from None
-    if not files.lock(self._lock, wait=False):
+    try:
+      locked = files.lock(self._lock, wait=False)
+    except files.NoLocksError as error:
+      logging.warning(
+        "%s: %s: see to it that no second job uses it", self.path, error
+      )
+      locked = True
+    if not locked:
       with self._lock:
         self._lock.seek(0)
         holder = self._lock.read().strip()

@@ -49,6 +49,98 @@ def test_an_unknown_field_gets_the_valid_ones():
   cli.check_overrides(["--config.sampling.budget=3", "--workdir=x"])
 
 
+def _run(body, redirect="", **environment):
+  """Runs a command whose main has this body; returns code, stdout, stderr."""
+  lines = "\n  ".join(body.splitlines())
+  code = f"""
+from ecos_jax import cli
+def main(argv):
+  {lines}
+path = cli.define_path("path", None, "")
+paths = cli.define_paths("paths", "")
+cli.run(main)
+"""
+  script = f'"$0" -c "$1" "${{@:2}}" {redirect}'
+  arguments = environment.pop("arguments", [])
+  done = subprocess.run(
+    ["bash", "-c", script, sys.executable, code, *arguments],
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+  "closed", ["<&- >&- 2>&-", ">&-", "2>&-", "<&- 2>&-", "<&-"]
+)
+def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path, closed):
+  """What is printed would be written into a ledger."""
+  code, *_ = _run(
+    f"""import sys
+with open({str(tmp_path / "ledger")!r}, "w") as file:
+  file.write("entry")
+  print("said", flush=True)
+  print("said", file=sys.stderr, flush=True)
+  assert not sys.stdin.isatty()""",
+    closed,
+  )
+  assert code == 0
+  assert (tmp_path / "ledger").read_text() == "entry"
+
+
+def test_a_command_computes_alike_whatever_jax_is_set_to():
+  body = """import jax, jax.numpy as jnp, os
+print(jnp.arange(3).dtype, jax.random.bits(jax.random.key(3)))
+print(jnp.ones(3) * jnp.ones((2, 3), jnp.bfloat16) @ jnp.ones(3))
+print([name for name in os.environ if name.startswith("JAX_")])"""
+  plain = _run(body)
+  assert plain[0] == 0, plain
+  others = _run(
+    body,
+    JAX_ENABLE_X64="1",
+    JAX_NUMPY_DTYPE_PROMOTION="strict",
+    JAX_NUMPY_RANK_PROMOTION="raise",
+    JAX_DEFAULT_PRNG_IMPL="rbg",
+    JAX_THREEFRY_PARTITIONABLE="0",
+  )
+  assert others == plain
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "rocket"])
+def test_a_device_that_is_not_there_is_told_in_a_line(platform):
+  body = "import jax\njax.numpy.ones(3)"
+  code, _, err = _run(body, JAX_PLATFORMS=platform)
+  assert code == 1
+  [line] = err.splitlines()
+  assert line.startswith(f"error: JAX_PLATFORMS={platform}: JAX finds no such")
+
+
+def test_too_little_memory_is_told_in_a_line():
+  code, _, err = _run("import numpy\nnumpy.ones(2**55)")
+  assert code == 1
+  [line] = err.splitlines()
+  assert line.startswith("error: there is not enough memory (Unable to alloc")
+  body = "import jax\njax.numpy.ones(2**40).block_until_ready()"
+  code, _, err = _run(body)
+  assert code == 1
+  assert "Traceback" not in err and "error: there is not enough" in err
+
+
+def test_paths_are_expanded_and_addresses_refused(tmp_path):
+  home = str(tmp_path)
+  body = "print(path.value, *paths.value)"
+  given = ["--path=~/a b", "--paths=~,x"]
+  _, out, _ = _run(body, arguments=given, HOME=home)
+  assert out == f"{home}/a b {home} x\n"
+  for wrong in ("--path=gs://bucket/runs", "--paths=a,s3://b"):
+    code, _, err = _run(body, arguments=[wrong])
+    assert code == 1
+    [line] = err.splitlines()
+    assert line.startswith(f"error: flag {wrong}: it must be a path")
+
+
 def test_a_name_that_is_not_utf8_does_not_end_a_command():
   """A client's answer was in the ledger when the name of the file was shown."""
   code = """

@@ -68,7 +68,8 @@ def test_python_imports_what_exists(text):
 @_each_page
 def test_options_of_commands_exist(text):
   """Of any command of the package: modules define some for others."""
-  defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", _source()))
+  pattern = r"(?:DEFINE_|define_path)\w*\(\s*\"(\w+)\""
+  defined = set(re.findall(pattern, _source()))
   for block in _blocks(text):
     for command in block.replace("\\\n", " ").splitlines():
       _, found, options = command.partition("python -m ecos_jax")

@@ -301,3 +301,16 @@ def test_signs_need_directions_and_their_own_codebook(parts, answered):
     )
   with pytest.raises(ecos_jax.EcosError, match="not about `codebook`"):
     ecos_jax.choose(pool, without, question, answer, 300, KEY)
+
+
+def test_jax_set_to_64_bits_changes_nothing():
+  """As people of the sciences have it in a profile."""
+  features = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
+  books = []
+  for wide in (False, True):
+    with jax.enable_x64(wide):
+      books.append(ecos_jax.fit_codebook(features, 5, jax.random.key(0)))
+  for a, b in zip(*books, strict=True):
+    assert np.asarray(a).dtype == np.asarray(b).dtype
+    np.testing.assert_array_equal(a, b)
+  assert ecos_jax.fit_codebook.__doc__

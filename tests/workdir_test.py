@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -94,6 +96,20 @@ def test_a_second_job_is_refused_with_the_holder(tmp_path):
   # The lock of a killed job is free.
   with workdir_lib.Workdir(tmp_path):
     pass
+
+
+def test_a_workdir_on_a_file_system_without_locks_is_used(
+  tmp_path, monkeypatch, caplog
+):
+  def flock(file, kind):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with workdir_lib.Workdir(tmp_path):
+    pass
+  [warning] = caplog.messages
+  assert warning.startswith(f"{tmp_path}: its file system has no locks")
+  assert "no second job" in warning
 
 
 def test_a_damaged_manifest_is_named(work):

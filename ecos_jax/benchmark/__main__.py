@@ -40,10 +40,10 @@ _IMAGE_SIZE = flags.DEFINE_integer(
   "Height and width of the images of encode; by default the encoder's own.",
   lower_bound=1,
 )
-_SCRATCH = flags.DEFINE_string(
+_SCRATCH = cli.define_path(
   "scratch", None, "Folder for data during the run, on a disk (for stream)."
 )
-_OUTPUT = flags.DEFINE_string("output", "benchmark.json", "The JSON file.")
+_OUTPUT = cli.define_path("output", "benchmark.json", "The JSON file.")
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 import numpy as np
 
+from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
@@ -78,7 +79,7 @@ def define_shared_flags(data: str) -> None:
   """
   flags.DEFINE_string("data", None, f"The private data: {data}", required=True)
   flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
-  flags.DEFINE_string("out", None, "Where to put the response.", required=True)
+  cli.define_path("out", None, "Where to put the response.", required=True)
   define_ledger()
   flags.DEFINE_bool(
     "create_ledger",
@@ -114,7 +115,7 @@ def define_shared_flags(data: str) -> None:
 
 def define_ledger() -> None:
   """Defines the flags of commands that make or use a ledger."""
-  flags.DEFINE_string(
+  cli.define_path(
     "ledger",
     None,
     "The file with the budget of these data and all answers about them.",
@@ -235,7 +236,7 @@ def classes(count: int) -> tuple[str, ...] | None:
 
 def define_list_unreadable() -> None:
   """Defines the flag of commands that open folders."""
-  flags.DEFINE_string(
+  cli.define_path(
     "list_unreadable",
     None,
     "A new file for the names of the files in folder:DIR that cannot be read, "

@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string(
+  cli.define_path(
     "model", None, "The file model.safetensors of the cloud.", required=True
   )
   flags.DEFINE_string(

@@ -28,7 +28,7 @@ from ecos_jax.privacy import ledger
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string("request", None, "The request file.", required=True)
+  cli.define_path("request", None, "The request file.", required=True)
   command.define_shared_flags(
     "folder:DIR with a folder for each class (see --classes), images:FILE.npz "
     "(uint8 images and integer labels), or tfds:NAME:SPLIT; labels as the "

@@ -111,5 +111,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   command.define_ledger()
-  flags.DEFINE_string("out", None, "upgrade: the new ledger.")
+  cli.define_path("out", None, "upgrade: the new ledger.")
   cli.run(main, actions=_ACTIONS)

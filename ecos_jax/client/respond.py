@@ -35,7 +35,7 @@ from ecos_jax.privacy import mechanisms
 
 
 def _define_flags() -> None:
-  flags.DEFINE_string("query", None, "The query file.", required=True)
+  cli.define_path("query", None, "The query file.", required=True)
   command.define_shared_flags(
     "folder:DIR, images:FILE.npy or .npz (uint8), tfds:NAME:SPLIT, "
     "webdataset:PATTERN, parquet:PATH, or features:PATH (float [n, d], made "

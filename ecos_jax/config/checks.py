@@ -156,9 +156,9 @@ def _source_errors(config: config_lib.Config) -> list[str]:
     ]
   found = []
   try:
-    classes.named(data.classes)
+    names = classes.named(data.classes)
   except errors.EcosError as error:
-    found.append(str(error))
+    return [str(error)]
   for name in ("sources", "client_data", "test_data"):
     texts = getattr(data, name)
     for text in (texts,) if isinstance(texts, str) else texts or ():
@@ -180,8 +180,10 @@ def _source_errors(config: config_lib.Config) -> list[str]:
       "there is no client: give `client.remote`=True, or "
       "`data.client_data` to simulate one"
     )
-  if config.train.task is config_lib.Task.CLIENT and not data.classes:
-    found.append("`data.classes` must name the client's classes")
+  if config.train.task is config_lib.Task.CLIENT and (
+    names in ((), classes.FOLDERS, classes.NUMBERS)
+  ):
+    found.append("`data.classes` must name the client's classes: a,b,c")
   if config.of_features != (config.encoder.name == "identity"):
     found.append(
       f"`encoder.name`={config.encoder.name}: a pool of features, and "

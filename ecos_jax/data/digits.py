@@ -319,7 +319,7 @@ def write_client(folder: Path, client: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-  _OUT = flags.DEFINE_string(
+  _OUT = cli.define_path(
     "out", None, "Folder for mnist.npz, or for client.npz.", required=True
   )
   _CLIENT = flags.DEFINE_string(

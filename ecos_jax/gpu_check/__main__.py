@@ -22,7 +22,7 @@ _LIMIT = flags.DEFINE_integer(
   "limit_seconds", 480, "No item begins after that.", lower_bound=1
 )
 _ONLY = flags.DEFINE_list("only", [], "Items to run; all without.")
-_OUTPUT = flags.DEFINE_string("output", "gpu_check.json", "The JSON file.")
+_OUTPUT = cli.define_path("output", "gpu_check.json", "The JSON file.")
 kernels.define_flags()
 
 ITEMS = {

@@ -102,6 +102,8 @@ def run(
   with enter(workdir) as work:
     job = stages.Job(config, work, load)
     _check_terms(job)
+    asking.check_sizes(job)
+    labelling.check_sizes(job)
     resolved = work.path / "config.json"
     if jax.process_index() == 0 and not resolved.exists():
       files.write(resolved, job.config.to_json().encode())

@@ -25,6 +25,8 @@ from ecos_jax.cloud import encode
 from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.config import classes as classes_lib
+from ecos_jax.config import limits
+from ecos_jax.messages import wire
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline.stages import FIELDS
@@ -282,6 +284,32 @@ def labelled_by_votes(config: config_lib.Config) -> bool:
     and config.train.steps > 0
     and config.labelling.by is config_lib.LabelledBy.VOTES
   )
+
+
+def check_sizes(job: Job) -> None:
+  """Checks that a query can hold what will be asked, before any work is done.
+
+  Raises:
+    ConfigError: It cannot.
+  """
+  if job.config.sampling.method not in config_lib.ASKING:
+    return
+  d, book = job.encoder.dimension, job.config.codebook
+  if d > limits.MAX_DIMENSION:
+    raise errors.ConfigError(
+      f"features of d = {d} are longer than a query may hold "
+      f"({limits.MAX_DIMENSION}): give shorter ones, such as principal "
+      "components, or another `encoder.name`"
+    )
+  rows = book.size
+  if book.question is config_lib.Question.SIGNS:
+    rows = book.directions
+  # Of float32.
+  if 4 * rows * d + wire.MAX_HEADER_BYTES > wire.MAX_BYTES:
+    raise errors.ConfigError(
+      f"`codebook.size`={rows} centroids of d = {d} are more than the "
+      f"{wire.MAX_BYTES >> 20} MiB that a query may have: ask about fewer"
+    )
 
 
 def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:

@@ -19,8 +19,10 @@ from ecos_jax import workdir
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.cloud import question
+from ecos_jax.config import limits
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
+from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import selection
@@ -87,6 +89,26 @@ def terms(job: Job) -> messages.LabelTerms:
     relation=job.config.privacy.relation.value,
     unit=job.config.privacy.unit.value,
   )
+
+
+def check_sizes(job: Job) -> None:
+  """Checks that a request can hold the proxy, before the client is asked.
+
+  Raises:
+    ConfigError: It cannot.
+  """
+  config = job.config
+  if not wanted(config) or asking.labelled_by_votes(config):
+    return
+  budget, d = config.sampling.budget, job.encoder.dimension
+  most = wire.MAX_BYTES - wire.MAX_HEADER_BYTES
+  size = np.dtype(config.bank.dtype.value).itemsize * d
+  most = min(most // size, limits.MAX_LABEL_COUNTS // job.classes)
+  if budget > most:
+    raise errors.ConfigError(
+      f"`sampling.budget`={budget} is more than a request for labels may hold, "
+      f"with d = {d} and {job.classes} classes: {most}"
+    )
 
 
 def _request(job: Job, path: Path) -> asking.MessageResult:

@@ -21,6 +21,7 @@ from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import workdir
+from ecos_jax.config import classes as classes_lib
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import registry
 from ecos_jax.pipeline import client as client_lib
@@ -258,7 +259,9 @@ class Job:
     Raises:
       EcosError: It is not known.
     """
-    classes = self.problem.classes
+    names = classes_lib.named(self.config.data.classes)
+    words = ((), classes_lib.FOLDERS, classes_lib.NUMBERS)
+    classes = self.problem.classes if names in words else len(names)
     if not classes:
       raise errors.EcosError(
         "`data.classes` must name the classes: the pool has no labels"

@@ -194,9 +194,15 @@ def _locked(path: Path, mode: int) -> Iterator[BinaryIO]:
   with os.fdopen(descriptor, "a+b" if mode & os.O_RDWR else "rb") as file:
     # Also if another process made the file: it may not have got so far.
     files.sync(path.parent)
-    if not files.lock(file, wait=False):
-      logging.warning("%s: waiting for another process that has it", path)
-      files.lock(file)
+    try:
+      if not files.lock(file, wait=False):
+        logging.warning("%s: waiting for another process that has it", path)
+        files.lock(file)
+    except files.NoLocksError as error:
+      raise LedgerError(
+        f"`ledger`: {path}: {error}: two answers at once could overspend the "
+        "budget; put it on a local disk"
+      ) from error
     if not _is_at(file, path):
       raise LedgerError(
         f"`ledger`: {path} was replaced or deleted meanwhile: try again"

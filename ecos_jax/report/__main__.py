@@ -12,10 +12,10 @@ from ecos_jax.report import collect
 from ecos_jax.report import page
 from ecos_jax.report import projection
 
-_WORKDIR = flags.DEFINE_list(
-  "workdir", None, "Working directories of finished runs, separated by commas."
+_WORKDIR = cli.define_paths(
+  "workdir", "Working directories of finished runs, separated by commas."
 )
-_OUT = flags.DEFINE_string(
+_OUT = cli.define_path(
   "out", None, "The page; by default report.html in the first --workdir."
 )
 _PROJECTION = flags.DEFINE_enum_class(

@@ -18,7 +18,7 @@ from ecos_jax.study import run
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "File of a study, and its argument: FILE[:ARGUMENT]."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this study.")
+_WORKDIR = cli.define_path("workdir", None, "Folder of this study.")
 _LIST = flags.DEFINE_bool("list", False, "Show the trials, and run nothing.")
 _TRIALS = flags.DEFINE_string(
   "trials", "*", "Run only those whose names match: --trials='client=usps,*'."
@@ -30,7 +30,7 @@ _WORKERS = flags.DEFINE_integer(
   "accelerator.",
   lower_bound=1,
 )
-_OUT = flags.DEFINE_string(
+_OUT = cli.define_path(
   "out", None, "Markdown file that also gets the results: docs/results.md."
 )
 

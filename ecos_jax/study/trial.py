@@ -109,7 +109,8 @@ class SharingWorkdir(workdir_lib.Workdir):
     kept = self._store / files.digest(identity.encode())
     # A second trial waits for the first, whose lock ends with its process.
     with kept.with_suffix(".lock").open("a") as lock:
-      files.lock(lock)
+      with errors.about("workdir", self._store.parent):
+        files.lock(lock)
       if kept.exists():
         _link(kept, self.path / name)
       stage = super().stage(name, config, inputs, work, **options)

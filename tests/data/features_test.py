@@ -243,7 +243,7 @@ def _header(text):
 )
 def test_a_damaged_header_is_told(tmp_path, text):
   (tmp_path / "x.npy").write_bytes(_header(text) + bytes(64))
-  with pytest.raises(errors.EcosError, match=r"x\.npy cannot be read as a"):
+  with pytest.raises(errors.EcosError, match=r"x\.npy cannot be read as f"):
     features.FeatureSource(tmp_path / "x.npy")
   with pytest.raises(errors.EcosError, match=r"cannot read .*x\.npy"):
     pools.open_source(f"images:{tmp_path / 'x.npy'}")

@@ -204,6 +204,19 @@ def test_terms_that_no_client_can_take_are_found_before_any_spend(
   assert not any(path.is_dir() for path in tmp_path.iterdir())
 
 
+def test_a_request_that_is_too_large_is_found_before_any_spend(tmp_path):
+  config = config_lib.Config()
+  config.data.sources = (str(tmp_path),)
+  config.data.classes = tuple(map(str, range(1000)))
+  config.train.task = config_lib.Task.CLIENT
+  config.client.remote, config.sampling.budget = True, 100_001
+  with pytest.raises(
+    errors.ConfigError, match=r"`sampling.budget`=100001 .*: 1"
+  ):
+    pipeline.run(config, tmp_path / "run")
+  assert not (tmp_path / "run/pool").exists()
+
+
 def test_an_unknown_argument_is_told_the_valid_ones():
   with pytest.raises(errors.ConfigError, match="demo, smoke, tight, paper, "):
     digits_client.get_config("fast")

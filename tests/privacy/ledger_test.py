@@ -1,5 +1,7 @@
 import concurrent.futures
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -426,6 +428,17 @@ def test_a_second_reader_waits_for_the_first_and_says_so(path, caplog):
       book.append(_entry())
     waiting.result(timeout=10)
   assert entries == [_entry()]
+
+
+def test_a_ledger_on_a_file_system_without_locks_is_refused(path, monkeypatch):
+  def flock(file, kind):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with pytest.raises(
+    ledger.LedgerError, match=rf"`ledger`: {path}: its .*overspend"
+  ):
+    ledger.read(path)
 
 
 @pytest.mark.parametrize("there", [True, False])

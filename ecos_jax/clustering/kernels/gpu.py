@@ -26,6 +26,7 @@ multiplying warpgroups, a warpgroup that starts later than the other.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -98,163 +99,232 @@ def _load_one_each(ref, rows):
   return plgpu.load(rows_ref, optimized=False)  # pyrefly: ignore[missing-argument]
 
 
-def _kernel(
-  rows_ref,
-  centroids_ref,
-  half_norms_ref,
-  unscale_ref,
-  scores_ref,
-  labels_ref,
-  rows_tile,
-  centroids_tile,
-  half_norms_tile,
-  rows_loaded,
-  rows_used,
-  loaded,
-  used,
-  *,
-  resident,
-  scaled,
-):
-  # A pass takes a tile of rows past all centroids; a step of it takes a tile of
-  # centroids and of features.
-  parts, n, width = rows_ref.shape
-  tiles = centroids_ref.shape[1] // _CENTROIDS
-  depth = width // _FEATURES
-  slots, row_slots = used.shape[0], rows_used.shape[0]
+class _Refs(NamedTuple):
+  """The memory of one program, which its warpgroups share.
+
+  Attributes:
+    rows: float16 [parts, n, width], in device memory, as the next five.
+    centroids: float16 [parts, k, width].
+    half_norms: float32 [k].
+    unscale: float32 [n]; what products are multiplied by.
+    scores: float32 [n], the result.
+    labels: int32 [n], the result.
+    rows_tile: Slots for tiles of rows, in shared memory, as the next two.
+    centroids_tile: Slots for tiles of centroids.
+    half_norms_tile: Slots for their half norms.
+    rows_loaded: Barriers, one for each slot for rows: the copy has come.
+    rows_used: The slot may be filled again.
+    loaded: Barriers, one for each slot for centroids: the copies have come.
+    used: The slot may be filled again.
+  """
+
+  rows: Any
+  centroids: Any
+  half_norms: Any
+  unscale: Any
+  scores: Any
+  labels: Any
+  rows_tile: Any
+  centroids_tile: Any
+  half_norms_tile: Any
+  rows_loaded: Any
+  rows_used: Any
+  loaded: Any
+  used: Any
+
+
+class _Order(NamedTuple):
+  """The order in which a program takes its tiles.
+
+  A pass takes a tile of rows past all centroids; a step of it takes a tile of
+  centroids and of features.
+
+  Attributes:
+    program: Its number.
+    programs: Number of programs.
+    passes: Number of passes of this program.
+    tiles: Number of tiles of centroids.
+    depth: Number of tiles of features.
+    resident: Whether a tile of rows stays in shared memory for all centroids.
+  """
+
+  program: Any
+  programs: Any
+  passes: Any
+  tiles: int
+  depth: int
+  resident: bool
+
+  def first_row(self, i):
+    """Returns the first row of the i-th pass."""
+    return (self.program + i * self.programs) * _TILE_ROWS
+
+  def step(self, i, j, column):
+    """Returns how many tiles of centroids come before this one."""
+    return (i * self.tiles + j) * self.depth + column
+
+  def row_step(self, i, j, column):
+    """Returns how many tiles of rows come before this one."""
+    if self.resident:
+      return i * self.depth + column
+    return self.step(i, j, column)
+
+
+def _kernel(*refs, resident, scaled):
+  """Computes scores and labels; runs on all warpgroups of all programs."""
+  refs = _Refs(*refs)
+  _, n, width = refs.rows.shape
   program, programs = lax.axis_index("program"), lax.axis_size("program")
-  passes = lax.div(n // _TILE_ROWS - program + programs - 1, programs)
+  order = _Order(
+    program,
+    programs,
+    passes=lax.div(n // _TILE_ROWS - program + programs - 1, programs),
+    tiles=refs.centroids.shape[1] // _CENTROIDS,
+    depth=width // _FEATURES,
+    resident=resident,
+  )
   warpgroup = lax.axis_index("warpgroup")
 
-  def first_row(i):
-    return (program + i * programs) * _TILE_ROWS
-
-  def step(i, j, column):
-    return (i * tiles + j) * depth + column
-
-  def row_step(i, j, column):
-    return i * depth + column if resident else step(i, j, column)
-
   @pl.when(warpgroup == _LOADER)
-  def _load():
-    plgpu.set_max_registers(40, action="decrease")
-
-    def wait(barriers, i):
-      """Waits until the i-th tile may go to its slot."""
-      slots = barriers.shape[0]
-
-      @pl.when(i >= slots)
-      def _wait():
-        plgpu.barrier_wait(barriers.at[lax.rem(i, slots)])
-
-    def load_step(i, s):
-      j, column = lax.div(s, depth), lax.rem(s, depth)
-      columns = pl.ds(column * _FEATURES, _FEATURES)
-
-      @pl.when((j == 0) | (not resident))
-      def _rows():
-        number = row_step(i, j, column)
-        wait(rows_used, number)
-        slot = lax.rem(number, row_slots)
-        rows = pl.ds(first_row(i), _TILE_ROWS)
-        source = rows_ref.at[:, rows, columns]
-        to, barrier = rows_tile.at[slot], rows_loaded.at[slot]
-        plgpu.copy_gmem_to_smem(source, to, barrier)
-
-      wait(used, step(i, j, column))
-      slot = lax.rem(step(i, j, column), slots)
-      centroids = pl.ds(j * _CENTROIDS, _CENTROIDS)
-      for source, tile in (
-        (centroids_ref.at[:, centroids, columns], centroids_tile),
-        (half_norms_ref.at[centroids], half_norms_tile),
-      ):
-        plgpu.copy_gmem_to_smem(source, tile.at[slot], loaded.at[slot])
-
-    def load_pass(i, _):
-      lax.fori_loop(0, tiles * depth, lambda s, _: load_step(i, s), None)
-
-    lax.fori_loop(0, passes, load_pass, None)
-    # Shared memory must not go before the last tiles are used.
-    for barriers, total in (
-      (used, step(passes, 0, 0)),
-      (rows_used, row_step(passes, 0, 0)),
-    ):
-
-      def finish(i, _, barriers=barriers, total=total):
-        wait(barriers, total + i)
-
-      lax.fori_loop(0, barriers.shape[0], finish, None)
+  def _():
+    _load(refs, order)
 
   @pl.when(warpgroup != _LOADER)
-  def _compute():
-    plgpu.set_max_registers(232, action="increase")
-    own = pl.ds(warpgroup * _ROWS, _ROWS)
-    shape = (_ROWS, _CENTROIDS)
+  def _():
+    _compute(refs, order, warpgroup, scaled)
 
-    def multiply(i, j, column, products):
-      slot = lax.rem(step(i, j, column), slots)
-      row_slot = lax.rem(row_step(i, j, column), row_slots)
 
-      @pl.when((j == 0) | (not resident))
-      def _rows():
-        plgpu.barrier_wait(rows_loaded.at[row_slot])
+def _load(refs: _Refs, order: _Order) -> None:
+  """Copies tiles to shared memory: what the loading warpgroup does."""
+  plgpu.set_max_registers(40, action="decrease")
+  slots, row_slots = refs.used.shape[0], refs.rows_used.shape[0]
 
-      plgpu.barrier_wait(loaded.at[slot])
-      products += _multiply(
-        [rows_tile.at[row_slot, part, own] for part in range(parts)],
-        [
-          centroids_tile.at[slot, part]
-          for part in range(centroids_ref.shape[0])
-        ],
-      )
+  def wait(barriers, i):
+    """Waits until the i-th tile may go to its slot."""
+    slots = barriers.shape[0]
 
-      @pl.when((j == tiles - 1) | (not resident))
-      def _free_rows():
-        plgpu.barrier_arrive(rows_used.at[row_slot])
+    @pl.when(i >= slots)
+    def _():
+      plgpu.barrier_wait(barriers.at[lax.rem(i, slots)])
 
-      @pl.when(column < depth - 1)
-      def _free_centroids():
-        plgpu.barrier_arrive(used.at[slot])
+  def load_step(i, s):
+    j, column = lax.div(s, order.depth), lax.rem(s, order.depth)
+    columns = pl.ds(column * _FEATURES, _FEATURES)
 
-      return products
+    @pl.when((j == 0) | (not order.resident))
+    def _():
+      number = order.row_step(i, j, column)
+      wait(refs.rows_used, number)
+      slot = lax.rem(number, row_slots)
+      rows = pl.ds(order.first_row(i), _TILE_ROWS)
+      source = refs.rows.at[:, rows, columns]
+      to, barrier = refs.rows_tile.at[slot], refs.rows_loaded.at[slot]
+      plgpu.copy_gmem_to_smem(source, to, barrier)
 
-    def compute_tile(i, j, unscale, best):
-      products = lax.fori_loop(
-        0,
-        depth,
-        functools.partial(multiply, i, j),
-        jnp.zeros(shape, jnp.float32),
-      )
-      slot = lax.rem(step(i, j, depth - 1), slots)
-      half_norms = half_norms_tile[slot]
-      # These are ordinary loads. The next copy to the slot goes past them,
-      # through the async proxy, and a barrier alone does not order the two.
-      plgpu.commit_smem()
-      plgpu.barrier_arrive(used.at[slot])
-      if unscale is not None:
-        products *= lax.broadcast_in_dim(unscale, shape, (0,))
-      scores = products - lax.broadcast_in_dim(half_norms, shape, (1,))
-      score = jnp.max(scores, axis=1)
-      label = lax.broadcasted_iota(jnp.int32, shape, 1)
-      equal = scores == lax.broadcast_in_dim(score, shape, (0,))
-      label = jnp.min(jnp.where(equal, label, _CENTROIDS), axis=1)
-      later = score > best[0]
-      return (
-        jnp.where(later, score, best[0]),
-        jnp.where(later, label + j * _CENTROIDS, best[1]),
-      )
+    wait(refs.used, order.step(i, j, column))
+    slot = lax.rem(order.step(i, j, column), slots)
+    centroids = pl.ds(j * _CENTROIDS, _CENTROIDS)
+    for source, tile in (
+      (refs.centroids.at[:, centroids, columns], refs.centroids_tile),
+      (refs.half_norms.at[centroids], refs.half_norms_tile),
+    ):
+      plgpu.copy_gmem_to_smem(source, tile.at[slot], refs.loaded.at[slot])
 
-    def compute_pass(i, _):
-      rows = pl.ds(first_row(i) + warpgroup * _ROWS, _ROWS)
-      unscale = None
-      if scaled:
-        unscale = _load_one_each(unscale_ref, rows)
-      none = jnp.full(_ROWS, -jnp.inf, jnp.float32), jnp.zeros(_ROWS, jnp.int32)
-      scores_ref[rows], labels_ref[rows] = lax.fori_loop(
-        0, tiles, lambda j, best: compute_tile(i, j, unscale, best), none
-      )
+  def load_pass(i, _):
+    steps = order.tiles * order.depth
+    lax.fori_loop(0, steps, lambda s, _: load_step(i, s), None)
 
-    lax.fori_loop(0, passes, compute_pass, None)
+  lax.fori_loop(0, order.passes, load_pass, None)
+  # Shared memory must not go before the last tiles are used.
+  for barriers, total in (
+    (refs.used, order.step(order.passes, 0, 0)),
+    (refs.rows_used, order.row_step(order.passes, 0, 0)),
+  ):
+
+    def finish(i, _, barriers=barriers, total=total):
+      wait(barriers, total + i)
+
+    lax.fori_loop(0, barriers.shape[0], finish, None)
+
+
+def _compute(refs: _Refs, order: _Order, warpgroup, scaled: bool) -> None:
+  """Finds the best score and label of rows: a multiplying warpgroup."""
+  plgpu.set_max_registers(232, action="increase")
+  own = pl.ds(warpgroup * _ROWS, _ROWS)
+
+  def compute_pass(i, _):
+    rows = pl.ds(order.first_row(i) + warpgroup * _ROWS, _ROWS)
+    unscale = _load_one_each(refs.unscale, rows) if scaled else None
+    none = jnp.full(_ROWS, -jnp.inf, jnp.float32), jnp.zeros(_ROWS, jnp.int32)
+    compare = functools.partial(_compare, refs, order, own, unscale, i)
+    refs.scores[rows], refs.labels[rows] = lax.fori_loop(
+      0, order.tiles, compare, none
+    )
+
+  lax.fori_loop(0, order.passes, compute_pass, None)
+
+
+def _compare(refs: _Refs, order: _Order, own, unscale, i, j, best):
+  """Returns the best scores and labels after the j-th tile of centroids."""
+  slots = refs.used.shape[0]
+  shape = (_ROWS, _CENTROIDS)
+  products = lax.fori_loop(
+    0,
+    order.depth,
+    functools.partial(_add_products, refs, order, own, i, j),
+    jnp.zeros(shape, jnp.float32),
+  )
+  slot = lax.rem(order.step(i, j, order.depth - 1), slots)
+  half_norms = refs.half_norms_tile[slot]
+  # These are ordinary loads. The next copy to the slot goes past them, through
+  # the async proxy, and a barrier alone does not order the two.
+  plgpu.commit_smem()
+  plgpu.barrier_arrive(refs.used.at[slot])
+  if unscale is not None:
+    products *= lax.broadcast_in_dim(unscale, shape, (0,))
+  scores = products - lax.broadcast_in_dim(half_norms, shape, (1,))
+  score = jnp.max(scores, axis=1)
+  label = lax.broadcasted_iota(jnp.int32, shape, 1)
+  equal = scores == lax.broadcast_in_dim(score, shape, (0,))
+  label = jnp.min(jnp.where(equal, label, _CENTROIDS), axis=1)
+  later = score > best[0]
+  return (
+    jnp.where(later, score, best[0]),
+    jnp.where(later, label + j * _CENTROIDS, best[1]),
+  )
+
+
+def _add_products(refs: _Refs, order: _Order, own, i, j, column, sums):
+  """Returns the sums of products after one more tile of features."""
+  slot = lax.rem(order.step(i, j, column), refs.used.shape[0])
+  row_slot = lax.rem(order.row_step(i, j, column), refs.rows_used.shape[0])
+
+  @pl.when((j == 0) | (not order.resident))
+  def _():
+    plgpu.barrier_wait(refs.rows_loaded.at[row_slot])
+
+  plgpu.barrier_wait(refs.loaded.at[slot])
+  sums += _multiply(
+    [
+      refs.rows_tile.at[row_slot, part, own]
+      for part in range(refs.rows.shape[0])
+    ],
+    [
+      refs.centroids_tile.at[slot, part]
+      for part in range(refs.centroids.shape[0])
+    ],
+  )
+
+  @pl.when((j == order.tiles - 1) | (not order.resident))
+  def _():
+    plgpu.barrier_arrive(refs.rows_used.at[row_slot])
+
+  # `_compare` still reads the half norms of the last one.
+  @pl.when(column < order.depth - 1)
+  def _():
+    plgpu.barrier_arrive(refs.used.at[slot])
+
+  return sums
 
 
 def _pad(x, shape, value=0):
