@@ -234,6 +234,39 @@ class Workdir:
     """Returns whether the stage is finished."""
     return (self.path / name / MANIFEST).exists()
 
+  def discard(self, name: str) -> list[str]:
+    """Makes a stage unfinished, and removes all that was made from it.
+
+    The stage keeps its files. It is the last one that is touched, so that a
+    call that is cut off can be repeated.
+
+    Returns:
+      The names of the stages, that one first.
+    """
+    made_from = {}
+    for path in self.path.iterdir():
+      for file in (path / MANIFEST, path / _STARTED):
+        if file.exists():
+          found = _read_json(file)
+          inputs = found.get("identity", found)["inputs"]
+          made_from.setdefault(path.name, set(inputs))
+    names = [name]
+    for known in names:
+      names += [
+        other
+        for other, inputs in made_from.items()
+        if known in inputs and other not in names
+      ]
+    for other in reversed(names[1:]):
+      # A part of a stage is not to be seen.
+      hidden = self.path / f".{other}.removed"
+      if hidden.exists():
+        shutil.rmtree(hidden)
+      (self.path / other).rename(hidden)
+      shutil.rmtree(hidden)
+    (self.path / name / MANIFEST).unlink()
+    return names
+
   def stage(
     self,
     name: str,

@@ -112,14 +112,19 @@ def test_images_to_a_proxy(answered, tmp_path):
     np.testing.assert_array_equal(item["image"], images[index])
 
 
-def test_several_clients_are_added_up(parts, answered):
+def test_several_clients_are_added_up(parts, answered, tmp_path):
   pool, _, codebook, question, answer = parts
-  others = answered(question, pool[:300], name="others")
+  ledger = tmp_path / "ledger"
+  ecos_jax.create_ledger(ledger, max_epsilon=math.inf)
+  others = answered(question, pool[:300], ledger=ledger)
   choice = ecos_jax.choose(
     pool, codebook, question, [answer, others], 200, KEY, density_power=0.0
   )
   blobs = np.bincount(choice.indices // 1000, minlength=3)
   assert abs(blobs[0] - 120) < 15 and blobs[2] < 10
+  again = answered(question, pool[:300], name="others")
+  with pytest.raises(ecos_jax.EcosError, match="of one client"):
+    ecos_jax.choose(pool, codebook, question, [answer, again], 200, KEY)
 
 
 @pytest.mark.parametrize(

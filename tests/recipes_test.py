@@ -1,4 +1,4 @@
-"""The recipes of docs/own_data.md and docs/two_machines.md, run verbatim."""
+"""The recipes of the docs on own data and on machines, run verbatim."""
 
 import json
 from pathlib import Path
@@ -60,6 +60,21 @@ def test_two_machines(tmp_path):
   assert summary["accuracy"] is None
   assert 0.4 < summary["epsilon"] <= 0.5
   assert summary["proxy_size"] == 64
+
+
+@pytest.mark.slow
+def test_several_clients(tmp_path):
+  recipe = "\n".join(_blocks("several_clients.md", "bash"))
+  out = _run(recipe.replace(":demo", ":smoke"), tmp_path)
+  assert "Waiting for the clients: 0 of at least 2 have answered" in out
+  assert out.count("refused   a-0.5.safetensors: its client has given") == 2
+  assert "clients   2 answered, each at epsilon" in out
+  assert "1 came since: made again: response, proxy, model" in out
+  summary = json.loads((tmp_path / "runs/several/summary.json").read_bytes())
+  assert summary["clients"]["answered"] == 3
+  assert 0.3 < summary["clients"]["least_epsilon"] <= 0.4
+  assert 0.4 < summary["clients"]["most_epsilon"] <= 0.5
+  assert summary["epsilon"] == summary["clients"]["most_epsilon"]
 
 
 @pytest.mark.slow

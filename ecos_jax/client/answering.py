@@ -256,23 +256,26 @@ def answer_query(
       )
     return usefulness.of_scores(query, mechanism, private)
 
-  plan = _Plan(
-    mechanism.cost,
-    consent.scores(query, mechanism),
-    warning,
-    lambda private: coverage.respond(
-      query,
-      private.blocks(),
-      mechanism,
-      private.labels if query.classes else None,
-      private.by_person(),
-    ),
-  )
+  def plan(book: ledger_lib.Ledger) -> _Plan[messages.Response]:
+    def draw(private: encoding.Private) -> messages.Response:
+      response = coverage.respond(
+        query,
+        private.blocks(),
+        mechanism,
+        private.labels if query.classes else None,
+        private.by_person(),
+      )
+      return dataclasses.replace(response, client=book.client(query.digest))
+
+    return _Plan(
+      mechanism.cost, consent.scores(query, mechanism), warning, draw
+    )
+
   return _settle(
     query,
     mechanism.terms,
     {"insecure_noise_seed": mechanism.insecure_noise_seed},
-    lambda book: plan,
+    plan,
     data,
     account,
     messages.Response,

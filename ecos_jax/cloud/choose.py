@@ -34,6 +34,7 @@ from ecos_jax.config import reading
 
 # Counts do not tell what else lies in a cluster: denser ones are preferred.
 _POWER_OF_COUNTS = 0.5
+_NONE = np.zeros(0, np.int64)
 
 
 class Choice(NamedTuple):
@@ -148,6 +149,9 @@ def samples(
   answer: question_lib.Combined,
   options: config.Sampling,
   key: jax.Array,
+  *,
+  excluded: np.ndarray = _NONE,
+  included: np.ndarray = _NONE,
 ) -> Choice:
   """Returns the samples that an answer chooses; a prefix is a smaller choice.
 
@@ -167,6 +171,9 @@ def samples(
     answer: To the question about it.
     options: The rule, and the budget; `method` must be `ecos` or `ecos_paper`.
     key: Random key.
+    excluded: int64 [m], samples that are not chosen.
+    included: int64 [m], samples that were chosen before: they come first, and
+      count towards the budget and the quotas.
 
   Raises:
     EcosError: The budget is not positive, no cluster has votes, or the rule is
@@ -203,15 +210,23 @@ def samples(
   if power is None:
     power = _POWER_OF_COUNTS if at is None else 0.0
   weights = votes * density**power
-  quota = quotas(weights, book.sizes, options.budget)
+  old = np.asarray(book.assignment[included])
+  rest = _without(book, np.concatenate([excluded, included]))
+  before = codebook_lib.counts(old, len(book.sizes))
+  budget = options.budget - (len(old) - int(before.sum()))
+  more = top_up(weights, rest.sizes, budget, before)
+  quota = before + more
   if not quota.any():
     raise errors.EcosError("no cluster has votes: there is nothing to choose")
   chosen = sampling.decompress(
-    features, book, density if at is None else at, quota, options, key
+    *(features, rest, density if at is None else at, more, options, key),
+    [included[old == r] for r in range(len(before))] if len(old) else (),
   )
-  clusters = interleave(quota)
-  indices = np.empty(len(clusters), np.int64)
-  indices[np.argsort(clusters, kind="stable")] = np.concatenate(chosen)
+  new = interleave(more)
+  indices = np.empty(len(new), np.int64)
+  indices[np.argsort(new, kind="stable")] = np.concatenate(chosen)
+  indices = np.concatenate([included, indices])
+  clusters = np.concatenate([old, new])
   shares = votes / np.maximum(quota, 1)
   shares /= np.repeat(shares, quota).mean()
   own = [] if at is None else [at.cast(chunks.take(features, indices)).mean(0)]
@@ -220,9 +235,53 @@ def samples(
   return Choice(
     indices,
     clusters.astype(np.int32),
-    shares[clusters].astype(np.float32),
+    np.where(clusters < 0, 0, shares[clusters]).astype(np.float32),
     worth_lib.estimate(means, np.concatenate(own)),
   )
+
+
+def _without(
+  book: codebook_lib.Codebook, rows: np.ndarray
+) -> codebook_lib.Codebook:
+  """Returns a codebook in which some rows are in no cluster."""
+  if not len(rows):
+    return book
+  assignment = np.array(book.assignment)
+  assignment[rows] = -1
+  sizes = codebook_lib.counts(assignment, len(book.sizes))
+  return book._replace(assignment=assignment, sizes=sizes)
+
+
+def top_up(
+  weights: np.ndarray, sizes: np.ndarray, budget: int, before: np.ndarray
+) -> np.ndarray:
+  """Returns how many more samples to take from each cluster, int64 [R].
+
+  With those taken before, they have the quotas of the budget. A cluster that
+  had more before gets none; the others share the rest.
+
+    >>> top_up(np.ones(3), np.full(3, 99), 12, np.array([6, 1, 0]))
+    array([0, 2, 3])
+
+  Args:
+    weights: As in `quotas`.
+    sizes: int64 [R], samples of each cluster that are left.
+    budget: Number of samples, with those taken before.
+    before: int64 [R], samples that were taken before.
+
+  Raises:
+    EcosError: The budget is not positive.
+  """
+  over = np.zeros(len(before), np.bool_)
+  while True:
+    left = budget - int(before[over].sum())
+    if over.any() and left < 1:
+      return np.zeros_like(before)
+    quota = quotas(np.where(over, 0, weights), sizes + before, left)
+    new = (quota < before) & ~over
+    if not new.any():
+      return np.where(over, 0, quota - before)
+    over |= new
 
 
 def quotas(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:

@@ -10,7 +10,7 @@ From a large cluster only random candidates are considered, 8 to 16 times its
 quota and at least 4,096: so the work does not grow with the pool.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import math
 
 import jax
@@ -232,6 +232,16 @@ def _density(
   return weights @ density / weights.sum(axis=1)
 
 
+def _gaps(features: np.ndarray, others: np.ndarray) -> np.ndarray:
+  """Returns the squared distance of each row to the nearest of others, [m]."""
+  nearest = np.full(len(features), np.inf, np.float32)
+  for start in range(0, len(others), _MIN_WIDTH):
+    some = others[start : start + _MIN_WIDTH]
+    gaps = np.sum(some * some, axis=1) - 2 * features @ some.T
+    np.minimum(nearest, gaps.min(axis=1), out=nearest)
+  return np.maximum(nearest + np.sum(features * features, axis=1), 0)
+
+
 def _ordered(
   features: chunks.Features,
   candidates: list[np.ndarray],
@@ -239,6 +249,7 @@ def _ordered(
   density: np.ndarray | density_lib.Density,
   quotas: np.ndarray,
   options: config.Sampling,
+  before: Sequence[np.ndarray],
 ) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
   """Yields (clusters, their sorted candidates, the order of these [g, m])."""
   for clusters, sets, width in _groups(candidates, quotas):
@@ -279,6 +290,10 @@ def _ordered(
         logs = np.clip(_DENSITY_POWER * logs, _LEAST_LOG, 0)
         weights[i, : len(part)] = np.exp(logs)
         first[i] = among[np.argmax(logs[among])]
+      if len(before) and len(before[r]):
+        nearest[i, among] = _gaps(part[among], chunks.take(features, before[r]))
+        far = nearest[i] if weights is None else nearest[i] * weights[i]
+        first[i] = np.argmax(far)
       if options.within is config.Within.RANDOM:
         among = among[np.argsort(ranks[among])]
       order[i, among] = np.arange(len(among))
@@ -295,6 +310,7 @@ def decompress(
   quotas: np.ndarray,
   options: config.Sampling,
   key: jax.Array,
+  before: Sequence[np.ndarray] = (),
 ) -> list[np.ndarray]:
   """Returns the samples chosen from each cluster, R arrays int64 [quota].
 
@@ -319,6 +335,8 @@ def decompress(
     quotas: int64 [R], how many to take; at most the size of the cluster.
     options: `within`, `likely`, `central`.
     key: Random key: of the candidates, and of `random`.
+    before: R arrays int64, rows of each cluster that were chosen before and
+      are no longer in `book`: `kcenter` keeps away from them. Empty: none were.
   """
   if np.any(quotas > book.sizes):
     raise ValueError("a quota is larger than its cluster")
@@ -334,7 +352,9 @@ def decompress(
     total=int(partial.sum()), desc="sampling", unit=" samples", disable=None
   )
   with progress:
-    groups = _ordered(features, candidates, book, density, partial, options)
+    groups = _ordered(
+      features, candidates, book, density, partial, options, before
+    )
     # The devices order one group while the next is prepared.
     for clusters, members, order in chunks.one_ahead(groups):
       order = np.asarray(order)

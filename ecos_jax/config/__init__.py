@@ -69,12 +69,15 @@ class Data:
   """The colour on which transparent images are laid."""
   labelled_only: bool = False
   """Whether to leave out samples of no class; for benchmarks."""
+  exclude: str | None = None
+  """A list of samples that are not chosen, such as those labelled before: the
+  `index.csv` of a proxy, or a file with a key or an index a line."""
   dir: str | None = None
   """Where TFDS keeps its data; for a benchmark, the folder of its files."""
   benchmark: Benchmark = Benchmark.DIGITS
   """Which benchmark, without sources."""
   client: str = "usps"
-  """Benchmark: the client's domain."""
+  """Benchmark: the client's domain, or several: usps+mnist."""
   split: Split = Split.ID_OOD
   """Benchmark: whether part of the client's domain is in the pool, or none."""
   train_images: int = number(7438, "[1, inf)")
@@ -83,6 +86,13 @@ class Data:
   """Digits: the most test images."""
   persons: int = number(1, "[1, inf)")
   """Digits: how many of the client's samples are of one person."""
+  clients: int = number(1, "[1, 10000]")
+  """Benchmark: among how many clients the client's samples are divided."""
+  alpha: float = number(100.0, "(0, inf)")
+  """Several clients: how alike they are, the concentration of the Dirichlet
+  distribution of their classes and domains. 0.1: most have one class."""
+  client_images: int = number(0, "[0, inf)")
+  """Benchmark: samples of each client; 0: all, divided evenly."""
 
 
 @dataclasses.dataclass
@@ -183,6 +193,9 @@ class Sampling:
   """How the proxy is chosen."""
   budget: int = number(1000, "[1, inf)")
   """B, the number of samples in the proxy."""
+  include: str | None = None
+  """A list of samples, as in `data.exclude`, that are in the proxy in any case:
+  the others are chosen to complete them."""
   filter: Filter = Filter.NONE
   """Which clusters get no quota."""
   threshold: float = number(1.0, "[0, inf)")
@@ -320,7 +333,9 @@ class Client:
 
   remote: bool = False
   """Whether to stop after writing the query, and to go on at the next call once
-  the response lies in the workdir."""
+  the responses lie in the workdir."""
+  minimum: int = number(1, "[1, inf)")
+  """Remote: how many clients must have answered before the answers are used."""
 
 
 @dataclasses.dataclass

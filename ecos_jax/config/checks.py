@@ -21,6 +21,7 @@ def validate(config: config_lib.Config) -> None:
   found += _question_errors(config)
   found += _source_errors(config)
   found += _labelling_errors(config)
+  found += _list_errors(config)
   method = config.sampling.method
   if not config.train.steps and method is config_lib.Method.LOCAL:
     found.append(
@@ -34,11 +35,17 @@ def validate(config: config_lib.Config) -> None:
       "`train.unlabelled_ratio` is for labelled proxies: it must be 0 with "
       "`train.task`=distill"
     )
+  if config.client.minimum > 1 and not config.client.remote:
+    found.append("`client.minimum` is for remote clients: give `client.remote`")
   if config.client.remote:
     if method in config_lib.SIMULATION_ONLY:
       found.append(
         f"`sampling.method`={method.value} reads the client's data, so it "
         "exists in simulation only: drop `client.remote`"
+      )
+    if config.data.clients > 1:
+      found.append(
+        "`data.clients` is for simulation: drop it or `client.remote`"
       )
     if config.privacy.insecure_noise_seed is not None:
       found.append(
@@ -154,7 +161,11 @@ def _source_errors(config: config_lib.Config) -> list[str]:
       for name in ("client_data", "test_data", "classes", "labelled_only")
       if getattr(data, name)
     ]
-  found = []
+  found = [
+    f"`data.{name}` divides a benchmark: drop it or `data.sources`"
+    for name, none in (("clients", 1), ("client_images", 0))
+    if getattr(data, name) != none
+  ]
   try:
     names = classes.named(data.classes)
   except errors.EcosError as error:
@@ -200,6 +211,21 @@ def _source_errors(config: config_lib.Config) -> list[str]:
   return found
 
 
+def _list_errors(config: config_lib.Config) -> list[str]:
+  method = config.sampling.method
+  if method in (*config_lib.ASKING, config_lib.Method.RANDOM):
+    return []
+  given = {
+    "data.exclude": config.data.exclude,
+    "sampling.include": config.sampling.include,
+  }
+  return [
+    f"`{name}`={path} needs `sampling.method`=ecos, ecos_paper or random"
+    for name, path in given.items()
+    if path is not None
+  ]
+
+
 def _labelling_errors(config: config_lib.Config) -> list[str]:
   if config.train.task is not config_lib.Task.CLIENT:
     return []
@@ -225,6 +251,13 @@ def _labelling_errors(config: config_lib.Config) -> list[str]:
     found.append(
       "`labelling.by`=votes needs the client's answer, and "
       f"`sampling.method`={config.sampling.method.value} asks nothing"
+    )
+  if (
+    config.labelling.by is config_lib.LabelledBy.KNN and config.data.clients > 1
+  ):
+    found.append(
+      "`labelling.by`=knn is for one client: give `labelling.by`=votes, or "
+      "`data.clients`=1"
     )
   if (
     config.labelling.abstained_as_unlabelled

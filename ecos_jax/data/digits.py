@@ -111,6 +111,14 @@ def _cut(images: _Images, train: int) -> _Parts:
   )
 
 
+def _joined(parts: list[_Images]) -> _Images:
+  return _Images(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _domains(parts: list[_Images]) -> np.ndarray:
+  return np.repeat(np.arange(len(parts)), [len(part.labels) for part in parts])
+
+
 def _from_folder(folder: Path) -> dict[str, _Parts]:
   if not folder.is_dir():
     raise errors.EcosError(
@@ -223,10 +231,11 @@ def load(data: config.Data, seed: int) -> pools.Problem:
     EcosError: The domain is unknown or not available, or a file is missing or
       damaged.
   """
-  if data.client not in DOMAINS:
+  own = data.client.split("+")
+  if not set(own) <= set(DOMAINS) or len(set(own)) < len(own):
     raise errors.EcosError(
       f"`data.client`={data.client} is no domain of Digits: it must be "
-      f"one of {', '.join(DOMAINS)}"
+      f"one of {', '.join(DOMAINS)}, or several, with + between them"
     )
   missing = [name for name in _PACKAGES if not importlib.util.find_spec(name)]
   if missing:
@@ -235,20 +244,24 @@ def load(data: config.Data, seed: int) -> pools.Problem:
       "'ecos_jax[digits]'"
     )
   digits = _Digits(data, seed)
-  if not digits.has(data.client):
-    raise errors.EcosError(
-      f"`data.client`={data.client} is not among the embedded images: "
-      f"give the folder of {data.client}.npz as `data.dir`"
-    )
-  client = digits.domain(data.client, _TRAIN)
-  test = digits.domain(data.client, _TEST)
+  for domain in own:
+    if not digits.has(domain):
+      raise errors.EcosError(
+        f"`data.client`={data.client} is not among the embedded images: "
+        f"give the folder of {domain}.npz as `data.dir`"
+      )
+  clients = [digits.domain(domain, _TRAIN) for domain in own]
+  tests = [digits.domain(domain, _TEST) for domain in own]
   pool = {
     domain: digits.domain(domain, _TRAIN)
     for domain in DOMAINS
-    if digits.has(domain) and domain != data.client
+    if digits.has(domain) and domain not in own
   }
   if data.split is config.Split.ID_OOD:
-    client, pool[data.client] = _cut(client, len(client.labels) // 2)
+    for i, domain in enumerate(own):
+      middle = len(clients[i].labels) // 2
+      clients[i], pool[domain] = _cut(clients[i], middle)
+  client, test = _joined(clients), _joined(tests)
   if not len(client.labels) or not len(test.labels):
     raise errors.EcosError(
       f"too few images of {data.client} for a client and a test: raise "
@@ -267,6 +280,7 @@ def load(data: config.Data, seed: int) -> pools.Problem:
     test=pools.ArraySource(data.client, *test),
     client_source=names.index(data.client) if data.client in pool else None,
     classes=CLASSES,
+    domains=None if len(own) == 1 else (_domains(clients), _domains(tests)),
   )
 
 

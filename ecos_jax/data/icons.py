@@ -75,17 +75,19 @@ def load(data: config.Data, seed: int) -> pools.Problem:
   """
   arrays = _read(data.dir)
   themes = arrays["domain_names"].tolist()
-  if data.client not in themes:
+  clients = data.client.split("+")
+  if not set(clients) <= set(themes):
     raise errors.EcosError(
       f"`data.client`={data.client} is no theme of Icons: it must be one of "
-      f"{', '.join(themes)}"
+      f"{', '.join(themes)}, or several, with + between them"
     )
   names, theme = arrays["names"], arrays["domains"]
-  own = theme == themes.index(data.client)
+  own = np.isin(theme, [themes.index(client) for client in clients])
   rng = np.random.default_rng([seed, *data.client.encode()])
   concepts = rng.permutation(np.unique(names[own]))
   third = len(concepts) // 3
   client = 2 * third if data.split is config.Split.ID_OOD else len(concepts)
+  # Concepts are split over all of the clients' themes together.
   tested = np.isin(names, concepts[:third])
   asked = np.isin(names, concepts[third:client])
 
@@ -100,11 +102,15 @@ def load(data: config.Data, seed: int) -> pools.Problem:
       f"too few icons of {data.client} in `data.dir`={data.dir} for a client, "
       "a pool and a test"
     )
-  position = themes.index(data.client)
+  position = themes.index(data.client) if len(clients) == 1 else -1
+  domains = None
+  if len(clients) > 1:
+    domains = theme[own & asked], theme[own & tested]
   return pools.Problem(
     pool=pools.Pool([source(themes[i], left & (theme == i)) for i in inside]),
     client=source(data.client, own & asked),
     test=source(data.client, own & tested),
     client_source=inside.index(position) if position in inside else None,
     classes=len(arrays["class_names"]),
+    domains=domains,
   )

@@ -191,20 +191,26 @@ def _open_arrays(path: Path, kept: Path | None) -> ArraySource:
   )
 
 
-class Labelled:
-  """The samples of a source whose label is known."""
+class Part:
+  """Some samples of a source."""
 
-  def __init__(self, source: Source):
-    """Reads all labels; meant for benchmarks on chosen classes."""
-    self._source = source
-    labels = source.labels(np.arange(len(source)))
-    self._indices = np.flatnonzero(labels >= 0)
+  def __init__(self, source: Source, indices: np.ndarray, what: str):
+    """Reads nothing.
+
+    Args:
+      source: The source.
+      indices: int64 [n], those samples.
+      what: Says which they are: part of the digest.
+    """
+    self._source, self._indices, self._what = source, indices, what
     self.name, self.classes = source.name, source.classes
+    persons = getattr(source, "persons", None)
+    self.persons = None if persons is None else persons[indices]
 
   @property
   def digest(self) -> str:
     """Returns what identifies the content."""
-    return f"labelled:{self._source.digest}"
+    return f"{self._what}:{self._source.digest}"
 
   def __len__(self) -> int:
     """Returns the number of samples."""
@@ -221,6 +227,12 @@ class Labelled:
   def encoded(self, index: int) -> bytes:
     """Returns the sample as a file."""
     return self._source.encoded(int(self._indices[index]))
+
+
+def labelled(source: Source) -> Part:
+  """Returns the samples whose label is known; reads all labels."""
+  labels = source.labels(np.arange(len(source)))
+  return Part(source, np.flatnonzero(labels >= 0), "labelled")
 
 
 def open_source(
@@ -470,12 +482,15 @@ class Problem(NamedTuple):
   Attributes:
     pool: The public samples.
     client: The simulated client's samples, which are private; None if the
-      client is remote.
+      client is remote. Those of several clients, one after the other.
     test: Held-out samples of the client's domain; None if there are none.
     client_source: Position of the pool's source of the client's domain; None if
       there is none, or it is unknown.
     classes: Number of classes; 0 if unknown.
     class_names: Their names, in the order of the labels; () if they have none.
+    domains: int64 [n] and [m], the domain of each sample of the client and of
+      the test; None if each has one.
+    owners: int64 [n], which client has each sample; None: there is one.
   """
 
   pool: Pool
@@ -484,3 +499,5 @@ class Problem(NamedTuple):
   client_source: int | None
   classes: int
   class_names: tuple[str, ...] = ()
+  domains: tuple[np.ndarray, np.ndarray] | None = None
+  owners: np.ndarray | None = None

@@ -12,6 +12,7 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax.config import classes as classes_lib
 from ecos_jax.config import spec as spec_lib
+from ecos_jax.data import clients
 from ecos_jax.data import digits
 from ecos_jax.data import features
 from ecos_jax.data import folder
@@ -45,7 +46,7 @@ def load(
     problem = benchmark.load(data, seed)
     if remote:
       return problem._replace(client=None, test=None, client_source=None)
-    return problem
+    return clients.divide(problem, data, seed)
   names = classes_lib.named(data.classes)
   sources = [
     _opened(text, data, names, "sources", listings, f"source-{i}")
@@ -54,7 +55,7 @@ def load(
   if names == classes_lib.FOLDERS:
     names, sources = _by_folders(sources)
   if data.labelled_only:
-    sources = [pools.Labelled(source) for source in sources]
+    sources = [pools.labelled(source) for source in sources]
   pool = pools.Pool(sources)
   client, test = (
     text and _opened(text, data, names, field, listings, field)
@@ -72,7 +73,7 @@ def load(
       f"`data.client_data`={data.client_data} must be features: the pool is"
     )
   if data.labelled_only:
-    client, test = (part and pools.Labelled(part) for part in (client, test))
+    client, test = (part and pools.labelled(part) for part in (client, test))
   named = () if names == classes_lib.NUMBERS else names
   return Problem(
     pool,

@@ -5,12 +5,15 @@ in array_record files, and hold image files rather than arrays. RGB files (PNG,
 JPEG or WebP) are copied byte for byte from the pool; others become RGB PNG
 files, so that every reader gets [h, w, 3].
 
+Beside it, `index.csv` lists the samples for people and tools that label.
+
 A pool of features has no images to copy: its proxy is an index, a .npy file
 that `numpy.load` and `pandas.DataFrame` read as a table.
 """
 
 from collections.abc import Iterator
 import contextlib
+import csv
 import io
 import json
 from pathlib import Path
@@ -26,6 +29,7 @@ from ecos_jax.data import features
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
 
+CSV_COLUMNS = ("rank", "index", "source", "key", "cluster", "weight", "score")
 _SPLIT = "train"
 _SHARD_EXAMPLES = 1 << 14
 _CHUNK_EXAMPLES = 256  # TFDS writes the metadata after each chunk
@@ -162,6 +166,50 @@ def write_index(
   if any(metadata):
     lines = "".join(f"{json.dumps(row, default=str)}\n" for row in metadata)
     path.with_name("metadata.jsonl").write_text(lines, encoding="utf-8")
+
+
+def write_csv(
+  path: Path,
+  pool: pools.Pool,
+  indices: np.ndarray,
+  clusters: np.ndarray,
+  weights: np.ndarray,
+  *,
+  ranks: np.ndarray | None = None,
+  scores: np.ndarray | None = None,
+) -> None:
+  """Writes the list of a proxy's samples, for people and tools that label.
+
+  The columns are `rank`, `index` (in the pool), `source`, `key` (what the
+  sample is called there: its path, or its row), `cluster`, `weight` and
+  `score`. What is unknown is empty. The lines are in the order of the ranks.
+
+  Args:
+    path: The .csv file.
+    pool: The pool.
+    indices: int64 [B], pool indices of the samples.
+    clusters: int32 [B], their clusters, -1 for none.
+    weights: float32 [B], as in `write_index`.
+    ranks: int64 [B], from 0 on: any first ranks are a proxy of a smaller
+      budget. None: there is no such order.
+    scores: int64 [R], the noisy votes of each cluster, if there are.
+  """
+  keys, sources = pool.keys(indices), pool.source_of(indices)
+  order = np.arange(len(indices)) if ranks is None else np.argsort(ranks)
+  with path.open("w", newline="", encoding="utf-8") as file:
+    lines = csv.writer(file)
+    lines.writerow(CSV_COLUMNS)
+    for i in order.tolist():
+      cluster = int(clusters[i])
+      known = cluster >= 0
+      lines.writerow(
+        [
+          *("" if ranks is None else int(ranks[i]), int(indices[i])),
+          *(pool.source_names[sources[i]], keys[i]),
+          *(cluster if known else "", f"{weights[i]:.6g}"),
+          int(scores[cluster]) if known and scores is not None else "",
+        ]
+      )
 
 
 def _check_size(path: Path, indices: np.ndarray) -> None:

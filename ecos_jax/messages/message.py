@@ -10,6 +10,7 @@ from ecos_jax.messages import fields
 from ecos_jax.messages import wire
 
 Digest = Annotated[str, fields.text(re.compile(r"[0-9a-f]{64}"))]
+Id = Annotated[str, fields.text(re.compile(r"[0-9a-f]{32}"))]
 
 _NAME = fields.text(re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,127}"))
 _TEXT = fields.text(re.compile(r"[ -~]{0,256}"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import secrets
 from typing import Annotated
 
 import numpy as np
@@ -11,6 +12,7 @@ from ecos_jax.messages import fields
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.messages import wire
 from ecos_jax.messages.message import Digest
+from ecos_jax.messages.message import Id
 from ecos_jax.messages.message import Message
 from ecos_jax.messages.message import Question
 
@@ -121,6 +123,9 @@ class Response(Message):
     sums: [K or 1, p + 1] int64, the sums of the signed votes of each class, and
       in the last column the number of its voters, all plus noise; None if the
       query has no directions.
+    client: Tells the answers of one client to this query from those of others,
+      128 bits in hex; see `ledger.Ledger.client`. An answer that no ledger
+      keeps has a random one.
   """
 
   KIND = "response"
@@ -137,6 +142,7 @@ class Response(Message):
       fields.array((np.int64,), limits.MAX_CLASSES, limits.MAX_DIRECTIONS + 1)
     ),
   ] = None
+  client: Id = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
 
   def __post_init__(self):
     """Also checks that all numbers are plausible.

@@ -43,6 +43,9 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
     # The same data elsewhere: this is an error if they are others.
     job.problem  # noqa: B018
   checks.check_pool(config, job[asking.POOL].size)
+  if method is not config_lib.Method.LOCAL:
+    # Wrong lists are told before anything is paid for.
+    selection.lists(job)
   if method in selection.NEEDS_BANK or labelling.wanted(config):
     yield asking.BANK
   if method in config_lib.ASKING:
@@ -99,6 +102,7 @@ def run(
   stages.encoder(config)
   networks.check(config.train.model, config.train.weights)
   distillation.check(config)
+  selection.check(config)
   with enter(workdir) as work:
     job = stages.Job(config, work, load)
     _check_terms(job)

@@ -27,6 +27,7 @@ from ecos_jax.cloud import scores
 from ecos_jax.config import classes as classes_lib
 from ecos_jax.config import limits
 from ecos_jax.messages import wire
+from ecos_jax.pipeline import brought
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline.stages import FIELDS
@@ -36,7 +37,7 @@ from ecos_jax.pipeline.stages import Stage
 from ecos_jax.privacy import accounting
 
 UNREADABLE = "unreadable.txt"
-RESPONSE = "response.safetensors"
+QUERY, RESPONSE = "query.safetensors", "response.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,9 +226,15 @@ class MessageResult(Result):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResponseResult(MessageResult):
-  """The client's answer, and what it states about its privacy."""
+  """The clients' answers.
+
+  Attributes:
+    statement: What the one that cost its client most states of its privacy.
+    answers: How many there are, one a client.
+  """
 
   statement: dict[str, Any]
+  answers: int
 
 
 class Round(NamedTuple):
@@ -236,12 +243,12 @@ class Round(NamedTuple):
   Attributes:
     codebook: k-means on the bank, or on what the first round leaves of it.
     query: What the client receives.
-    response: What it answers.
+    response: What it answers, or what several clients answer.
   """
 
   codebook: Stage[CodebookResult, codebook_lib.Codebook]
   query: Stage[MessageResult, messages.Query]
-  response: Stage[ResponseResult, messages.Response]
+  response: Stage[ResponseResult, list[messages.Response]]
 
 
 def rounds(config: config_lib.Config) -> tuple[Round, ...]:
@@ -353,7 +360,7 @@ def _covered(job: Job, rows: int) -> codebook_lib.Part:
   book = job.read(FIRST.codebook)
 
   def decide() -> list[bool]:
-    answer = question.combine([job.read(FIRST.response)], job.read(FIRST.query))
+    answer = question.combine(job.read(FIRST.response), job.read(FIRST.query))
     assert answer.scores is not None
     votes = scores.posterior_mean(answer.scores, book.sizes, answer.sigma)
     return scores.covered(votes, book.sizes, rows).tolist()
@@ -386,24 +393,33 @@ def sent(path: Path, message: messages.Question) -> MessageResult:
 def _response(
   job: Job, path: Path, *, exchange: client.Exchange
 ) -> ResponseResult:
-  """Takes the client's answer."""
+  """Takes the clients' answers."""
   here = FIRST if exchange.first else LAST
   query = job.read(here.query)
-  data = job.client.answer(query, exchange)
-  response = job.keep(here.response, question.read(data, query))
-  files.write(path / exchange.answer, data)
+  answers = job.keep(here.response, job.client.answers(query, exchange))
+  dearest = max(answers, key=accounting.alone)
   statement = dataclasses.replace(
-    response.statement, epsilon=accounting.alone(response)
+    dearest.statement, epsilon=accounting.alone(dearest)
   )
-  privacy = f"epsilon {statement.epsilon:.4g}"
-  if not statement.private:
-    privacy = "NOT PRIVATE (noise from a seed)"
+  size = sum(len(answer.to_bytes()) for answer in answers)
+  text = f"{size:,} bytes up"
+  if len(answers) > 1:
+    text += f" from {len(answers):,} clients"
+  if all(answer.statement.private for answer in answers):
+    text += f", epsilon {statement.epsilon:.4g}"
+  else:
+    text += ", NOT PRIVATE (noise from a seed)"
   return ResponseResult(
-    digest=files.digest(data),
-    text=f"{len(data):,} bytes up, {privacy}",
-    bytes=len(data),
+    digest=brought.write(path, exchange.answer, answers),
+    text=text,
+    bytes=size,
     statement=dataclasses.asdict(statement),
+    answers=len(answers),
   )
+
+
+def _responses(name: str, path: Path, digest: str) -> list[messages.Response]:
+  return brought.read(path, name, digest)
 
 
 def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
@@ -425,9 +441,10 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
   )
   exchange = client.Exchange(
     f"{prefix}query",
-    f"{prefix}query.safetensors",
+    f"{prefix}{QUERY}",
     f"{prefix}{RESPONSE}",
     first=first,
+    following="query" if first else "request",
   )
   query = Stage(
     exchange.asked,
@@ -454,8 +471,10 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_response, exchange=exchange),
     fields=(FIELDS.privacy, FIELDS.client.remote),
     inputs=(query,),
-    read=client.reader(messages.Response, exchange.answer),
+    read=functools.partial(_responses, exchange.answer),
     answer=exchange,
+    # What an interrupted call took need not be brought again.
+    resumable=True,
   )
   return Round(codebook, query, response)
 

@@ -7,6 +7,7 @@ one does, so what a run redoes is paid for again, or answered from the ledger.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import math
 from pathlib import Path
 import shlex
@@ -26,6 +27,7 @@ from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 from ecos_jax.messages import message as message_lib
 from ecos_jax.messages import wire
+from ecos_jax.pipeline import brought
 from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 
@@ -38,7 +40,11 @@ There, with its {data} in DIR and its ledger in LEDGER:
 The first time, --create_ledger and --max_epsilon make the ledger. Bring the
 answer back as
   {answer}
-and run this command again."""
+{several}and run this command again."""
+
+_SEVERAL = """or those of several clients into the folder
+  {folder}
+"""
 
 
 M = TypeVar("M", bound=message_lib.Message)
@@ -63,6 +69,8 @@ class Exchange:
     answer: The file that a remote client's answer has in the workdir.
     labels: Whether the client is asked for labels rather than for scores.
     first: Whether this is the first of two rounds of scores.
+    following: The stage that writes a later question. Once it is done, it could
+      not be asked again, so no more answers are taken.
   """
 
   asked: str
@@ -70,6 +78,7 @@ class Exchange:
   answer: str
   labels: bool = False
   first: bool = False
+  following: str = ""
 
 
 def reader(kind: type[M], file: str) -> Callable[[Path, str], M]:
@@ -94,32 +103,93 @@ class Client:
     Args:
       config: Of the run.
       work: Its working directory.
-      problem: Returns the data of the run.
+      problem: Returns the data, with the simulated clients' samples.
       encoder: Returns the public encoder.
     """
     self._config = config
     self._work = work
     self._problem = problem
     self._encoder = encoder
+    # The answers that remote clients brought, by name of the file of one.
+    self._brought: dict[str, list[messages.Response]] = {}
 
   @property
   def data(self) -> pools.Source:
-    """The simulated client's private samples."""
+    """The simulated clients' private samples."""
     data = self._problem().client
     assert data is not None  # checks.validate sees to it
     return data
 
-  def check_answered(self, stage: str, exchange: Exchange) -> None:
-    """Checks that a remote client's answer is there, or was taken before.
+  def check_labelled(self, stage: str, exchange: Exchange) -> None:
+    """Checks that a remote client's labels are there, or were taken before.
 
     Raises:
-      WaitingError: It is not.
+      WaitingError: They are not.
     """
-    brought = self._work.path / exchange.answer
-    if not self._config.client.remote or distributed.first(
-      lambda: brought.exists() or self._work.done(stage)
-    ):
-      return
+    file = self._work.path / exchange.answer
+    if not distributed.first(lambda: file.exists() or self._work.done(stage)):
+      raise self._waiting(exchange)
+
+  def check_answered(
+    self, stage: str, exchange: Exchange, query: messages.Query
+  ) -> None:
+    """Checks that enough answers of remote clients are there.
+
+    A finished stage goes on from its answers if others have come since: then it
+    and all that was made from it are to be made again.
+
+    Args:
+      stage: The stage that takes them.
+      exchange: The files.
+      query: What they should answer.
+
+    Raises:
+      WaitingError: There are fewer than `client.minimum`.
+      EcosError: There are none but those that are refused.
+    """
+    few = distributed.first(lambda: self._look(stage, exchange, query))
+    if few is not None:
+      raise self._waiting(exchange, few)
+
+  def _look(
+    self, stage: str, exchange: Exchange, query: messages.Query
+  ) -> int | None:
+    """Returns None if enough answers are there; else how many."""
+    work, name = self._work, exchange.answer
+    done, folder = work.done(stage), work.path / stage
+    if done:
+      digest = workdir.read_manifest(folder)["result"]["digest"]
+      taken = brought.read(folder, name, digest)
+    else:
+      # Those of a call that was cut off: they need not be brought again.
+      taken = brought.check(brought.stored(folder, name), query).answers
+    found = brought.check(brought.paths(work.path, name), query, taken)
+    for line in found.refused:
+      print(f"refused   {line}")
+    more = len(found.answers) - len(taken)
+    if not found.answers and found.refused:
+      raise errors.EcosError(
+        f"no answer that was brought can be used: {'; '.join(found.refused)}"
+      )
+    if not done and len(found.answers) < self._config.client.minimum:
+      return len(found.answers)
+    self._brought[name] = found.answers
+    if done and more and work.done(exchange.following):
+      print(
+        f"{stage:<9} {more:,} came too late: the next question "
+        "was made from those before"
+      )
+    elif done and more:
+      redone = ", ".join(work.discard(stage))
+      print(f"{stage:<9} {more:,} came since: made again: {redone}")
+    return None
+
+  def _waiting(self, exchange: Exchange, there: int = 0) -> WaitingError:
+    """Returns what to carry to the client, and what to bring back."""
+    file, several = self._work.path / exchange.answer, ""
+    if not exchange.labels:
+      folder = file.with_name(f"{file.stem}s")
+      several = _SEVERAL.format(folder=folder)
     message = self._work.path / exchange.asked / exchange.message
     if exchange.labels:
       what, data = "'s labels", "labelled images"
@@ -128,50 +198,61 @@ class Client:
       epsilon = f"{self._config.labelling.max_epsilon:g}"
     else:
       what, data = "", "private data"
+      if (minimum := self._config.client.minimum) > 1:
+        what = f"s: {there:,} of at least {minimum:,} have answered"
       if self._config.codebook.first_round:
         place = "first" if exchange.first else "second"
-        what = f", {place} of two questions"
+        what += f", {place} of two questions"
       where = "features:DIR" if self._config.of_features else "DIR"
       command = f"respond --query={message.name} --data={where}"
       epsilon = "EPSILON"
     if self._config.privacy.unit is config_lib.Unit.PERSON:
       command += " --unit=person"
-    raise WaitingError(
+    return WaitingError(
       _WAITING.format(
         what=what,
         message=message,
         data=data,
         command=command,
         epsilon=epsilon,
-        answer=brought,
+        answer=file,
+        several=several,
       )
     )
 
-  def answer(
-    self, message: messages.Query | messages.LabelRequest, exchange: Exchange
-  ) -> bytes:
-    """Returns the answer to a message: brought, or by the simulated client.
+  def answers(
+    self, query: messages.Query, exchange: Exchange
+  ) -> list[messages.Response]:
+    """Returns the answers to a query: brought, or by the simulated clients.
+
+    Raises:
+      EcosError: A client refuses.
+    """
+    if self._config.client.remote:
+      return self._brought[exchange.answer]
+    answers = []
+    for i in range(self._config.data.clients):
+      seed = self._config.privacy.insecure_noise_seed
+      if seed is not None:
+        # Noise that is independent of the other clients', and rounds'.
+        seed += 2**64 * (2 * i + exchange.first)
+      answered = answering.answer_query(
+        query,
+        functools.partial(self._opened, query, i),
+        mechanisms.Mechanism(query.terms, seed, query.bins, query.weight),
+        self._account(i),
+      )
+      answers.append(answered.answer)
+    return answers
+
+  def labels(self, request: messages.LabelRequest, exchange: Exchange) -> bytes:
+    """Returns the answer to a request: brought, or by the simulated client.
 
     Raises:
       EcosError: The client refuses.
     """
     if self._config.client.remote:
       return wire.read_file(self._work.path / exchange.answer)
-    if isinstance(message, messages.LabelRequest):
-      return self._labels(message)
-    seed = self._config.privacy.insecure_noise_seed
-    if exchange.first and seed is not None:
-      # Noise that is independent of the second round's.
-      seed += 2**64
-    answered = answering.answer_query(
-      message,
-      lambda: self._opened(message),
-      mechanisms.Mechanism(message.terms, seed, message.bins, message.weight),
-      self._account(),
-    )
-    return answered.answer.to_bytes()
-
-  def _labels(self, request: messages.LabelRequest) -> bytes:
     budget = self._config.labelling.max_epsilon
     try:
       answered = answering.answer_request(
@@ -193,26 +274,30 @@ class Client:
     return answered.answer.to_bytes()
 
   def _opened(
-    self, message: messages.Query | messages.LabelRequest
+    self, message: messages.Query | messages.LabelRequest, i: int = 0
   ) -> encoding.Private:
-    """Returns the data, with what the message asks for."""
+    """Returns the data of client i, with what the message asks for."""
+    data, owners = self.data, self._problem().owners
+    if owners is not None:
+      data = pools.Part(data, np.flatnonzero(owners == i), f"client {i}")
     labels = persons = None
     if isinstance(message, messages.LabelRequest) or message.classes:
-      labels = self.data.labels(np.arange(len(self.data)))
+      labels = data.labels(np.arange(len(data)))
     if self._config.privacy.unit is config_lib.Unit.PERSON:
       with errors.about("privacy.unit", "person"):
-        persons = persons_lib.read(self.data, None)
+        persons = persons_lib.read(data, None)
     return encoding.opened(
       message,
-      self.data,
+      data,
       self._encoder(),
       self._config.encoder.batch_size,
       labels=labels,
       persons=persons,
     )
 
-  def _account(self) -> answering.Account:
-    path = self._work.path / "client" / "ledger"
+  def _account(self, i: int = 0) -> answering.Account:
+    name = f"ledger-{i + 1}" if i else "ledger"
+    path = self._work.path / "client" / name
     path.parent.mkdir(exist_ok=True)
     # Without a limit; the summary computes the total at the answers' terms.
     unit = self._config.privacy.unit.value
@@ -220,7 +305,11 @@ class Client:
     return answering.Account(path, "simulated")
 
   def entries(self) -> list[ledger.Entry]:
-    """Returns all that the simulated client ever answered in this workdir."""
+    """Returns all that the simulated client ever answered in this workdir.
+
+    Of several it is the first: it is asked before the others, and as they are,
+    so none has answered more.
+    """
     path = self._work.path / "client" / "ledger"
     if self._config.client.remote or not path.exists():
       return []

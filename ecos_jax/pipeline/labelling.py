@@ -146,7 +146,7 @@ REQUEST = Stage(
 def _labels(job: Job, path: Path) -> LabelsResult:
   """Takes the client's labels."""
   request = job.read(REQUEST)
-  data = job.client.answer(request, _EXCHANGE)
+  data = job.client.labels(request, _EXCHANGE)
   response = job.keep(LABELS, labels_lib.read(data, request))
   files.write(path / _EXCHANGE.answer, data)
   labels = np.empty(len(response.labels), np.int64)
@@ -197,7 +197,7 @@ def _voted(job: Job, path: Path) -> LabelsResult:
   """Labels the proxy by the votes of each class."""
   indices, book = job.read(selection.PROXY), job.read(asking.LAST.codebook)
   answer = question.combine(
-    [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+    job.read(asking.LAST.response), job.read(asking.LAST.query)
   )
   assert answer.sums is not None and book.directions is not None
   posterior = labels_lib.posterior(

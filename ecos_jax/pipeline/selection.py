@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from absl import logging
+import jax
 import numpy as np
 
 from ecos_jax import config as config_lib
@@ -13,6 +14,8 @@ from ecos_jax import workdir
 from ecos_jax.cloud import baselines
 from ecos_jax.cloud import choose
 from ecos_jax.cloud import question
+from ecos_jax.clustering import start as start_lib
+from ecos_jax.data import lists as lists_lib
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import encode
@@ -27,7 +30,9 @@ Method = config_lib.Method
 NEEDS_BANK = (*config_lib.ASKING, Method.KCENTER, Method.MAK)
 DATASET = "dataset"
 INDEX = "index.npy"
+LIST = "index.csv"
 _INDICES = "indices.npy"
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
 
   Of a pool of features only the index is written.
   """
-  indices, clusters, weights, worth = _choose(job)
+  (indices, clusters, weights, worth), ranks = _choose(job)
   pool, options = job.problem.pool, job.config.sampling
   np.save(path / _INDICES, job.keep(PROXY, indices))
   labels = np.full(len(indices), -1, np.int64)
@@ -65,6 +70,12 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
     proxy_lib.write_index(path / INDEX, pool, indices, clusters, weights)
   else:
     proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
+  proxy_lib.write_csv(
+    path / LIST,
+    *(pool, indices, clusters, weights),
+    ranks=ranks,
+    scores=_scores(job),
+  )
   client, share = job.problem.client_source, None
   if client is not None:
     share = float(np.mean(pool.source_of(indices) == client))
@@ -122,26 +133,100 @@ PROXY = Stage(
     asking.LAST.codebook,
     asking.LAST.response,
   ),
+  brought=lambda job: {
+    field: lists_lib.read(path).digest
+    for field, path in _list_files(job.config).items()
+  },
   read=read_indices,
 )
 
 
-def _choose(job: Job) -> choose.Choice:
-  """Returns the proxy, sorted by cluster, then by index."""
+def lists(job: Job) -> dict[str, np.ndarray]:
+  """Returns the samples that `data.exclude` and `sampling.include` name.
+
+  Raises:
+    EcosError: A list cannot be read, names samples that the pool lacks, or
+      leaves nothing to choose.
+  """
+  config, size = job.config, job[asking.POOL].size
+  found = {}
+  for field, path in _list_files(config).items():
+    with errors.about(field, path):
+      rows, missing = lists_lib.find(lists_lib.read(path), job.problem.pool)
+      if missing and (field == "sampling.include" or not len(rows)):
+        raise errors.EcosError(
+          f"{missing:,} entries name no sample of the pool"
+        )
+      if missing:
+        logging.warning(
+          "%s: %d entries name no sample of the pool", path, missing
+        )
+    found[field] = rows
+  excluded = found.get("data.exclude", _NONE)
+  included = found.get("sampling.include", _NONE)
+  if len(included) >= config.sampling.budget:
+    raise errors.EcosError(
+      f"`sampling.include` names {len(included):,} samples, as many as "
+      f"`sampling.budget`={config.sampling.budget} or more: raise the budget"
+    )
+  excluded = np.setdiff1d(excluded, included)
+  if len(excluded) + len(included) >= size:
+    raise errors.EcosError("`data.exclude` leaves nothing to choose")
+  return {"excluded": excluded, "included": included}
+
+
+def _list_files(config: config_lib.Config) -> dict[str, str]:
+  given = {
+    "data.exclude": config.data.exclude,
+    "sampling.include": config.sampling.include,
+  }
+  return {field: path for field, path in given.items() if path is not None}
+
+
+def check(config: config_lib.Config) -> None:
+  """Checks that the lists of samples can be read.
+
+  Raises:
+    EcosError: One cannot.
+  """
+  for field, path in _list_files(config).items():
+    with errors.about(field, path):
+      lists_lib.read(path)
+
+
+def _scores(job: Job) -> np.ndarray | None:
+  """Returns the noisy votes of each cluster, int64 [R], if there are."""
+  if job.config.sampling.method not in config_lib.ASKING:
+    return None
+  return question.combine(
+    [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+  ).scores
+
+
+def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
+  """Returns the proxy, sorted by cluster, then by index; and its ranks.
+
+  Samples of the first ranks are a proxy of a smaller budget; None: there is no
+  such order.
+  """
   options = job.config.sampling
   key = job.key("proxy")
   size = job[asking.POOL].size
+  listed, ranks = lists(job), None
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
-      return choose.samples(
+      choice = choose.samples(
         asking.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
         question.combine(
-          [job.read(asking.LAST.response)], job.read(asking.LAST.query)
+          job.read(asking.LAST.response), job.read(asking.LAST.query)
         ),
         options,
         key,
-      ).by_cluster()
+        **listed,
+      )
+      order = np.lexsort((choice.indices, choice.clusters))
+      return choice.by_cluster(), order
     case Method.KCENTER:
       bank = asking.checked_bank(job, alone=True)
       indices = baselines.kcenter(bank, options.budget, key)
@@ -157,15 +242,29 @@ def _choose(job: Job) -> choose.Choice:
       features = features.astype(np.float32, copy=False)
       indices = baselines.mak(bank, features, options.budget, key)
     case Method.RANDOM:
-      indices = baselines.random(size, options.budget, key)
+      included = listed["included"]
+      rest = np.setdiff1d(np.arange(size), np.concatenate([*listed.values()]))
+      take = options.budget - len(included)
+      new = rest[baselines.random(len(rest), take, key)]
+      indices = np.concatenate([included, new])
+      # Any of a random order are a random sample.
+      ranks = _random_ranks(len(included), len(new), key)
     case Method.IDEAL:
       indices = _of_the_client(job)
       take = min(options.budget, len(indices))
       indices = indices[baselines.random(len(indices), take, key)]
+      ranks = _random_ranks(0, take, key)
     case _:
       indices = np.arange(size)
   none = np.full(len(indices), -1, np.int32)
-  return choose.Choice(indices, none, np.ones(len(indices), np.float32))
+  weights = np.ones(len(indices), np.float32)
+  return choose.Choice(indices, none, weights), ranks
+
+
+def _random_ranks(first: int, rest: int, key: jax.Array) -> np.ndarray:
+  """Returns ranks 0..first - 1 in order, then `rest` more in random order."""
+  random = start_lib.generator(jax.random.fold_in(key, 1))
+  return np.concatenate([np.arange(first), first + random.permutation(rest)])
 
 
 def _of_the_client(job: Job) -> np.ndarray:

@@ -135,7 +135,7 @@ class Job:
     config: What to run.
     work: The working directory.
     stages: The finished stages by name, in order.
-    client: The simulated client, or the remote one.
+    client: The simulated clients, or the remote ones.
     bank_checked: Whether this call has compared the checksums of the bank.
   """
 
@@ -163,8 +163,12 @@ class Job:
     Raises:
       WaitingError: The client is remote, and its answer is not there yet.
     """
-    if stage.answer is not None:
-      self.client.check_answered(stage.name, stage.answer)
+    if stage.answer is not None and self.config.client.remote:
+      if stage.answer.labels:
+        self.client.check_labelled(stage.name, stage.answer)
+      else:
+        query = self.read(stage.inputs[0])
+        self.client.check_answered(stage.name, stage.answer, query)
     inputs = {
       other.name: self[other].digest
       for other in stage.inputs

@@ -15,6 +15,7 @@ from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import percent
+from ecos_jax.privacy import accounting
 from ecos_jax.privacy import spending
 from ecos_jax.training import export
 
@@ -55,12 +56,38 @@ class Training:
   input_wait_share: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Clients:
+  """What several clients answered; it does not say who they are.
+
+  Attributes:
+    answered: Number of clients whose answers were used.
+    least_epsilon: Of the answer to the last query that cost its client least;
+      null if one is not private.
+    most_epsilon: Of the one that cost its client most.
+    together_epsilon: Of all answers to it together, for a person whose samples
+      every client has; null if their units differ.
+    signal: Share of the sum of the answers that chance does not explain.
+    nearer: By how much the proxy is nearer to the clients' data than a random
+      one, at least. Both are estimates from the sum (`cloud.worth.Worth`), and
+      null without a proxy.
+  """
+
+  answered: int
+  least_epsilon: float | None
+  most_epsilon: float | None
+  together_epsilon: float | None
+  signal: float | None
+  nearer: float | None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary(spending.Spending):
   """What a run came to; null is what is not known, or what the run has not.
 
   Of a simulated client `epsilon` covers the whole ledger, also answers of
-  earlier calls that were redone; of a remote one it covers this run.
+  earlier calls that were redone; of a remote one it covers this run. Of several
+  clients it is that of the one that spent most.
 
   Attributes:
     method: How the proxy was chosen.
@@ -78,11 +105,8 @@ class Summary(spending.Spending):
     proxy_digest: sha256 of its sorted pool indices as little-endian int64.
     proxy_client_share: Share of the proxy from the client's domain.
     pool_client_share: Share of the pool from the client's domain.
-    answer_signal: Share of the client's answer that chance does not explain,
-      estimated from the answer.
-    nearer: By how much the proxy is nearer to the client's data than a random
-      one, at least: see `cloud.worth.Worth`.
     remote: Whether the client was another machine.
+    clients: What the clients answered; null if none was asked.
     labels_asked: Samples that the client was asked to label.
     labels_considered: Those considered before its budget was used up.
     labels_answered: Those labelled.
@@ -107,9 +131,8 @@ class Summary(spending.Spending):
   proxy_digest: str | None
   proxy_client_share: float | None
   pool_client_share: float | None
-  answer_signal: float | None
-  nearer: float | None
   remote: bool
+  clients: Clients | None
   labels_asked: int | None
   labels_considered: int | None
   labels_answered: int | None
@@ -145,9 +168,8 @@ def collect(job: Job) -> Summary:
     proxy_digest=proxy.digest if proxy else None,
     proxy_client_share=proxy.client_share if proxy else None,
     pool_client_share=pool.client_share,
-    answer_signal=proxy.signal if proxy else None,
-    nearer=proxy.nearer if proxy else None,
     remote=options.client.remote,
+    clients=_clients(job),
     **dataclasses.asdict(_spent(job)),
     labels_asked=labels.requests if labels else None,
     labels_considered=labels.considered if labels else None,
@@ -160,6 +182,23 @@ def collect(job: Job) -> Summary:
       name: round(stage.seconds, 3) for name, stage in job.stages.items()
     },
   )
+
+
+def _clients(job: Job) -> Clients | None:
+  if job.get(asking.LAST.response) is None:
+    return None
+  answers = job.read(asking.LAST.response)
+  least = most = together = None
+  if all(answer.statement.private for answer in answers):
+    alone = list(map(accounting.alone, answers))
+    least, most = min(alone), max(alone)
+    if len({answer.statement.unit for answer in answers}) == 1:
+      every = {str(i): answer for i, answer in enumerate(answers)}
+      together = spending.spent(every, fixed=True).epsilon
+  signal = nearer = None
+  if (proxy := job.get(selection.PROXY)) is not None:
+    signal, nearer = proxy.signal, proxy.nearer
+  return Clients(len(answers), least, most, together, signal, nearer)
 
 
 def _bytes(*messages: asking.MessageResult | None) -> int:
@@ -184,6 +223,9 @@ def _speed(model: learning.ModelResult | None) -> Training | None:
 def _spent(job: Job) -> spending.Spending:
   """Returns what the client's answers cost: this run's alone, and all of them.
 
+  Of several clients those count that cost most: which answers to two queries
+  are of one client is not known.
+
   What was answered and then deleted is spent all the same.
   """
   answers: dict[str, spending.Answer] = {}
@@ -192,7 +234,7 @@ def _spent(job: Job) -> spending.Spending:
   for asked in rounds:
     if job.get(asked.response) is not None:
       first = asked is asking.FIRST
-      response = job.read(asked.response)
+      response = max(job.read(asked.response), key=accounting.alone)
       answers["first" if first else "scores"] = response
       # A remote client may choose other terms for the second round, after its
       # first answer.
@@ -253,6 +295,16 @@ def _privacy(summary: Summary) -> str:
     f"epsilon {summary.epsilon:.4g} at delta {summary.delta:g}, for "
     f"{protected} ({'; '.join(filter(None, detail))})"
   )
+
+
+def _answered(clients: Clients) -> str:
+  text = f"{clients.answered:,} answered"
+  if clients.answered > 1 and clients.most_epsilon is not None:
+    low, high = f"{clients.least_epsilon:.4g}", f"{clients.most_epsilon:.4g}"
+    text += f", each at epsilon {high if low == high else f'{low} to {high}'}"
+    if (together := clients.together_epsilon) is not None:
+      text += f" ({together:.4g} for a person who is with all of them)"
+  return text
 
 
 def _proxy(summary: Summary) -> str:
@@ -325,14 +377,14 @@ def text(summary: Summary, workdir: Path) -> str:
       + client.classes_flag(_names(summary.classes))
     )
   rows["proxy"] = _proxy(summary)
-  if summary.answer_signal is not None:
+  if summary.clients is not None and summary.clients.signal is not None:
     gain = "how much nearer the proxy is to the client, it does not tell"
-    if summary.nearer:
+    if summary.clients.nearer:
       gain = (
-        f"the proxy is at least {percent(summary.nearer)} nearer to the client "
-        "than a random one (mean votes, squared distance)"
+        f"the proxy is at least {percent(summary.clients.nearer)} nearer to "
+        "the client than a random one (mean votes, squared distance)"
       )
-    rows["answer"] = f"{percent(summary.answer_signal)} signal; {gain}"
+    rows["answer"] = f"{percent(summary.clients.signal)} signal; {gain}"
   if (asked := summary.labels_asked) is not None:
     outcome = private_knn.outcome(
       asked, summary.labels_considered or 0, summary.labels_answered or 0
@@ -340,6 +392,8 @@ def text(summary: Summary, workdir: Path) -> str:
     right = percent(summary.labels_accuracy)
     rows["labels"] = f"{outcome}; {right} of the labels right"
   seconds = summary.seconds
+  if (clients := summary.clients) is not None:
+    rows["clients"] = _answered(clients)
   rows |= {
     "privacy": _privacy(summary),
     "bytes": f"{summary.bytes_down:,} down to the client, "

@@ -83,6 +83,7 @@ class Ledger:
       )
     self.guarantee = lines.guarantee
     self._filter = lines.filter
+    self._client = lines.client
     self.entries = lines.entries
     self.incomplete = lines.size < len(data)
     self._last = lines.last
@@ -134,6 +135,15 @@ class Ledger:
         f"refused: {self.epsilon():g} of `max_epsilon`={most:g} is spent, and "
         f"with this answer it would be {total:g}; give a smaller `epsilon`"
       )
+
+  def client(self, query_digest: str) -> str:
+    """Returns what all answers to a question say of who gives them, 128 bits.
+
+    So a cloud that adds up the answers of many finds two of one client. Without
+    the random bits in the ledger it says nothing else, and answers to other
+    questions say something unrelated.
+    """
+    return files.digest(self._client.encode(), query_digest.encode())[:32]
 
   def find(self, query_digest: str, data: str, terms: dict) -> Entry | None:
     """Returns the entry with this question, data and terms, if there is one."""

@@ -19,6 +19,7 @@ import json
 import math
 from pathlib import Path
 import re
+import secrets
 from typing import Annotated, Any, NamedTuple
 
 from ecos_jax import config
@@ -36,6 +37,7 @@ VERSION = 2
 _CUT_OFF = re.compile(
   rb"[0-9a-f]{0,64}|[0-9a-f]{64} (\{.*)?", re.DOTALL | re.ASCII
 )
+_CLIENT = re.compile(r"[0-9a-f]{32}")
 _MOST = 2**40
 _UNKNOWN = "so what was spent is not known: restore the file from a copy"
 
@@ -141,6 +143,7 @@ class Lines(NamedTuple):
   Attributes:
     guarantee: Of its first line.
     filter: Also of that line: what adds up the answers.
+    client: Also of that line: 128 random bits, in hex.
     entries: Of the others.
     last: The checksum of the last one.
     size: Bytes of all of them; what follows is an incomplete line.
@@ -149,6 +152,7 @@ class Lines(NamedTuple):
 
   guarantee: Guarantee
   filter: filter_lib.Filter
+  client: str
   entries: list[Entry]
   last: str
   size: int
@@ -166,13 +170,14 @@ def guarantee_line(guarantee: Guarantee) -> tuple[bytes, str]:
   """Returns the first line of a ledger, and its checksum.
 
   The line also fixes the filter, so that another version of this program counts
-  as this one does.
+  as this one does, and 128 random bits that tell this ledger from all others.
   """
   values: dict[str, Any] = dataclasses.asdict(guarantee)
   chosen = filter_lib.Filter.of(guarantee.max_epsilon, guarantee.delta)
   values["filter"] = dataclasses.asdict(chosen)
   if math.isinf(guarantee.max_epsilon):  # which JSON lacks
     values["max_epsilon"] = None
+  values["client"] = secrets.token_hex(16)
   return _line({"version": VERSION, **values})
 
 
@@ -240,7 +245,7 @@ def _reading(number: int, line: bytes, path: Path) -> Iterator[dict[str, Any]]:
 
 def _guarantee(
   values: dict[str, Any],
-) -> tuple[Guarantee, filter_lib.Filter]:
+) -> tuple[Guarantee, filter_lib.Filter, str]:
   version = values.pop("version")
   if version == 1:
     raise LedgerError(
@@ -255,7 +260,10 @@ def _guarantee(
   if values["max_epsilon"] is None:
     values["max_epsilon"] = math.inf
   chosen = filter_lib.Filter(**values.pop("filter"))
-  return Guarantee(**values), chosen
+  client = values.pop("client")
+  if not isinstance(client, str) or not _CLIENT.fullmatch(client):
+    raise LedgerError("has no random bits as `client`")
+  return Guarantee(**values), chosen, client
 
 
 def _entry(values: dict[str, Any]) -> Entry:
@@ -280,7 +288,7 @@ def parse(data: bytes, path: Path) -> Lines | None:
   if not lines:
     return None
   with _reading(1, lines[0], path) as values:
-    guarantee, chosen = _guarantee(values)
+    guarantee, chosen, client = _guarantee(values)
   entries = []
   last = _checksum(lines[0])
   for number, line in enumerate(lines[1:], start=2):
@@ -292,7 +300,7 @@ def parse(data: bytes, path: Path) -> Lines | None:
         )
       entries.append(_entry(values))
     last = _checksum(line)
-  return Lines(guarantee, chosen, entries, last, size, unended)
+  return Lines(guarantee, chosen, client, entries, last, size, unended)
 
 
 def parse_version_1(

@@ -16,9 +16,11 @@ from ecos_jax import text_tables
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import directions as directions_lib
+from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.config import reading
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import brought
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.training import metrics
@@ -34,7 +36,9 @@ class Clusters(NamedTuple):
     scores: int64 or float64 [R], the noised coverage, in votes.
     votes: float64 [R], the sampler's estimate of the true votes.
     taken: int64 [R], number of proxy samples in each cluster.
-    statement: The client's privacy statement.
+    statement: The client's privacy statement; of several, the one at the head
+      of the clients' answers.
+    sigma: Scale of the noise in the scores.
   """
 
   centroids: np.ndarray
@@ -44,11 +48,7 @@ class Clusters(NamedTuple):
   votes: np.ndarray
   taken: np.ndarray
   statement: messages.Statement
-
-  @property
-  def sigma(self) -> float:
-    """Scale of the noise in the scores."""
-    return self.statement.scale / max(self.statement.weight, 1)
+  sigma: float
 
 
 class Votes(NamedTuple):
@@ -153,6 +153,7 @@ def _summary(fields: dict[str, Any]) -> summary_lib.Summary:
     "model": summary_lib.Network,
     "teacher": summary_lib.Network,
     "training": summary_lib.Training,
+    "clients": summary_lib.Clients,
   }
   made: dict[str, Any] = {
     name: part(**fields[name])
@@ -184,12 +185,16 @@ def _read(
     composition = dict(zip(sources, counts.tolist(), strict=True))
   if "response" in stages and chosen is not None:
     book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
-    file = path / "response" / asking.RESPONSE
-    data = workdir.read_bytes(file, _digest(stages, "response"))
-    response = messages.Response.from_bytes(data)
+    folder, digest = path / "response", _digest(stages, "response")
+    responses = brought.read(folder, asking.RESPONSE, digest)
+    file = path / "query" / asking.QUERY
+    query = messages.Query.from_bytes(
+      workdir.read_bytes(file, _digest(stages, "query"))
+    )
+    answer = question.combine(responses, query)
     options = config.sampling.resolved()
-    clusters = _clusters(path, book, response, options, chosen)
-    votes = _votes(book, response)
+    clusters = _clusters(path, book, answer, options, chosen)
+    votes = _votes(book, answer)
   return Run(
     path=path,
     summary=summary,
@@ -221,41 +226,42 @@ def _digest(stages: dict[str, dict[str, Any]], stage: str) -> str:
 def _clusters(
   path: Path,
   book: codebook_lib.Codebook,
-  response: messages.Response,
+  answer: question.Combined,
   options: config_lib.Sampling,
   chosen: np.ndarray,
 ) -> Clusters | None:
-  if response.scores is None:
+  if answer.scores is None:
     return None
-  if not len(response.scores) == len(book.centroids) == len(book.sizes):
+  if not len(answer.scores) == len(book.centroids) == len(book.sizes):
     raise errors.EcosError(
-      f"{path}: the response has {len(response.scores)} scores for "
+      f"{path}: the response has {len(answer.scores)} scores for "
       f"{len(book.centroids)} centroids: delete its folders codebook, query, "
       "response and proxy, and run python -m ecos_jax.train again"
     )
-  weight = response.statement.weight
   clusters = Clusters(
     *(book.centroids, book.assignment, book.sizes),
-    scores=response.scores / weight if weight > 1 else response.scores,
+    scores=answer.scores,
     votes=np.zeros(len(book.sizes)),
     taken=np.bincount(book.assignment[chosen], minlength=len(book.sizes)),
-    statement=response.statement,
+    statement=answer.statements[0],
+    sigma=answer.sigma,
   )
   votes = scores.votes(clusters.scores, book.sizes, clusters.sigma, options)
   return clusters._replace(votes=votes)
 
 
 def _votes(
-  book: codebook_lib.Codebook, response: messages.Response
+  book: codebook_lib.Codebook, answer: question.Combined
 ) -> Votes | None:
-  if response.sums is None or book.directions is None:
+  if answer.sums is None or book.directions is None:
     return None
-  total = response.sums.sum(axis=0)
+  total = answer.sums.sum(axis=0)
   # The noise of the classes adds up with their votes.
-  scale = response.statement.scale * len(response.sums) ** 0.5
+  scale = answer.scale * len(answer.sums) ** 0.5
   voters = max(float(total[-1]), scale, 1.0)
-  count = response.statement.bins - 1
-  return Votes(book.directions, count, total[:-1] / voters, scale / voters)
+  return Votes(
+    book.directions, answer.votes, total[:-1] / voters, scale / voters
+  )
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

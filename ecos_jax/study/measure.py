@@ -6,6 +6,7 @@ study keeps these beside a trial's summary, never in a run or its workdir.
 """
 
 from collections.abc import Callable, Collection
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import numpy as np
 from scipy.spatial import distance as distances
 
 from ecos_jax import config as config_lib
+from ecos_jax import distributed
 from ecos_jax import messages
 from ecos_jax import workdir
+from ecos_jax.data import clients
+from ecos_jax.data import loader
 from ecos_jax.data import pools
 from ecos_jax.data import problem as problem_lib
 from ecos_jax.encoders import encode
 from ecos_jax.encoders import registry
+from ecos_jax.models import delivery
 from ecos_jax.pipeline import stages
+from ecos_jax.training import evaluation
 
 # The most samples of each side that the distance reads.
 _SAMPLES = 2000
@@ -43,7 +49,9 @@ def measure(
     path: Its workdir.
     summary: What its run returned.
     wanted: Names of metrics; unknown ones are ignored. `distance`: see
-      `squared_mmd`. `linear`: see `_linear_accuracy`. `upload`, `download`:
+      `squared_mmd`. `linear`: accuracy of `_linear`. `mean_client`,
+      `worst_client`: accuracy on test samples with each client's classes and
+      domains, of the model, or without one of `_linear`. `upload`, `download`:
       bytes of the client's images and of the pool's as pixels, one byte a
       channel. `upload_files`, `download_files`: the same as PNG, or as the
       files that they are. `client_multiply_adds`: see `_client_work`.
@@ -53,7 +61,22 @@ def measure(
   if client is None:
     return {}
 
-  def of_proxy(metric: Callable[..., float | None]) -> float | None:
+  @functools.cache
+  def linear() -> np.ndarray | None:
+    return of_proxy(_linear)
+
+  def reduced(
+    values: np.ndarray | None, by: Callable[[np.ndarray], Any]
+  ) -> float | None:
+    return None if values is None else float(by(values))
+
+  @functools.cache
+  def of_clients() -> np.ndarray | None:
+    train = config.train.steps
+    right = _of_model(config, path, problem) if train else linear()
+    return None if right is None else clients.test_weights(problem) @ right
+
+  def of_proxy(metric: Callable[..., Any]) -> Any:
     chosen = path / "proxy" / "indices.npy"
     if not chosen.exists():
       return None
@@ -61,7 +84,9 @@ def measure(
 
   known: dict[str, Callable[[], float | None]] = {
     "distance": lambda: of_proxy(_distance),
-    "linear": lambda: of_proxy(_linear_accuracy),
+    "linear": lambda: reduced(linear(), np.mean),
+    "mean_client": lambda: reduced(of_clients(), np.mean),
+    "worst_client": lambda: reduced(of_clients(), np.min),
     "upload": lambda: len(client) * size**2 * 3,
     "download": lambda: len(problem.pool) * size**2 * 3,
     "upload_files": lambda: _file_bytes(client),
@@ -133,14 +158,29 @@ def _distance(
   return squared_mmd(_features(config, client, own), proxy)
 
 
-def _linear_accuracy(
-  config: config_lib.Config, problem: problem_lib.Problem, indices: np.ndarray
-) -> float | None:
-  """Returns the test accuracy of a linear classifier fitted to the proxy.
+def _of_model(
+  config: config_lib.Config, path: Path, problem: problem_lib.Problem
+) -> np.ndarray | None:
+  """Returns for which test samples the trained model is right, bool [m]."""
+  if problem.test is None:
+    return None
+  data = (path / "model" / delivery.FILE).read_bytes()
+  model = delivery.unpack(messages.Model.from_bytes(data))
+  every = np.arange(len(problem.test))
+  images = problem.test.images(every, config.train.image_size)
+  source = loader.Arrays({"image": images})
+  logits = evaluation.logits(model, source, distributed.mesh())
+  return logits.argmax(axis=1) == problem.test.labels(every)
 
-  It is ridge regression on features, divided by their norm and standardised:
-  those of `train.model` if its weights are published, else those of the
-  encoder. All of the proxy has its true label.
+
+def _linear(
+  config: config_lib.Config, problem: problem_lib.Problem, indices: np.ndarray
+) -> np.ndarray | None:
+  """Returns for which test samples a linear classifier is right, bool [m].
+
+  It is fitted to the proxy: ridge regression on features, divided by their norm
+  and standardised: those of `train.model` if its weights are published, else
+  those of the encoder. All of the proxy has its true label.
   """
   # Imported here: optional, and slow.
   from sklearn import linear_model
@@ -164,7 +204,7 @@ def _linear_accuracy(
   model.fit(chosen, problem.pool.labels(indices))
   every = np.arange(len(test))
   features = _features(config, test, every, encoder)
-  return model.score(features, test.labels(every))
+  return np.asarray(model.predict(features) == test.labels(every))
 
 
 def _file_bytes(images: pools.Source | pools.Pool) -> int:

@@ -36,6 +36,9 @@ def _percent(label: str, path: str) -> Metric:
 METRICS = {
   "accuracy": _percent("accuracy", "summary.accuracy"),
   "linear": _percent("linear accuracy", "simulation.linear"),
+  "mean_client": _percent("mean client", "simulation.mean_client"),
+  "worst_client": _percent("worst client", "simulation.worst_client"),
+  "signal": _percent("signal", "summary.clients.signal"),
   "share": _percent("share", "summary.proxy_client_share"),
   "epsilon": Metric("epsilon", "summary.noise_epsilon", ".3g"),
   "teacher": _percent("teacher", "summary.teacher.accuracy"),

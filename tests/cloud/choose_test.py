@@ -228,6 +228,69 @@ def test_a_prefix_is_the_choice_for_its_quotas(within):
     )
 
 
+@pytest.mark.parametrize(
+  ("weights", "sizes", "budget", "before", "expected"),
+  [
+    # Quotas 4 each.
+    ([1, 1, 1], [99, 99, 99], 12, [4, 1, 0], [0, 3, 4]),
+    # Cluster 0 has 6; the others share the other 6.
+    ([1, 1, 1], [99, 99, 99], 12, [6, 1, 0], [0, 2, 3]),
+    # Cluster 0 has no weight; then cluster 1 has more than its quota of 3.
+    ([0, 1, 2], [9, 9, 9], 10, [1, 5, 0], [0, 0, 4]),
+    # Only 2 are left of cluster 0.
+    ([3, 1], [2, 99], 8, [1, 0], [2, 5]),
+    ([1, 1], [9, 9], 3, [2, 1], [0, 0]),
+  ],
+)
+def test_what_was_taken_before_counts(weights, sizes, budget, before, expected):
+  got = choose.top_up(
+    np.array(weights, float), np.array(sizes), budget, np.array(before)
+  )
+  np.testing.assert_array_equal(got, expected)
+
+
+def test_excluded_are_not_chosen_and_included_come_first():
+  bank, book = made_up([100, 200, 50, 80])
+  options = config.Sampling(budget=60, likely=1.0)
+  answer = _answer(np.array([40, 60, -5, 9]), 3.0)
+  first = choose.samples(bank, book, answer, options, KEY)
+  got = choose.samples(bank, book, answer, options, KEY, excluded=first.indices)
+  assert not set(got.indices) & set(first.indices)
+  # The votes say the same of the clusters, whatever is left out.
+  counts = [np.bincount(c.clusters, minlength=4) for c in (first, got)]
+  np.testing.assert_array_equal(*counts)
+  np.testing.assert_allclose(np.sort(got.weights), np.sort(first.weights))
+  part = first.indices[:25]
+  again = choose.samples(bank, book, answer, options, KEY, included=part)
+  np.testing.assert_array_equal(again.indices[:25], part)
+  assert len(set(again.indices.tolist())) == 60
+  counts.append(np.bincount(again.clusters, minlength=4))
+  np.testing.assert_array_equal(counts[0], counts[2])
+  np.testing.assert_array_equal(book.assignment[again.indices], again.clusters)
+
+
+def test_what_is_added_keeps_away_from_what_is_there():
+  """Of nine places, each with many samples, two were chosen before."""
+  random = np.random.default_rng(0)
+  place = np.repeat(np.arange(9), 30)
+  features = np.stack([place * 10.0, random.normal(size=270)], 1)
+  book = codebook.Codebook(
+    np.array([[40.0, 0.0]], np.float32),
+    np.array([270]),
+    np.zeros(270, np.int32),
+  )
+  options = config.Sampling(budget=9, likely=1.0)
+  got = choose.samples(
+    banks.Rows(features.astype(np.float32)),
+    book,
+    _answer(np.array([500]), 1.0),
+    options,
+    KEY,
+    included=np.array([3, 250]),
+  )
+  assert sorted(place[got.indices]) == list(range(9))
+
+
 def test_no_votes_choose_nothing():
   bank, book = made_up([10, 10])
   options = config.Sampling(estimate=config.Estimate.SCORE)

@@ -77,13 +77,70 @@ def test_a_response_of_another_length_is_refused(asked):
 
 
 def test_combine_adds_scores_and_keeps_each_statement(asked):
-  sent = [_response(asked, [1, -2, 3, 4]), _response(asked, [10, 0, 0, 1], 4.0)]
+  sent = [_response(asked, [1, -2, 3, 4]), _response(asked, [10, 0, 0, 1])]
   received = [question.read(response.to_bytes(), asked) for response in sent]
   combined = question.combine(received, asked)
   assert combined.scores.tolist() == [11, -2, 3, 5]
   assert combined.scores.dtype == np.int64
-  assert combined.sigma == pytest.approx(5.0)
+  assert combined.sigma == pytest.approx(18**0.5)
   assert combined.statements == tuple(r.statement for r in sent)
+
+
+def test_more_noise_counts_less(asked):
+  # 1 / 9 and 1 / 36 are 4 to 1; their mean is to be 1.
+  sent = [_response(asked, [5, 0, 10, -5]), _response(asked, [5, 10, 0, 0], 6)]
+  combined = question.combine(sent, asked)
+  np.testing.assert_allclose(combined.scores, [10, 4, 16, -8])
+  assert combined.sigma == pytest.approx(
+    ((1.6 * 3) ** 2 + (0.4 * 6) ** 2) ** 0.5
+  )
+
+
+def test_two_answers_of_one_client_are_no_sum(asked):
+  one = _response(asked, [5, 0, 10, -5])
+  again = dataclasses.replace(
+    _response(asked, [5, 10, 0, 0]), client=one.client
+  )
+  with pytest.raises(messages.ProtocolError, match="of one client"):
+    question.combine([one, again], asked)
+
+
+@pytest.mark.parametrize(
+  "terms", [[(3.0, 0.8)], [(3.0, 0.8), (5.0, 0.5), (12.0, 1.0)]]
+)
+def test_the_variance_of_a_sum_is_as_theory_says(asked, terms):
+  """Over 10,000 answers, a tenth of them in each of 1,000 sums.
+
+  The votes of all clients are alike, and have no noise from the subsample: the
+  least variance that an unbiased linear estimate of them can have is
+  1 / sum(gamma^2 / sigma^2).
+  """
+  random = np.random.default_rng(3)
+  truth = random.integers(0, 200, 50)
+  of = [terms[i % len(terms)] for i in range(10)]
+  statements = [
+    dataclasses.replace(STATEMENT, sigma=sigma, gamma=gamma)
+    for sigma, gamma in of
+  ]
+  sigmas, gammas = np.array(of).T
+  noise = random.normal(size=(1000, 10, 50)) * sigmas[:, None]
+  answers = np.rint(gammas[:, None] * truth + noise).astype(np.int64)
+  estimates = []
+  for one in answers:
+    responses = [
+      messages.Response(scores, asked.digest, statement)
+      for scores, statement in zip(one, statements, strict=True)
+    ]
+    combined = question.combine(responses, asked)
+    # What the sum would be without noise, for one vote of every client.
+    unit = question.weights(statements) @ gammas
+    estimates.append(combined.scores / unit)
+  errors = np.array(estimates) - truth
+  # Rounding adds a twelfth.
+  best = 1 / np.sum(gammas**2 / (sigmas**2 + 1 / 12))
+  assert abs(errors.mean()) < 4 * (best / errors.size) ** 0.5
+  assert errors.var() == pytest.approx(best, rel=0.02)
+  assert errors.var() == pytest.approx((combined.sigma / unit) ** 2, rel=0.02)
 
 
 def test_combine_refuses_nothing_and_strangers(asked):
@@ -126,6 +183,7 @@ def test_answers_about_both_are_added_up_in_votes(both):
   assert both.directions.dtype == np.float16
   sums = [[1, 2, 3, 4], [5, 6, 7, 8]]
   sent = [_full_response(both, [5, 10, -5, 7], sums) for _ in range(2)]
+  assert sent[0].client != sent[1].client
   received = [question.read(response.to_bytes(), both) for response in sent]
   combined = question.combine(received, both)
   np.testing.assert_allclose(combined.scores, [2, 4, -2, 2.8])

@@ -74,7 +74,9 @@ def test_a_remote_client_has_no_data_here(folder):
 
 
 def test_refuses_an_unknown_theme(folder):
-  with pytest.raises(errors.EcosError, match=r"usps.*oxygen, papirus, faenza$"):
+  with pytest.raises(
+    errors.EcosError, match=r"usps.*oxygen, papirus, faenza, or"
+  ):
     load(folder, client="usps")
 
 

@@ -181,7 +181,7 @@ class TestTfdsSource:
       assert (everything.classes, some.classes) == (345, 245)
       expected = np.where(labels >= 100, 344 - labels, -1)
       assert some.labels(np.arange(40)).tolist() == expected.tolist()
-      known = pools.Labelled(some)
+      known = pools.labelled(some)
       places = np.flatnonzero(expected >= 0)
       assert 0 < len(known) == len(places) < 40
       rows = np.arange(len(known))

@@ -1,5 +1,6 @@
 """A run on data of one's own, from the configuration to the proxy."""
 
+import csv
 import json
 import shutil
 
@@ -228,6 +229,70 @@ def test_features_end_at_an_index(tmp_path, method):
   assert [json.loads(line)["id"] for line in lines] == index["index"].tolist()
   assert sorted((tmp_path / "bank").iterdir()) == before
   assert pipeline.run(config, tmp_path / "run") == summary
+
+
+def _listed(path):
+  with (path / "proxy/index.csv").open(newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def test_the_next_proxy_goes_on_from_the_list_of_the_last(
+  finished, folders, tmp_path
+):
+  _, path, _ = finished
+  rows = _listed(path)
+  assert [int(row["rank"]) for row in rows] == list(range(24))
+  dataset = proxy.open_proxy(path / "proxy/dataset")
+  assert {int(row["index"]) for row in rows} == {
+    int(item["index"]) for item in dataset
+  }
+  for row in rows:
+    root = folders / row["source"].partition("[")[0]
+    assert (root / row["key"]).is_file()
+  config = _config(folders)
+  config.train.steps = 0
+  config.sampling.budget = 8
+  config.data.exclude = str(path / "proxy/index.csv")
+  pipeline.run(config, tmp_path / "other")
+  other = {row["key"] for row in _listed(tmp_path / "other")}
+  assert len(other) == 8 and not other & {row["key"] for row in rows}
+  for method in ("ecos", "random"):
+    config = _config(folders)
+    config.train.steps = 0
+    config.sampling.budget = 40
+    config.sampling.method = config_lib.Method(method)
+    config.sampling.include = str(path / "proxy/index.csv")
+    pipeline.run(config, tmp_path / method)
+    more = _listed(tmp_path / method)
+    assert len(more) == 40
+    old = {row["key"] for row in rows}
+    assert {row["key"] for row in more[:24]} == old
+
+
+@pytest.mark.parametrize(
+  ("fields", "said"),
+  [
+    ({"data.exclude": "none.csv"}, r"`data\.exclude`=none\.csv: .*no list"),
+    ({"sampling.include": "{0}/list"}, "1 entries name no sample"),
+    ({"data.exclude": "{0}/list", "sampling.method": "all"}, "needs `sampling"),
+    ({"sampling.include": "{0}/all"}, "raise the budget"),
+  ],
+)
+def test_wrong_lists_are_told_before_anything_is_done(
+  folders, tmp_path, fields, said
+):
+  (tmp_path / "list").write_text("dark/0.png\nnone.png\n")
+  (tmp_path / "all").write_text("\n".join(map(str, range(30))))
+  config = _config(folders)
+  for name, value in fields.items():
+    group, field = name.split(".")
+    value = value.replace("{0}", str(tmp_path))
+    if field == "method":
+      value = config_lib.Method(value)
+    setattr(getattr(config, group), field, value)
+  with pytest.raises(errors.EcosError, match=said):
+    pipeline.run(config, tmp_path / "run")
+  assert not (tmp_path / "run/bank").exists()
 
 
 @pytest.mark.parametrize(

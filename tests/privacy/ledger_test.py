@@ -69,7 +69,9 @@ def test_entries_come_back_as_they_went_in(path):
 def test_the_names_in_the_file_are_those_of_version_2(path):
   _write(path, _entry())
   first, second = path.read_bytes().splitlines()
-  assert json.loads(first.partition(b" ")[2]) == {
+  fixed = json.loads(first.partition(b" ")[2])
+  assert len(bytes.fromhex(fixed.pop("client"))) == 16
+  assert fixed == {
     "version": 2,
     "max_epsilon": 2.0,
     "delta": 1e-5,
@@ -163,7 +165,23 @@ def test_killed_while_it_was_made_a_ledger_is_made_again(path):
     with pytest.raises(ledger.LedgerError, match="is empty"):
       ledger.read(path)
     ledger.create(path, max_epsilon=2.0)
-    assert path.read_bytes() == whole
+    # All but the random bits.
+    assert len(path.read_bytes()) == len(whole)
+    assert ledger.read(path).guarantee.max_epsilon == 2.0
+
+
+def test_answers_to_one_question_say_who_gives_them_and_nothing_else(
+  path, tmp_path
+):
+  book, other = ledger.read(path), tmp_path / "other"
+  ledger.create(other, max_epsilon=2.0)
+  says = book.client("q1")
+  _write(path, _entry())
+  assert ledger.read(path).client("q1") == says
+  bits = json.loads(path.read_bytes()[65:].splitlines()[0])["client"]
+  said = hashlib.sha256(f"{bits}q1".encode()).hexdigest()
+  assert says == said[:32] and bits not in said
+  assert len({says, book.client("q2"), ledger.read(other).client("q1")}) == 3
 
 
 def test_answers_are_added_up_whatever_their_data(path):

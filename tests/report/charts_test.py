@@ -20,6 +20,7 @@ def _clusters(scores, sigma=10.0):
     votes=np.maximum(scores, 0.0),
     taken=np.where(scores >= sigma, 1, 0),
     statement=statement,
+    sigma=sigma,
   )
 
 

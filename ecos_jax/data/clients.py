@@ -1,0 +1,119 @@
+"""Several simulated clients: a benchmark's private samples, divided among them.
+
+Each client draws its own mixture of classes and domains from a Dirichlet
+distribution, and then samples by it (Hsu, Qi and Brown, arXiv 1909.06335). So
+all have the same number of samples, and none has a sample of another.
+"""
+
+import numpy as np
+
+from ecos_jax import config
+from ecos_jax import errors
+from ecos_jax import files
+from ecos_jax.data import pools
+
+
+def divide(
+  problem: pools.Problem, data: config.Data, seed: int
+) -> pools.Problem:
+  """Returns a problem whose private samples belong to `data.clients` clients.
+
+  Args:
+    problem: A benchmark with one client.
+    data: `clients`, `alpha` and `client_images`.
+    seed: Draws who gets what.
+
+  Raises:
+    EcosError: There are not enough samples.
+  """
+  source, n = problem.client, data.clients
+  if source is None or (n == 1 and not data.client_images):
+    return problem
+  size = data.client_images or len(source) // n
+  if not 0 < n * size <= len(source):
+    raise errors.EcosError(
+      f"`data.clients`={n} with `data.client_images`={data.client_images} need "
+      f"{max(n * size, n):,} samples, and {data.client} has {len(source):,}"
+    )
+  rng = np.random.default_rng([seed, n, size, *b"clients"])
+  owners = dirichlet(cells(problem)[0], n, size, data.alpha, rng)
+  rows = np.argsort(owners, kind="stable")[-n * size :]
+  owners = owners[rows]
+  drawn = files.digest(rows.astype("<i8").data)
+  part = pools.Part(source, rows, f"{n} clients {drawn}")
+  domains = problem.domains
+  if domains is not None:
+    domains = domains[0][rows], domains[1]
+  return problem._replace(client=part, owners=owners, domains=domains)
+
+
+def cells(problem: pools.Problem) -> tuple[np.ndarray, np.ndarray]:
+  """Returns class and domain of private and of test samples, int64 [n] and [m].
+
+  They are one number for each sample.
+  """
+  found = []
+  for i, source in enumerate((problem.client, problem.test)):
+    assert source is not None  # a benchmark has both
+    labels = source.labels(np.arange(len(source)))
+    if problem.domains is not None:
+      labels = labels + problem.classes * problem.domains[i]
+    found.append(labels)
+  return found[0], found[1]
+
+
+def dirichlet(
+  cells: np.ndarray,
+  clients: int,
+  size: int,
+  alpha: float,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Returns who gets each sample, int64 [n]; -1: nobody.
+
+  Client i gets `size` samples, of cells drawn by q_i ~ Dirichlet(alpha p), with
+  p the shares of the cells among all samples. They draw in turns; a cell that
+  is used up is drawn no more.
+
+  Args:
+    cells: int64 [n], the class or another group of each sample.
+    clients: Number of clients.
+    size: Samples of each; at most n in all.
+    alpha: Concentration: many clients are alike if it is large.
+    rng: Draws everything.
+  """
+  names, cell, counts = np.unique(
+    cells, return_inverse=True, return_counts=True
+  )
+  # A cell's samples, in random order.
+  order = rng.permutation(len(cells))
+  left = [list(order[cell[order] == c]) for c in range(len(names))]
+  # Through logarithms: with a small alpha all gamma variates may underflow.
+  shape = alpha * counts / len(cells)
+  logs = np.log(rng.gamma(shape + 1, size=(clients, len(names))))
+  logs += np.log(rng.random((clients, len(names)))) / shape
+  owners = np.full(len(cells), -1)
+  for _ in range(size):
+    for client in rng.permutation(clients):
+      there = np.array([bool(rows) for rows in left])
+      weights = np.where(there, logs[client], -np.inf)
+      weights = np.exp(weights - weights.max())
+      drawn = rng.choice(len(names), p=weights / weights.sum())
+      owners[left[drawn].pop()] = client
+  return owners
+
+
+def test_weights(problem: pools.Problem) -> np.ndarray:
+  """Returns what each test sample counts for each client, [clients, m] float.
+
+  A row sums to 1 and gives each class and domain the share that it has among
+  the client's own samples, as far as the test has it.
+  """
+  own, tested = cells(problem)
+  owners = np.zeros(len(own), int) if problem.owners is None else problem.owners
+  size = int(max(own.max(), tested.max())) + 1
+  held = np.zeros((int(owners.max()) + 1, size))
+  np.add.at(held, (owners, own), 1)
+  available = np.bincount(tested, minlength=size)
+  weights = (held / np.maximum(available, 1))[:, tested]
+  return weights / weights.sum(axis=1, keepdims=True)
