@@ -154,7 +154,8 @@ def build(
   key: jax.Array,
   mesh: jax.sharding.Mesh,
   within: Part | None = None,
-) -> kmeans.KMeans:
+  kept: Codebook | None = None,
+) -> kmeans.KMeans | None:
   """Writes the codebook of a bank as .npy files.
 
   Memory does not grow with N. All processes must call this alike; the files are
@@ -168,19 +169,22 @@ def build(
     mesh: The devices.
     within: Rows that it is about; others get the assignment -1. The fit then
       needs `lloyd`, and a sample. None for all rows.
+    kept: Whose centroids and directions to take instead of fitting any.
 
   Returns:
-    What k-means says of the rows that it was fitted on.
+    What k-means says of the rows that it was fitted on; None if it was not.
 
   Raises:
-    EcosError: R does not lie in 1..N, or the features are not finite.
+    EcosError: R does not lie in 1..N, or the features are not finite; or
+      `kept` has other sizes.
   """
-  sample: chunks.Features = bank
-  if within is not None:
-    sample_key, key = jax.random.split(key)
-    rows = min(config.sample_per_centroid * config.size, within.size)
-    sample = bank.take(within.subsample(rows, sample_key))
-  fitted = _fit(sample, bank, config, key, mesh)
+  fitted = None
+  if kept is None:
+    fitted = _fit_part(bank, config, key, mesh, within)
+    centroids, axes = fitted.centroids, None
+  else:
+    _check_kept(kept, config, bank.shape[1])
+    centroids, axes = kept.centroids, kept.directions
   sizes = np.zeros(config.size, np.int64)
   # All processes know all labels, and process 0 writes them: in order rather
   # than mapped, since a full disk would kill a mapping.
@@ -191,23 +195,55 @@ def build(
       file, {"descr": "<i4", "fortran_order": False, "shape": bank.shape[:1]}
     )
     start = 0
-    for labels in _assigned(bank, fitted.centroids, mesh):
+    for labels in _assigned(bank, centroids, mesh):
       if within is not None:
         labels = np.where(within.holds(start, len(labels)), labels, -1)
       file.write(labels.astype("<i4", copy=False).tobytes())
       sizes += counts(labels, config.size)
       start += len(labels)
-  axes = None
-  if config.question is not config_lib.Question.COUNTS:
+  if fitted is not None and config.question is not config_lib.Question.COUNTS:
     axes = _axes(bank, config.directions, key, mesh)
   if writes:
-    np.save(path / _CENTROIDS, fitted.centroids)
+    np.save(path / _CENTROIDS, centroids)
     np.save(path / _SIZES, sizes)
     if axes is not None:
       np.save(path / _AXES, axes.axes)
       np.save(path / _MEAN, axes.mean)
   distributed.barrier()
   return fitted
+
+
+def _check_kept(
+  kept: Codebook, config: config_lib.Codebook, dimension: int
+) -> None:
+  shape = config.size, dimension
+  if kept.centroids.shape != shape:
+    raise errors.EcosError(
+      f"the codebook to keep has centroids {list(kept.centroids.shape)}, and "
+      f"not {list(shape)}: leave `codebook.size` as it was"
+    )
+  asked = config.question is not config_lib.Question.COUNTS
+  if asked != (kept.directions is not None):
+    raise errors.EcosError(
+      "the codebook to keep is of another `codebook.question`: leave it as it "
+      "was"
+    )
+
+
+def _fit_part(
+  bank: bank_lib.FeatureBank,
+  config: config_lib.Codebook,
+  key: jax.Array,
+  mesh: jax.sharding.Mesh,
+  within: Part | None,
+) -> kmeans.KMeans:
+  """Returns k-means on a bank, or on the rows of it that are `within`."""
+  sample: chunks.Features = bank
+  if within is not None:
+    sample_key, key = jax.random.split(key)
+    rows = min(config.sample_per_centroid * config.size, within.size)
+    sample = bank.take(within.subsample(rows, sample_key))
+  return _fit(sample, bank, config, key, mesh)
 
 
 def _fit(

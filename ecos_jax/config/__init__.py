@@ -69,6 +69,9 @@ class Data:
   """The colour on which transparent images are laid."""
   labelled_only: bool = False
   """Whether to leave out samples of no class; for benchmarks."""
+  earlier: str | None = None
+  """The `workdir` of a run whose pool had some of these samples: they are not
+  encoded again."""
   exclude: str | None = None
   """A list of samples that are not chosen, such as those labelled before: the
   `index.csv` of a proxy, or a file with a key or an index a line."""
@@ -128,6 +131,9 @@ class Codebook:
 
   size: int = number(100, f"[1, {limits.MAX_CENTROIDS}]")
   """R, the number of centroids."""
+  keep: bool = False
+  """Whether to keep the centroids and directions of the run `data.earlier`, so
+  that the client's answer to them stays good."""
   algorithm: Algorithm = Algorithm.LLOYD
   """Lloyd's on a sample, or mini-batch k-means on one pass over the bank."""
   first_round: int = number(0, f"[0, {limits.MAX_CENTROIDS}]")

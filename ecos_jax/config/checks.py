@@ -22,6 +22,7 @@ def validate(config: config_lib.Config) -> None:
   found += _source_errors(config)
   found += _labelling_errors(config)
   found += _list_errors(config)
+  found += _kept_errors(config)
   method = config.sampling.method
   if not config.train.steps and method is config_lib.Method.LOCAL:
     found.append(
@@ -208,6 +209,17 @@ def _source_errors(config: config_lib.Config) -> list[str]:
       "a pool of features ends at the proxy: it needs "
       "`train.task`=manual, and no `sampling.method`=local"
     )
+  return found
+
+
+def _kept_errors(config: config_lib.Config) -> list[str]:
+  if not config.codebook.keep:
+    return []
+  found = []
+  if config.data.earlier is None:
+    found.append("`codebook.keep` needs `data.earlier`: whose codebook to keep")
+  if config.codebook.first_round:
+    found.append("`codebook.keep`: `codebook.first_round` must be 0")
   return found
 
 

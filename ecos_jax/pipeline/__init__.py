@@ -24,6 +24,7 @@ from ecos_jax.models import networks
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
+from ecos_jax.pipeline import grown
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import selection
@@ -103,6 +104,7 @@ def run(
   networks.check(config.train.model, config.train.weights)
   distillation.check(config)
   selection.check(config)
+  grown.check(config)
   with enter(workdir) as work:
     job = stages.Job(config, work, load)
     _check_terms(job)

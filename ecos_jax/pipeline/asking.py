@@ -29,6 +29,7 @@ from ecos_jax.config import limits
 from ecos_jax.messages import wire
 from ecos_jax.pipeline import brought
 from ecos_jax.pipeline import client
+from ecos_jax.pipeline import grown
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
@@ -88,6 +89,8 @@ def _pool(job: Job, path: Path) -> PoolResult:
   if others:
     text += f", {others.total():,} files of other kinds left out"
   share = None if source is None else pool.sizes[source] / len(pool)
+  if not pool.feature_sources:
+    np.save(path / grown.FINGERPRINTS, pool.fingerprints())
   return PoolResult(
     digest=pool.digest,
     text=text,
@@ -159,9 +162,11 @@ POOL = Stage(
 def _bank(job: Job, path: Path) -> Result:
   """Encodes the pool."""
   pool, options = job.problem.pool, job.config.bank
+  earlier = None
   if pool.feature_sources:
     bank = encode.of_features(path, pool, job.encoder, options.shard_rows)
   else:
+    earlier = grown.features(job.config, pool, job.encoder.digest)
     bank = encode.build(
       path,
       pool,
@@ -169,9 +174,12 @@ def _bank(job: Job, path: Path) -> Result:
       dtype=options.dtype.value,
       shard_rows=options.shard_rows,
       batch_size=job.config.encoder.batch_size,
+      earlier=earlier,
     )
   rows, dimension = bank.shape
   text = f"{rows:,} x {dimension} features by {job.encoder.name}"
+  if earlier is not None:
+    text += f", {np.sum(earlier.rows < 0):,} of them new"
   return Result(digest=bank.digest, text=text, count=rows)
 
 
@@ -335,20 +343,27 @@ def _codebook(job: Job, path: Path, *, first: bool) -> CodebookResult:
     job.key("coarse_codebook" if first else "codebook"),
     distributed.mesh(),
     within,
+    grown.codebook(job.config),
   )
   book = job.keep(
     FIRST.codebook if first else LAST.codebook, codebook_lib.read(path)
   )
   rows = job.read(BANK).shape[0]
-  state = "converged" if fitted.converged else "not converged"
   text = f"{config.size} centroids, "
   if book.directions is not None:
     text += f"{len(book.directions.axes)} directions, "
-  text += f"{fitted.iterations} iterations, {state}"
+  if fitted is None:
+    text += f"kept from {job.config.data.earlier}"
+  else:
+    state = "converged" if fitted.converged else "not converged"
+    text += f"{fitted.iterations} iterations, {state}"
   if within is not None:
     text += f", in {within.size / rows:.0%} of the pool"
   return CodebookResult(
-    digest=book.digest, text=text, count=rows, reseeded=fitted.reseeded
+    digest=book.digest,
+    text=text,
+    count=rows,
+    reseeded=0 if fitted is None else fitted.reseeded,
   )
 
 
@@ -436,6 +451,9 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_codebook, first=first),
     fields=(FIELDS.codebook, FIELDS.seed),
     inputs=(BANK, *before),
+    brought=lambda job: (
+      {"kept": kept.digest} if (kept := grown.codebook(job.config)) else {}
+    ),
     read=codebook_lib.read,
     together=True,
   )

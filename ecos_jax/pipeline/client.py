@@ -161,8 +161,10 @@ class Client:
       digest = workdir.read_manifest(folder)["result"]["digest"]
       taken = brought.read(folder, name, digest)
     else:
-      # Those of a call that was cut off: they need not be brought again.
-      taken = brought.check(brought.stored(folder, name), query).answers
+      # Those of a call that was cut off, or of an earlier run that asked the
+      # same: they need not be brought again.
+      paths = brought.stored(folder, name) + self._earlier(exchange)
+      taken = brought.check(paths, query).answers
     found = brought.check(brought.paths(work.path, name), query, taken)
     for line in found.refused:
       print(f"refused   {line}")
@@ -230,7 +232,9 @@ class Client:
     """
     if self._config.client.remote:
       return self._brought[exchange.answer]
-    answers = []
+    answers = brought.check(self._earlier(exchange), query).answers
+    if answers:
+      return answers
     for i in range(self._config.data.clients):
       seed = self._config.privacy.insecure_noise_seed
       if seed is not None:
@@ -244,6 +248,15 @@ class Client:
       )
       answers.append(answered.answer)
     return answers
+
+  def _earlier(self, exchange: Exchange) -> list[Path]:
+    """Returns the files of the answers of the run whose codebook is kept."""
+    if not self._config.codebook.keep:
+      return []
+    # The stage has the name of the file that it keeps.
+    stage = Path(exchange.answer).stem
+    folder = Path(str(self._config.data.earlier)).expanduser() / stage
+    return brought.stored(folder, exchange.answer)
 
   def labels(self, request: messages.LabelRequest, exchange: Exchange) -> bytes:
     """Returns the answer to a request: brought, or by the simulated client.

@@ -70,11 +70,12 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
     proxy_lib.write_index(path / INDEX, pool, indices, clusters, weights)
   else:
     proxy_lib.write(path / DATASET, pool, indices, clusters, labels)
+  asked = options.method in config_lib.ASKING
   proxy_lib.write_csv(
     path / LIST,
     *(pool, indices, clusters, weights),
     ranks=ranks,
-    scores=_scores(job),
+    scores=_answer(job).scores if asked else None,
   )
   client, share = job.problem.client_source, None
   if client is not None:
@@ -194,13 +195,11 @@ def check(config: config_lib.Config) -> None:
       lists_lib.read(path)
 
 
-def _scores(job: Job) -> np.ndarray | None:
-  """Returns the noisy votes of each cluster, int64 [R], if there are."""
-  if job.config.sampling.method not in config_lib.ASKING:
-    return None
+def _answer(job: Job) -> question.Combined:
+  """Returns what the clients answered, added up."""
   return question.combine(
-    [job.read(asking.LAST.response)], job.read(asking.LAST.query)
-  ).scores
+    job.read(asking.LAST.response), job.read(asking.LAST.query)
+  )
 
 
 def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
@@ -218,9 +217,7 @@ def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
       choice = choose.samples(
         asking.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
-        question.combine(
-          job.read(asking.LAST.response), job.read(asking.LAST.query)
-        ),
+        _answer(job),
         options,
         key,
         **listed,

@@ -16,6 +16,7 @@ from ecos_jax import pipeline
 from ecos_jax.config import checks
 from ecos_jax.data import proxy
 from ecos_jax.data import tfds_split
+from ecos_jax.encoders import registry
 
 _CLASSES = ("dark", "light")
 
@@ -267,6 +268,65 @@ def test_the_next_proxy_goes_on_from_the_list_of_the_last(
     assert len(more) == 40
     old = {row["key"] for row in rows}
     assert {row["key"] for row in more[:24]} == old
+
+
+def test_a_grown_pool_is_encoded_only_where_it_is_new(
+  folders, tmp_path, capsys, monkeypatch
+):
+  shutil.copytree(folders, tmp_path / "data")
+  config = _config(tmp_path / "data")
+  config.train.steps = 0
+  first = pipeline.run(config, tmp_path / "first")
+  # In the middle of the order, and in the first of two sources.
+  for i in range(7):
+    _save(tmp_path / f"data/web/dark/{i}-new.png", 90, 900 + i)
+  (tmp_path / "data/web/dark/3.png").unlink()
+  scratch = pipeline.run(config, tmp_path / "scratch")
+  encoded = []
+  encode = registry.encode
+
+  def counted(encoder, images, *rest):
+    encoded.append(len(images))
+    return encode(encoder, images, *rest)
+
+  monkeypatch.setattr(registry, "encode", counted)
+  config.data.earlier = str(tmp_path / "first")
+  config.codebook.keep = True
+  grown = pipeline.run(config, tmp_path / "grown")
+  assert sum(encoded) == 7  # The client is not asked again.
+  assert "7 of them new" in (out := capsys.readouterr().out)
+  assert "kept from" in out
+  assert grown["epsilon"] == first["epsilon"]
+  runs = [tmp_path / name for name in ("first", "scratch", "grown")]
+  banks = [
+    np.concatenate([np.load(f) for f in sorted((run / "bank").glob("*.npy"))])
+    for run in runs
+  ]
+  np.testing.assert_array_equal(banks[2], banks[1])
+  assert len(banks[2]) == len(banks[0]) + 6
+  for file in ("query/query.safetensors", "response/response.safetensors"):
+    assert (runs[2] / file).read_bytes() == (runs[0] / file).read_bytes()
+    assert (runs[2] / file).read_bytes() != (runs[1] / file).read_bytes()
+  assert np.load(runs[2] / "codebook/sizes.npy").sum() == len(banks[2])
+  assert scratch["proxy_size"] == grown["proxy_size"] == 24
+  assert pipeline.run(config, tmp_path / "grown") == grown
+
+
+def test_an_earlier_run_must_fit(finished, folders, tmp_path):
+  config = _config(folders)
+  config.codebook.keep = True
+  with pytest.raises(errors.EcosError, match=r"needs `data\.earlier`"):
+    pipeline.run(config, tmp_path / "a")
+  config.data.earlier = str(tmp_path / "none")
+  with pytest.raises(errors.EcosError, match="no finished stage pool"):
+    pipeline.run(config, tmp_path / "a")
+  config.data.earlier = str(finished[1])
+  config.codebook.size = 9
+  with pytest.raises(errors.EcosError, match=r"leave `codebook\.size`"):
+    pipeline.run(config, tmp_path / "a")
+  config.encoder.name = "hog"
+  with pytest.raises(errors.EcosError, match="of another encoder"):
+    pipeline.run(config, tmp_path / "b")
 
 
 @pytest.mark.parametrize(

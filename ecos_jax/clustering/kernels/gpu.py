@@ -9,10 +9,10 @@ bit: x.c is two products. Float32 rows become two parts as well, which makes
 three products (the fourth is too small to count); bfloat16 rows fit one part.
 Float16 has few exponents, so what is split is first scaled, by a power of two
 that brings its largest number to 2^14 .. 2^15: the centroids together, and each
-row by itself. A tensor core drops bits as it accumulates, so its sums are
-short, 64 features, and are added up in float32 outside. gpu_test.py compares a
-model of that with float32 arithmetic. `fast` keeps the larger parts alone: one
-product, with float16's error.
+row by itself. A tensor core drops bits as it accumulates, so it sums over 64
+features at a time, and these sums are added in float32 outside of it.
+gpu_test.py compares a model of that with float32 arithmetic. `fast` keeps the
+larger parts alone: one product, with float16's error.
 
 **Schedule.** One program runs on each multiprocessor and takes tile after tile
 of 128 rows. One warpgroup copies to shared memory: the rows, which stay there
@@ -336,7 +336,17 @@ def _pad(x, shape, value=0):
 
 
 def _rings(depth: int, row_parts: int, centroid_parts: int):
-  """Returns the slots for rows and for centroids, and whether rows stay."""
+  """Returns the numbers of slots for tiles, and whether those of rows stay.
+
+  Args:
+    depth: Number of tiles of features.
+    row_parts: Parts of a row.
+    centroid_parts: Parts of a centroid.
+
+  Returns:
+    Slots for rows, slots for centroids, and whether the tiles of a pass's rows
+    fit in memory until its end.
+  """
   row_bytes = row_parts * _TILE_ROWS * _FEATURES * 2
   step_bytes = centroid_parts * _CENTROIDS * _FEATURES * 2 + _CENTROIDS * 4
   both = _SHARED_BYTES // (row_bytes + step_bytes)
