@@ -276,11 +276,12 @@ def open_data(
       ) from None
     files.write(Path(f.list_unreadable), text.encode())
   if isinstance(data, features.FeatureSource):
-    empty = data.rows_of_nan()
-    if empty:
+    bad = data.unusable()
+    if bad:
       print(
-        f"data     {empty:,} rows are NaN throughout: they count as zeros, and "
-        "their votes say nothing: leave them out"
+        f"data     {bad:,} rows hold NaN, infinite or huge values: NaN and "
+        "infinity count as zeros, and\n         the votes of these rows say "
+        "nothing: leave them out"
       )
   return data
 

@@ -26,6 +26,7 @@ from ecos_jax import threads
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
 from ecos_jax.clustering import centring
+from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
@@ -35,11 +36,6 @@ _BLOCK_BYTES = 16 << 20
 _FAR = 512.0
 # Shards in memory that are being written.
 _WRITES = 4
-
-
-def _not_finite(features: np.ndarray) -> np.ndarray:
-  """Returns the first few rows that hold NaN or infinite values."""
-  return np.flatnonzero(~np.isfinite(features).all(axis=1))[:5]
 
 
 def _check_float16(features: np.ndarray, remedy: str) -> None:
@@ -89,11 +85,11 @@ def _write_shard(
   # What float16 cannot hold becomes infinite, and is refused by name.
   with np.errstate(over="ignore"):
     features = encoded.astype(identity["dtype"])
-  bad = _not_finite(features)
+  bad = np.flatnonzero(feature_files.unusable(features))[:5]
   if len(bad):
     raise storage.BankError(
       f"the features of samples {', '.join(map(str, start + bad))} are not "
-      f"finite in {features.dtype}: look at these samples, or set "
+      f"finite in {features.dtype}, or huge: look at these samples, or set "
       "`bank.dtype`=float32"
     )
   if number == 0 and features.dtype == np.float16:
@@ -328,11 +324,13 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
       file, offset + first * d * dtype.itemsize, storage.raw_bytes(block)
     )
     sha.update(storage.raw_bytes(block))
-    bad = _not_finite(block)
+    bad = np.flatnonzero(feature_files.unusable(block))[:5]
     if len(bad):
+      low, high = block[bad[0]].min(), block[bad[0]].max()
       raise storage.BankError(
-        f"{path}: rows {', '.join(map(str, first + bad))} hold NaN or infinite "
-        "values"
+        f"{path}: rows {', '.join(map(str, first + bad))} hold NaN, infinite "
+        f"or huge values ({low:g} to {high:g} in row {first + bad[0]}): leave "
+        "out rows with missing values"
       )
     if start == first == 0 and dtype == np.float16:
       _check_float16(block, f"save {path} as float32, or subtract their mean")

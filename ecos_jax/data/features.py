@@ -18,11 +18,28 @@ from ecos_jax.data import locations
 from ecos_jax.data import rows as rows_lib
 from ecos_jax.data import tables
 
+# The sum of 8192 such squares is finite in float32.
+_HUGE = 2.0**57
 _ROWS = 2**14  # to read at once
 _ROW_FILES = (".jsonl", ".parquet")
 _METADATA = "metadata"
 # What is read of a file to know it again: pieces, this many bytes each.
 _PIECES, _PIECE_BYTES = 64, 2**14
+
+
+def unusable(features: np.ndarray) -> np.ndarray:
+  """Returns which rows hold NaN, infinite or huge values, [n] bool.
+
+  The largest number that float32 has often marks a missing value; the square of
+  a huge one is infinite.
+
+  Args:
+    features: [n, d] of any float type.
+  """
+  bad: np.ndarray = ~np.isfinite(features)
+  if features.dtype.itemsize > 2:
+    bad |= np.abs(features) > _HUGE
+  return np.asarray(bad.any(axis=1))
 
 
 class FeatureSource:
@@ -124,13 +141,12 @@ class FeatureSource:
         ) from error
     return features
 
-  def rows_of_nan(self) -> int:
-    """Returns the number of features that are NaN throughout."""
+  def unusable(self) -> int:
+    """Returns the number of features that are `unusable`."""
     starts = range(0, len(self), _ROWS)
     blocks = (range(s, min(s + _ROWS, len(self))) for s in starts)
     return sum(
-      int(np.isnan(self.features(np.array(rows))).all(1).sum())
-      for rows in blocks
+      int(unusable(self.features(np.array(rows))).sum()) for rows in blocks
     )
 
   def labels(self, indices: np.ndarray) -> np.ndarray:

@@ -175,7 +175,7 @@ def test_the_owner_is_told_what_is_wrong_with_the_data_before_paying(
   (tmp_path / "query").write_bytes(query.to_bytes())
   code, job = run("--sigma=10", f"--data=features:{tmp_path}/f.npy")
   assert code == 1 and "--yes" in job.err
-  assert "2 rows are NaN throughout" in job.out
+  assert "2 rows hold NaN" in job.out
   folder = tmp_path / "own"
   folder.mkdir()
   Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(folder / "a.png")

@@ -236,6 +236,10 @@ def with_nan():
     ({}, "no .npy files"),
     ({"a": np.zeros((0, 2), np.float32)}, "no .npy files with rows"),
     ({"a": with_nan()}, "rows 3, 7 hold NaN"),
+    (
+      {"a": np.array([[0, 1], [-3.4e38, 2]], np.float32)},
+      r"a\.npy: rows 1 hold .* huge values \(-3\.4e\+38 to 2 in row 1\)",
+    ),
     ({"a": np.zeros((3, 2))}, r"float16 or float32, got float64 \[3, 2\]"),
     ({"a": np.zeros((3, 2), ">f4")}, r"float16 or float32, got >f4 \[3, 2\]"),
     ({"a": np.zeros(3, np.float32)}, r"got float32 \[3\]"),

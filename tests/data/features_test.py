@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+import warnings
 
 import fsspec
 import numpy as np
@@ -260,10 +261,23 @@ def test_a_pool_is_of_one_kind_and_of_one_dimension(tmp_path):
     pools.Pool([a, b])
 
 
-def test_rows_of_nan_are_counted(tmp_path):
-  array = rows(5)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_rows_that_say_nothing_are_counted(tmp_path, dtype):
+  """NaN, infinity, and the largest number, which marks missing values."""
+  array = rows(7).astype(dtype)
   array[1] = np.nan
-  array[3] = np.nan
-  array[4, 0] = np.nan
+  array[3, 0] = np.nan
+  array[4, 1] = -np.inf
+  array[5, 2] = np.finfo(dtype).min
+  expected = [1, 3, 4] if dtype == "float16" else [1, 3, 4, 5]
+  with warnings.catch_warnings(action="error"):
+    assert np.flatnonzero(features.unusable(array)).tolist() == expected
   np.save(tmp_path / "a.npy", array)
-  assert features.FeatureSource(tmp_path / "a.npy").rows_of_nan() == 2
+  source = features.FeatureSource(tmp_path / "a.npy")
+  assert source.unusable() == len(expected)
+
+
+def test_what_is_usable_has_finite_squares():
+  array = np.full((1, 8192), 2.0**57, np.float32)
+  assert not features.unusable(array).any()
+  assert np.isfinite(np.square(array).sum())
