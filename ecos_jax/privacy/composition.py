@@ -49,10 +49,14 @@ _FEW = 64
 _LOSS_STEPS = 2**17
 _LOSS_STEPS_COMPOSED = 2**16
 # Rounding up shifts each loss by half an interval, and that adds up. For more
-# answers, losses are split, which widens the sum a little. The interval is the
-# root mean square loss of one answer over _SPREAD_STEPS, or that of all answers
-# over _TOTAL_STEPS if that is larger: so the arrays stay small.
+# answers, or if it is more than _ROUNDED_UP of the root mean square of the sum,
+# losses are split, which widens the sum a little. The interval is the root mean
+# square loss of one answer over _SPREAD_STEPS, or that of all answers over
+# _TOTAL_STEPS if that is larger: so the arrays stay small. Where one answer of
+# large losses meets many of small ones, _LOSS_STEPS_SPLIT bounds them.
+_ROUNDED_UP = 0.01
 _SPREAD_STEPS = 32
+_LOSS_STEPS_SPLIT = 2**20
 _TOTAL_STEPS = 2**14
 # From so many masses on dp_accounting composes arrays, and not dictionaries.
 _DENSE = 1001
@@ -187,15 +191,19 @@ def _interval(releases: tuple[Release, ...]) -> tuple[float, bool]:
   """Returns the interval of the losses, and whether they are split."""
   count = sum(release.times for release in releases)
   largest = max(map(_largest_loss, releases))
-  if count <= _FEW:
-    steps = _LOSS_STEPS if count == 1 else _LOSS_STEPS_COMPOSED
-    return largest / steps, False
+  if count == 1:
+    return largest / _LOSS_STEPS, False
   spreads = [_root_mean_square_loss(release) for release in releases]
   total = math.hypot(
     *(s * math.sqrt(r.times) for s, r in zip(spreads, releases, strict=True))
   )
+  interval = largest / _LOSS_STEPS_COMPOSED
+  if count <= _FEW and count * interval <= total * _ROUNDED_UP:
+    return interval, False
   interval = max(
-    min(spreads) / _SPREAD_STEPS, total / _TOTAL_STEPS, largest / _LOSS_STEPS
+    min(spreads) / _SPREAD_STEPS,
+    total / _TOTAL_STEPS,
+    largest / _LOSS_STEPS_SPLIT,
   )
   # A power of two: sums of nearly as many releases share their parts.
   return 2.0 ** math.ceil(math.log2(interval)), True

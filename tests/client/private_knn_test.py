@@ -273,7 +273,10 @@ def _folder_of(path, names):
 
 @pytest.mark.parametrize(
   ("classes", "folders"),
-  [(None, ("0", "1", "2")), (("cat", "ant", "bee"), ("cat", "ant", "bee"))],
+  [
+    (("numbers",), ("0", "1", "2")),
+    (("cat", "ant", "bee"), ("cat", "ant", "bee")),
+  ],
 )
 def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
   """Neighbours are folders too: only the vote of the file that goes changes.

@@ -35,9 +35,19 @@ def test_counts_that_drown_are_told_with_what_to_change():
   price = accounting.epsilon(4.0, 0.8, 1e-5, "add_remove")
   assert f"epsilon {price:.2g}" in told
   assert _scores(200, sigma=4.0) == ""
+  # 7 such clients have 28 votes a centroid, and noise of 26.5; 6 have too few.
+  assert "the sum of 7 answers" in told and "gamma" not in told
   assert "200" not in told
   assert "too few" in _scores(1)
   assert "noise alone" in _scores(0)
+
+
+def test_a_larger_part_of_the_samples_may_do():
+  told = _scores(450)
+  # .8 of 450 are 9 a centroid; .89 of them are 10.
+  price = accounting.epsilon(10.0, 0.89, 1e-5, "add_remove")
+  assert f"a gamma of 0.89 (epsilon {price:.2g}) would do" in told
+  assert "the sum of 2 answers" in told
 
 
 def test_of_persons_the_number_counts():

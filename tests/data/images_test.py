@@ -160,6 +160,14 @@ def test_decode_refuses_damaged_files_and_names_them(kind):
     assert "0x" not in str(e.value)
 
 
+def test_a_damaged_avif_is_refused_and_named():
+  data = bytearray(file(Image.fromarray(photo()), "AVIF"))
+  at = data.index(b"mdat")
+  data[at + 4 :] = bytes(len(data) - at - 4)
+  with pytest.raises(errors.EcosError, match=r"a/b\.x cannot be read"):
+    images.decode(bytes(data), "a/b.x")
+
+
 @pytest.mark.parametrize("size", [None, 2])
 def test_an_image_is_turned_as_its_exif_data_say(size):
   # As a camera on its side stores it: the top row is the left column.

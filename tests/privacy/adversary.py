@@ -14,8 +14,10 @@ _HALF = 8000  # grid points on each side of a loss of 0
 def losses(release, relation):
   """Returns the loss and its probability, one pair for each direction."""
   p0, m = references.noise(release.sigma, release.gamma, release.bins)
-  if release.bins == 2:
+  if release.bins == 2 and not release.weight:
     p0, m = _displaced(release.sigma, release.gamma)
+  elif release.shift > 1:
+    p0, m = _signed(release)
   kept = (p0 > 1e-250) & (m > 1e-250)
   p0, m = p0[kept], m[kept]
   remove, add = (np.log(m / p0), m), (np.log(p0 / m), p0)
@@ -31,6 +33,20 @@ def _displaced(sigma, gamma):
   p0 = np.outer(up, up)
   moved = np.outer(np.roll(up, 1), np.roll(up, -1))
   return p0.ravel(), ((1 - gamma) * p0 + gamma * moved).ravel()
+
+
+def _signed(release):
+  """The sum of v_i z_i, where a sample adds v to the counts with noise z."""
+  one, _ = references.noise(release.sigma, 0.0)
+  law = np.ones(1)
+  for _ in range(release.bins):
+    law = np.convolve(law, one)
+  if release.weight:
+    apart = np.zeros(release.weight * (len(one) - 1) + 1)
+    apart[:: release.weight] = one
+    law = np.convolve(law, apart)
+  still, moved = law[release.shift :], law[: -release.shift]
+  return still, (1 - release.gamma) * still + release.gamma * moved
 
 
 def delta(options, allowed, epsilon, relation):

@@ -4,6 +4,7 @@ import tracemalloc
 import dp_accounting
 import numpy as np
 import pytest
+from scipy import stats
 
 from ecos_jax import errors
 from ecos_jax.privacy import composition
@@ -117,6 +118,40 @@ def test_many_mixed_answers_cost_no_less_than_the_truth(releases):
     found.append(total.get_epsilon_for_delta(DELTA))
   epsilon = composition.Cost(tuple(releases)).epsilon(DELTA, ADD_REMOVE)
   assert max(found) <= epsilon <= 1.02 * max(found)
+
+
+@pytest.mark.parametrize(
+  ("few", "many", "times"),
+  [
+    (composition.Release(0.3, 0.001), 2000.0, 100_000),
+    (composition.Release(0.4, 0.01), 9000.0, 1_000_000),
+    (composition.Release(0.9, 0.001), 16000.0, 1_000_000),
+    (composition.Release(0.3, 0.0003), 100.0, 40),
+  ],
+)
+def test_one_large_loss_among_many_small_ones_costs_little_more(
+  few, many, times
+):
+  # So many answers with so much noise, and all samples, are one Gaussian.
+  scale = many / times**0.5
+  cost = composition.Cost((few, composition.Release(many, 1.0, times=times)))
+  epsilon = cost.epsilon(DELTA, ADD_REMOVE)
+  p0, m = (np.log(p[p > 0]) for p in references.noise(few.sigma, few.gamma))
+  size = min(len(p0), len(m))
+  p0, m = p0[:size], m[:size]
+
+  def delta(at):
+    found = []
+    for lower, upper in ((p0, m), (m, p0)):
+      left = at - (upper - lower)
+      half = 1 / (2 * scale)
+      within = stats.norm.sf(left * scale - half) - np.exp(
+        left + stats.norm.logsf(left * scale + half)
+      )
+      found.append(np.exp(upper) @ within)
+    return max(found)
+
+  assert delta(epsilon) <= DELTA < delta(0.99 * epsilon)
 
 
 def test_a_million_answers_take_little_memory():

@@ -179,6 +179,11 @@ def _gains(options, costs, delta, relation, most=5):
     ([Release(5.0, 1.0), Release(1.5, 0.1)], ADD_REMOVE),
     ([Release(10.0, 0.8), Release(5.0, 0.8), Release(1.0, 0.05)], ADD_REMOVE),
     ([Release(2.0, 0.5), Release(3.0, 0.3, bins=2)], ADD_REMOVE),
+    # Counts, signed votes beside counts, and labels.
+    (
+      [Release(2.0, 0.5), Release.of(2.5, 0.8, 3, 2), Release(3.0, 0.3, 2)],
+      ADD_REMOVE,
+    ),
     ([Release(3.0, 0.8), Release(1.0, 0.1)], REPLACE_ONE),
   ],
 )
