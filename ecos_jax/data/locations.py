@@ -139,7 +139,18 @@ def _infos(
   else:
     root = path[: path.rfind("/") + 1]
     infos = {path: fs.info(path)}
+  infos = {file: _followed(fs, file, info) for file, info in infos.items()}
   return {f: i for f, i in infos.items() if i["type"] == "file"}, root
+
+
+def _followed(fs: Any, path: str, info: dict) -> dict:
+  """Returns what is known of the file that a link leads to."""
+  if not info.get("islink"):
+    return info
+  try:
+    return fs.info(path)
+  except OSError:  # It is named as a file that cannot be read.
+    return info | {"type": "file"}
 
 
 def _without_braces(pattern: str) -> Iterator[str]:
