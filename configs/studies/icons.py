@@ -18,7 +18,16 @@ def get_config(argument: str = "") -> plan.Study:
     "data.client": icons.THEMES[: 1 if smoke else None],
     "seed": (1,) if smoke else (1, 2, 3),
   }
-  rows = ("privacy.sigma", "sampling.method", "codebook.question")
+  rows = (
+    "privacy.sigma",
+    "sampling.method",
+    "codebook.question",
+    "sampling.density_power",
+  )
+  asked = {
+    "privacy.sigma": (0.5,) if smoke else (3.0, 10.0),
+    "sampling.method": ("ecos",),
+  }
   return digits.study(
     __file__,
     argument,
@@ -28,9 +37,15 @@ def get_config(argument: str = "") -> plan.Study:
     about=_ABOUT,
     grids=(
       {
-        "privacy.sigma": (0.5,) if smoke else (3.0, 10.0),
-        "sampling.method": ("ecos",),
-        "codebook.question": ("both", "counts"),
+        **asked,
+        "codebook.question": ("both",),
+        "sampling.density_power": (0.0, 0.5),
+        **every,
+      },
+      {
+        **asked,
+        "codebook.question": ("counts",),
+        "sampling.density_power": (0.5,),
         **every,
       },
       {"sampling.method": ("random", "ideal"), **every},

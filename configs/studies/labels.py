@@ -38,6 +38,7 @@ def get_config(argument: str = "") -> plan.Study:
   )
   study.labelling.by = config.LabelledBy.VOTES
   study.codebook.question = config.Question.BOTH
+  study.sampling.density_power = 0.5
   return study
 
 
@@ -46,5 +47,6 @@ _ABOUT = """
 on 64 directions, beside the counts of 100 centroids. Nothing else is asked, and
 epsilon covers both. Training takes 800 steps of 32 images, on all 2,000; split
 `id_ood`, delta 1e-5. "Automated client labelling" has Private-kNN on the same
-clients, network and steps, for epsilon 5.03.
+clients, network and steps, for epsilon 5.03. Quotas were in proportion to
+v (v / n)^0.5, for v votes in a cluster of n.
 """

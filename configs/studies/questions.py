@@ -13,7 +13,7 @@ from ecos_jax.study import plan
 def get_config(argument: str = "") -> plan.Study:
   """Returns the study; `ecos_jax.study.digits` explains the argument."""
   every = digits.every(argument)
-  rows = ("sampling.method", "codebook.question")
+  rows = ("sampling.method", "codebook.question", "sampling.density_power")
   return digits.study(
     __file__,
     argument,
@@ -22,7 +22,14 @@ def get_config(argument: str = "") -> plan.Study:
     grids=(
       {
         "sampling.method": ("ecos",),
-        "codebook.question": ("both", "counts"),
+        "codebook.question": ("both",),
+        "sampling.density_power": (0.0, 0.5),
+        **every,
+      },
+      {
+        "sampling.method": ("ecos",),
+        "codebook.question": ("counts",),
+        "sampling.density_power": (0.5,),
         **every,
       },
       {
@@ -42,5 +49,6 @@ _ABOUT = """
 Supervised training on 1,000 chosen samples alone, 1,000 steps of 32 images,
 split `id_ood`, sigma 10 and delta 1e-5. `both` asks for signed votes on 64
 directions, 32 a sample, beside the counts of 100 centroids; `ecos` and
-`ecos_paper` use the same features.
+`ecos_paper` use the same features. Quotas are in proportion to v (v / n)^a for
+v votes in a cluster of n; the default is a = 0 with directions and 0.5 without.
 """
