@@ -65,7 +65,11 @@ class Found(NamedTuple):
 
 
 def find(
-  pattern: str, suffixes: tuple[str, ...], depth: int | None = None
+  pattern: str,
+  suffixes: tuple[str, ...],
+  depth: int | None = None,
+  *,
+  may_be_empty: bool = False,
 ) -> Found:
   """Returns the files that a pattern names.
 
@@ -75,6 +79,7 @@ def find(
     suffixes: Of the files to take if it names a folder; hidden ones are left
       out.
     depth: Of the folders to look in; None: all.
+    may_be_empty: Whether a folder without such files is no error.
 
   Raises:
     EcosError: There is no such file, or the package for the URL is missing.
@@ -86,7 +91,7 @@ def find(
     raise errors.EcosError(_how_to_install(pattern, error)) from error
   except OSError as error:
     raise errors.EcosError(f"cannot list {pattern}: {error}") from error
-  if not infos:
+  if not infos and not may_be_empty:
     raise errors.EcosError(
       f"{pattern} names no file with the suffix {' or '.join(suffixes)}"
     )
