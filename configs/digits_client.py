@@ -1,8 +1,10 @@
 """Automated client labelling on the multi-domain Digits benchmark.
 
 The cloud has images of five digit domains and no labels; the client has
-labelled images of one domain. The client labels the proxy with Private-kNN, and
-a small network is trained on the answers.
+labelled images of one domain. It votes by class, and its one answer chooses the
+proxy and labels it; a small network is trained on the labels. With
+--config.labelling.by=knn the client is asked about each sample of the proxy
+instead (Private-kNN), which the arguments `tight` and `paper` are about.
 
   python -m ecos_jax.train --config=configs/digits_client.py \
     --workdir=runs/usps --config.data.dir=DIR --config.data.client=usps
@@ -11,7 +13,8 @@ Arguments, separated by commas: the client's domain, `demo` (embedded images,
 minutes on two cores), `smoke` (seconds; for tests), `tight` (half the epsilon),
 `paper` (5,000 requests instead of 2,000).
 
-Results: docs/results.md, "Automated client labelling" (configs/studies/acl.py).
+Results: docs/results.md, "Labels by signed votes" (configs/studies/labels.py)
+and "Automated client labelling" (configs/studies/acl.py, Private-kNN).
 """
 
 from pathlib import Path

@@ -319,4 +319,3 @@ def test_jax_set_to_64_bits_changes_nothing():
   for a, b in zip(*map(jax.tree.leaves, books), strict=True):
     assert np.asarray(a).dtype == np.asarray(b).dtype
     np.testing.assert_array_equal(a, b)
-  assert ecos_jax.fit_codebook.__doc__

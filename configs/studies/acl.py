@@ -6,6 +6,7 @@
 DIR is the folder of the benchmark's files: see `ecos_jax.data.digits`.
 """
 
+from ecos_jax import config
 from ecos_jax.study import digits
 from ecos_jax.study import plan
 
@@ -23,7 +24,7 @@ _PAPER = plan.Quoted(
 
 def get_config(argument: str = "") -> plan.Study:
   """Returns the study; `ecos_jax.study.digits` explains the argument."""
-  return digits.study(
+  study = digits.study(
     __file__,
     argument,
     base="digits_client",
@@ -33,6 +34,8 @@ def get_config(argument: str = "") -> plan.Study:
     paper=_PAPER,
     **digits.by_method(argument, _METRICS),
   )
+  study.labelling.by = config.LabelledBy.KNN
+  return study
 
 
 _ABOUT = """

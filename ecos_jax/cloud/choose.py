@@ -32,6 +32,8 @@ from ecos_jax.clustering import chunks
 from ecos_jax.config import checks
 from ecos_jax.config import reading
 
+# Counts do not tell what else lies in a cluster: denser ones are preferred.
+_POWER_OF_COUNTS = 0.5
 _NONE = np.zeros(0, np.int64)
 
 
@@ -70,7 +72,7 @@ def choose(
   filter: config.Filter | str = config.Sampling.filter,
   threshold: float = config.Sampling.threshold,
   estimate: config.Estimate | str = config.Sampling.estimate,
-  density_power: float = config.Sampling.density_power,
+  density_power: float | None = config.Sampling.density_power,
   within: config.Within | str = config.Sampling.within,
   likely: float = config.Sampling.likely,
   central: float = config.Sampling.central,
@@ -93,8 +95,8 @@ def choose(
     threshold: The least score, in multiples of sigma.
     estimate: Votes of a cluster: the `posterior` mean given all scores, or the
       `score`.
-    density_power: p: a cluster of n samples and v votes has the weight
-      v (v / n)^p.
+    density_power: a: a cluster of n samples and v votes has the weight
+      v (v / n)^a; None: 0 if the answer is about directions, and 0.5 if not.
     within: Inside a cluster: `kcenter`, `nearest` to the centroid or `random`.
     likely: Share of a cluster to choose from, where the client is densest.
     central: Share of these samples to choose from, nearest to the centroid.
@@ -204,7 +206,10 @@ def samples(
     )
     votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
   density = scores_lib.density(votes, book.sizes)
-  weights = votes * density**options.density_power
+  power = options.density_power
+  if power is None:
+    power = _POWER_OF_COUNTS if at is None else 0.0
+  weights = votes * density**power
   old = np.asarray(book.assignment[included])
   rest = _without(book, np.concatenate([excluded, included]))
   before = codebook_lib.counts(old, len(book.sizes))

@@ -253,20 +253,6 @@ def combine(
   )
 
 
-def signal(answer: Combined) -> float:
-  """Returns which part of the sum is signal, and not noise, from 0 to 1.
-
-  It is an estimate: 1 minus the expected square of the noise over the square of
-  the sum, both over all numbers in units of their noise.
-  """
-  pairs = ((answer.scores, answer.sigma), (answer.sums, answer.scale))
-  numbers = np.concatenate(
-    [(sums / scale).ravel() for sums, scale in pairs if sums is not None]
-  )
-  square = float(numbers @ numbers)
-  return max(0.0, 1 - len(numbers) / square) if square else 0.0
-
-
 def _added(
   parts: Sequence[np.ndarray | None], counts: np.ndarray
 ) -> np.ndarray | None:

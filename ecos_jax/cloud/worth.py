@@ -77,9 +77,10 @@ def estimate(means: Means, proxy: np.ndarray) -> Worth:
   """Returns what an answer was worth.
 
   With n numbers, chance alone gives a squared distance of n, with the standard
-  deviation (2 n)^(1/2). The distance between answer and proxy is too small by
-  up to 2 n, since the proxy follows the answer's noise as well: the worst case
-  is taken.
+  deviation (2 n)^(1/2); to a true distance of t it adds n, with the deviation
+  (2 n + 4 t)^(1/2), and `nearer` takes off two of these. The distance between
+  answer and proxy is too small by up to 2 n, since the proxy follows the
+  answer's noise as well: the worst case is taken.
 
   Args:
     means: The client's mean votes.
@@ -89,7 +90,7 @@ def estimate(means: Means, proxy: np.ndarray) -> Worth:
   random = means.squared_distance(means.pool)
   excess = random - n
   signal = max(excess, 0.0) / max(random, n)
-  nearer = 0.0
-  if excess > 0:
-    nearer = max(1 - (means.squared_distance(proxy) + n) / excess, 0.0)
+  nearer, least = 0.0, excess - 2 * (2 * n + 4 * max(excess, 0.0)) ** 0.5
+  if least > 0:
+    nearer = max(1 - (means.squared_distance(proxy) + n) / least, 0.0)
   return Worth(signal, excess / (2 * n) ** 0.5, nearer)

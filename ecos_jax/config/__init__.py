@@ -208,8 +208,9 @@ class Sampling:
   """Filter `threshold`: the least score of a cluster, in multiples of sigma."""
   estimate: Estimate = Estimate.POSTERIOR
   """How the votes v of a cluster are estimated."""
-  density_power: float = number(0.5, "[0, inf)")
-  """p: a cluster of n samples gets a quota in proportion to v (v / n)^p."""
+  density_power: float | None = number(None, "[0, inf)")
+  """a: a cluster of n samples gets a quota in proportion to v (v / n)^a; None:
+  0 where the client votes on directions, and 0.5 where it does not."""
   within: Within = Within.KCENTER
   """How samples are chosen inside a cluster."""
   likely: float = number(0.7, "(0, 1]")
@@ -281,9 +282,9 @@ class Labelling:
   requests, of which 1,000 are answered for an epsilon of 5.
   """
 
-  by: LabelledBy = LabelledBy.KNN
-  """Private kNN, or the signed votes of each class; those need
-  `codebook.question` signs or both."""
+  by: LabelledBy = LabelledBy.AUTO
+  """Private kNN, or the signed votes of each class. `auto` is `votes` where the
+  client is asked about directions, and otherwise `knn`."""
   certain: float = number(0.0, "[0, 1]")
   """Votes: the least probability of a label; other samples have none."""
   soft: bool = False
@@ -367,20 +368,26 @@ class Config:
     return any(isinstance(spec, spec_lib.Features) for spec in specs)
 
   def resolved(self) -> "Config":
-    """Returns the configuration with `codebook.question` decided."""
-    book, sampling = self.codebook, self.sampling
-    if book.question is not Question.AUTO:
-      return self
+    """Returns the configuration without `auto`."""
+    question, by = self.codebook.question, self.labelling.by
+    sampling = self.sampling
     both = (
       sampling.method is not Method.ECOS_PAPER
       and sampling.filter is Filter.NONE
       and sampling.estimate is Estimate.POSTERIOR
       and self.privacy.relation is Relation.ADD_REMOVE
-      and not book.first_round
+      and not self.codebook.first_round
     )
-    question = Question.BOTH if both else Question.COUNTS
-    book = dataclasses.replace(book, question=question)
-    return dataclasses.replace(self, codebook=book)
+    if question is Question.AUTO:
+      question = Question.BOTH if both else Question.COUNTS
+    if by is LabelledBy.AUTO:
+      asked = sampling.method is Method.ECOS and question is not Question.COUNTS
+      by = LabelledBy.VOTES if asked else LabelledBy.KNN
+    return dataclasses.replace(
+      self,
+      codebook=dataclasses.replace(self.codebook, question=question),
+      labelling=dataclasses.replace(self.labelling, by=by),
+    )
 
   def to_json(self) -> str:
     """Returns the configuration as a JSON object of objects."""

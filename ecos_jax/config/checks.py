@@ -256,6 +256,14 @@ def _labelling_errors(config: config_lib.Config) -> list[str]:
       "`labelling.by`=votes needs votes on directions: give "
       "`codebook.question`=both or signs"
     )
+  elif (
+    config.labelling.by is config_lib.LabelledBy.VOTES
+    and config.sampling.method is not config_lib.Method.ECOS
+  ):
+    found.append(
+      "`labelling.by`=votes needs the client's answer, and "
+      f"`sampling.method`={config.sampling.method.value} asks nothing"
+    )
   if (
     config.labelling.by is config_lib.LabelledBy.KNN and config.data.clients > 1
   ):

@@ -91,6 +91,7 @@ class Within(enum.Enum):
 class LabelledBy(enum.Enum):
   """How the client labels the proxy."""
 
+  AUTO = "auto"
   KNN = "knn"
   VOTES = "votes"
 

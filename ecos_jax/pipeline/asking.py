@@ -152,6 +152,9 @@ POOL = Stage(
     FIELDS.data.train_images,
     FIELDS.data.test_images,
     FIELDS.data.persons,
+    FIELDS.data.clients,
+    FIELDS.data.alpha,
+    FIELDS.data.client_images,
     FIELDS.seed,
   ),
   # Listings of folders, checked for unreadable files, are kept.
@@ -297,7 +300,6 @@ def labelled_by_votes(config: config_lib.Config) -> bool:
   return (
     config.train.task is config_lib.Task.CLIENT
     and config.train.steps > 0
-    and config.sampling.method in config_lib.ASKING
     and config.labelling.by is config_lib.LabelledBy.VOTES
   )
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ecos_jax import config
 from ecos_jax.client import private_knn
-from ecos_jax.cloud import question
 from ecos_jax.data import listing
 from ecos_jax.models import delivery
 from ecos_jax.pipeline import asking
@@ -68,14 +67,18 @@ class Clients:
     most_epsilon: Of the one that cost its client most.
     together_epsilon: Of all answers to it together, for a person whose samples
       every client has; null if their units differ.
-    signal: Estimated part of the sum of the answers that is signal, not noise.
+    signal: Share of the sum of the answers that chance does not explain.
+    nearer: By how much the proxy is nearer to the clients' data than a random
+      one, at least. Both are estimates from the sum (`cloud.worth.Worth`), and
+      null without a proxy.
   """
 
   answered: int
   least_epsilon: float | None
   most_epsilon: float | None
   together_epsilon: float | None
-  signal: float
+  signal: float | None
+  nearer: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,10 +105,6 @@ class Summary(spending.Spending):
     proxy_digest: sha256 of its sorted pool indices as little-endian int64.
     proxy_client_share: Share of the proxy from the client's domain.
     pool_client_share: Share of the pool from the client's domain.
-    answer_signal: Share of the client's answer that chance does not explain,
-      estimated from the answer.
-    nearer: By how much the proxy is nearer to the client's data than a random
-      one, at least: see `cloud.worth.Worth`.
     remote: Whether the client was another machine.
     clients: What the clients answered; null if none was asked.
     labels_asked: Samples that the client was asked to label.
@@ -132,8 +131,6 @@ class Summary(spending.Spending):
   proxy_digest: str | None
   proxy_client_share: float | None
   pool_client_share: float | None
-  answer_signal: float | None
-  nearer: float | None
   remote: bool
   clients: Clients | None
   labels_asked: int | None
@@ -171,8 +168,6 @@ def collect(job: Job) -> Summary:
     proxy_digest=proxy.digest if proxy else None,
     proxy_client_share=proxy.client_share if proxy else None,
     pool_client_share=pool.client_share,
-    answer_signal=proxy.signal if proxy else None,
-    nearer=proxy.nearer if proxy else None,
     remote=options.client.remote,
     clients=_clients(job),
     **dataclasses.asdict(_spent(job)),
@@ -200,9 +195,10 @@ def _clients(job: Job) -> Clients | None:
     if len({answer.statement.unit for answer in answers}) == 1:
       every = {str(i): answer for i, answer in enumerate(answers)}
       together = spending.spent(every, fixed=True).epsilon
-  answer = question.combine(answers, job.read(asking.LAST.query))
-  signal = round(question.signal(answer), 4)
-  return Clients(len(answers), least, most, together, signal)
+  signal = nearer = None
+  if (proxy := job.get(selection.PROXY)) is not None:
+    signal, nearer = proxy.signal, proxy.nearer
+  return Clients(len(answers), least, most, together, signal, nearer)
 
 
 def _bytes(*messages: asking.MessageResult | None) -> int:
@@ -308,7 +304,7 @@ def _answered(clients: Clients) -> str:
     text += f", each at epsilon {high if low == high else f'{low} to {high}'}"
     if (together := clients.together_epsilon) is not None:
       text += f" ({together:.4g} for a person who is with all of them)"
-  return f"{text}; about {percent(clients.signal)} of the sum is signal"
+  return text
 
 
 def _proxy(summary: Summary) -> str:
@@ -381,14 +377,14 @@ def text(summary: Summary, workdir: Path) -> str:
       + client.classes_flag(_names(summary.classes))
     )
   rows["proxy"] = _proxy(summary)
-  if summary.answer_signal is not None:
+  if summary.clients is not None and summary.clients.signal is not None:
     gain = "how much nearer the proxy is to the client, it does not tell"
-    if summary.nearer:
+    if summary.clients.nearer:
       gain = (
-        f"the proxy is at least {percent(summary.nearer)} nearer to the client "
-        "than a random one (mean votes, squared distance)"
+        f"the proxy is at least {percent(summary.clients.nearer)} nearer to "
+        "the client than a random one (mean votes, squared distance)"
       )
-    rows["answer"] = f"{percent(summary.answer_signal)} signal; {gain}"
+    rows["answer"] = f"{percent(summary.clients.signal)} signal; {gain}"
   if (asked := summary.labels_asked) is not None:
     outcome = private_knn.outcome(
       asked, summary.labels_considered or 0, summary.labels_answered or 0

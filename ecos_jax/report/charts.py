@@ -82,7 +82,7 @@ def coverage(clusters: collect.Clusters, threshold: float | None) -> str:
     top, bottom = sorted((axes.y(int(scores[r])), axes.y(0)))
     svg.add(
       *(chart, "rect", "kept" if clusters.taken[r] else "dropped"),
-      title=f"cluster {r}: {scores[r]:,} noised votes, estimated as "
+      title=f"cluster {r}: {scores[r]:,.0f} noised votes, estimated as "
       f"{clusters.votes[r]:,.1f}; {clusters.taken[r]:,} of "
       f"{clusters.sizes[r]:,} samples taken",
       x=axes.x(place) + 0.1 * step,

@@ -15,6 +15,7 @@ from ecos_jax import messages
 from ecos_jax import text_tables
 from ecos_jax import workdir
 from ecos_jax.cloud import codebook as codebook_lib
+from ecos_jax.cloud import directions as directions_lib
 from ecos_jax.cloud import question
 from ecos_jax.cloud import scores
 from ecos_jax.config import reading
@@ -50,6 +51,22 @@ class Clusters(NamedTuple):
   sigma: float
 
 
+class Votes(NamedTuple):
+  """What the client's answer says of directions.
+
+  Attributes:
+    directions: What it voted on.
+    count: m, on how many of them a sample votes.
+    means: float64 [p], the noisy mean votes of its samples.
+    noise: Standard deviation of the noise in each.
+  """
+
+  directions: directions_lib.Directions
+  count: int
+  means: np.ndarray
+  noise: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """A finished run.
@@ -63,6 +80,7 @@ class Run:
     chosen: int64 [B], pool indices of the proxy; None without a proxy.
     composition: Number of proxy samples of each source; empty without a proxy.
     clusters: None unless the client was asked for votes on centroids.
+    votes: None unless it was asked for votes on directions.
     curves: Logged metrics of the stages `model` and `teacher`.
   """
 
@@ -74,6 +92,7 @@ class Run:
   chosen: np.ndarray | None
   composition: dict[str, int]
   clusters: Clusters | None
+  votes: Votes | None
   curves: dict[str, list[dict[str, float]]]
 
   def result(self, stage: str) -> dict[str, Any]:
@@ -158,14 +177,24 @@ def _read(
 ) -> Run:
   config = reading.read(_json(path / "config.json"))
   sources = stages["pool"]["result"]["sizes"]
-  chosen = clusters = None
+  chosen = clusters = votes = None
   composition: dict[str, int] = {}
   if "proxy" in stages:
     chosen = selection.read_indices(path / "proxy", _digest(stages, "proxy"))
     counts = np.bincount(source_of(sources, chosen), minlength=len(sources))
     composition = dict(zip(sources, counts.tolist(), strict=True))
   if "response" in stages and chosen is not None:
-    clusters = _clusters(path, stages, config.sampling.resolved(), chosen)
+    book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
+    folder, digest = path / "response", _digest(stages, "response")
+    responses = brought.read(folder, asking.RESPONSE, digest)
+    file = path / "query" / asking.QUERY
+    query = messages.Query.from_bytes(
+      workdir.read_bytes(file, _digest(stages, "query"))
+    )
+    answer = question.combine(responses, query)
+    options = config.sampling.resolved()
+    clusters = _clusters(path, book, answer, options, chosen)
+    votes = _votes(book, answer)
   return Run(
     path=path,
     summary=summary,
@@ -175,6 +204,7 @@ def _read(
     chosen=chosen,
     composition=composition,
     clusters=clusters,
+    votes=votes,
     curves={
       name: rows
       for name in ("model", "teacher")
@@ -195,18 +225,11 @@ def _digest(stages: dict[str, dict[str, Any]], stage: str) -> str:
 
 def _clusters(
   path: Path,
-  stages: dict[str, dict[str, Any]],
+  book: codebook_lib.Codebook,
+  answer: question.Combined,
   options: config_lib.Sampling,
   chosen: np.ndarray,
 ) -> Clusters | None:
-  book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
-  folder, digest = path / "response", _digest(stages, "response")
-  responses = brought.read(folder, asking.RESPONSE, digest)
-  file = path / "query" / asking.QUERY
-  query = messages.Query.from_bytes(
-    workdir.read_bytes(file, _digest(stages, "query"))
-  )
-  answer = question.combine(responses, query)
   if answer.scores is None:
     return None
   if not len(answer.scores) == len(book.centroids) == len(book.sizes):
@@ -225,6 +248,20 @@ def _clusters(
   )
   votes = scores.votes(clusters.scores, book.sizes, clusters.sigma, options)
   return clusters._replace(votes=votes)
+
+
+def _votes(
+  book: codebook_lib.Codebook, answer: question.Combined
+) -> Votes | None:
+  if answer.sums is None or book.directions is None:
+    return None
+  total = answer.sums.sum(axis=0)
+  # The noise of the classes adds up with their votes.
+  scale = answer.scale * len(answer.sums) ** 0.5
+  voters = max(float(total[-1]), scale, 1.0)
+  return Votes(
+    book.directions, answer.votes, total[:-1] / voters, scale / voters
+  )
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

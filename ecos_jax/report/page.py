@@ -92,8 +92,8 @@ class View:
   def messages(self) -> Iterator[tuple[str, str, int]]:
     """Yields stage, direction and bytes of each message that passed."""
     for stage, direction in _MESSAGES.items():
-      if "bytes" in self.run.result(stage):
-        yield stage, direction, self.run.result(stage)["bytes"]
+      if sent := self.run.result(stage).get("bytes"):
+        yield stage, direction, sent
 
   @property
   def fields(self) -> Iterator[tuple[str, str, str | None]]:
@@ -144,7 +144,16 @@ def render(
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  for form in (_percent, _number, _size, _short, _seconds, _odds, _style):
+  for form in (
+    _percent,
+    _number,
+    _size,
+    _short,
+    _seconds,
+    _odds,
+    _signed,
+    _style,
+  ):
     environment.filters[form.__name__.removeprefix("_")] = form
   return environment.get_template("page.html").render(
     views=views,
@@ -298,6 +307,10 @@ def _short(value: float) -> str:
 
 def _unbroken(text: str) -> str:
   return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _signed(value: float) -> str:
+  return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _odds(epsilon: float) -> str:

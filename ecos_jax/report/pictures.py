@@ -10,6 +10,8 @@ from PIL import Image
 
 from ecos_jax import errors
 from ecos_jax import workdir
+from ecos_jax.cloud import bank as bank_lib
+from ecos_jax.cloud import directions as directions_lib
 from ecos_jax.config import spec as spec_lib
 from ecos_jax.data import images as image_files
 from ecos_jax.data import pools
@@ -21,6 +23,8 @@ from ecos_jax.report import projection
 
 _CLUSTERS = 6
 _OF_A_CLUSTER = 12
+_DIRECTIONS = 6
+_OF_A_SIDE = 12
 _OF_THE_PROXY = 60
 _SIDE = 64
 # Rows of the assignment among which members of clusters are searched.
@@ -42,18 +46,40 @@ class Cluster(NamedTuple):
   pictures: list[Picture]
 
 
+class Direction(NamedTuple):
+  """A direction that the client voted on.
+
+  Attributes:
+    index: Its place among the p.
+    vote: The client's noisy mean vote, about -1 to 1.
+    pool: The pool's.
+    noise: Standard deviation of the noise in the client's.
+    low: Samples of the pool that lie farthest to the negative side.
+    high: Those farthest to the positive side.
+  """
+
+  index: int
+  vote: float
+  pool: float
+  noise: float
+  low: list[Picture]
+  high: list[Picture]
+
+
 class Pictures(NamedTuple):
   """The images of a run.
 
   Attributes:
     most: The clusters with the highest scores.
     least: The clusters with the lowest scores, lowest first.
+    directions: Those on which the client differs most from the pool.
     proxy: Samples of the proxy, by source.
     away: Why the pool's images cannot be read; None if they can.
   """
 
   most: list[Cluster]
   least: list[Cluster]
+  directions: list[Direction]
   proxy: list[Picture]
   away: str | None
 
@@ -78,8 +104,23 @@ def look(run: collect.Run) -> Pictures | None:
     with proxy_lib.damage_named(dataset):
       shown = [_picture(item) for item in items.__getitems__(places.tolist())]
   shown.sort(key=lambda picture: picture.title)
+  if run.clusters is None and run.votes is None:
+    return Pictures([], [], [], shown, None)
+  try:
+    pool = _pool(run)
+    most, least = _clusters(run, pool, random)
+    directions = _directions(run, pool, random)
+  except (errors.EcosError, OSError) as error:
+    return Pictures([], [], [], shown, str(error))
+  return Pictures(most, least, directions, shown, None)
+
+
+def _clusters(
+  run: collect.Run, pool: pools.Pool, random: np.random.Generator
+) -> tuple[list[Cluster], list[Cluster]]:
+  """Returns the clusters with the highest and with the lowest scores."""
   if run.clusters is None:
-    return Pictures([], [], shown, None)
+    return [], []
   order = np.argsort(-run.clusters.scores, kind="stable")
   order = order[(run.clusters.sizes > 0)[order]]
   most = order[:_CLUSTERS]
@@ -92,17 +133,43 @@ def look(run: collect.Run) -> Pictures | None:
     """Returns a few random samples of a cluster."""
     own = rows[labels == r]
     own = own[projection.sample(random, len(own), _OF_A_CLUSTER)]
-    names = [pool.source_names[i] for i in pool.source_of(own)]
-    images = map(_uri, pool.images(own, _SIDE))
-    return Cluster(r, list(map(Picture, images, names)))
+    return Cluster(r, _of_pool(pool, own))
 
-  try:
-    pool = _pool(run)
-    shown_most = [cluster(r) for r in most.tolist()]
-    shown_least = [cluster(r) for r in least.tolist()]
-  except (errors.EcosError, OSError) as error:
-    return Pictures([], [], shown, str(error))
-  return Pictures(shown_most, shown_least, shown, None)
+  found = [cluster(r) for r in np.concatenate([most, least]).tolist()]
+  return found[: len(most)], found[len(most) :]
+
+
+def _directions(
+  run: collect.Run, pool: pools.Pool, random: np.random.Generator
+) -> list[Direction]:
+  """Returns the directions on which the client differs most from the pool.
+
+  Raises:
+    EcosError: The bank is damaged.
+  """
+  if run.votes is None:
+    return []
+  axes, count, means, noise = run.votes
+  folder = run.path / "bank"
+  with workdir.redo_named(folder):
+    bank = bank_lib.FeatureBank.open(folder, run.result("bank")["digest"])
+  rows = projection.sample(random, bank.shape[0], projection.ROWS)
+  features = bank.take(rows)
+  places = np.asarray(directions_lib.coordinates(features, *axes))
+  own = np.asarray(directions_lib.votes(features, *axes, count)).mean(axis=0)
+  found = []
+  for j in np.argsort(-np.abs(means - own))[:_DIRECTIONS].tolist():
+    order = rows[np.argsort(places[:, j], kind="stable")]
+    extremes = order[:_OF_A_SIDE], order[::-1][:_OF_A_SIDE]
+    low, high = (_of_pool(pool, side) for side in extremes)
+    found.append(Direction(j, float(means[j]), float(own[j]), noise, low, high))
+  return found
+
+
+def _of_pool(pool: pools.Pool, indices: np.ndarray) -> list[Picture]:
+  """Returns samples of the pool, each with the name of its source."""
+  names = [pool.source_names[i] for i in pool.source_of(indices)]
+  return list(map(Picture, map(_uri, pool.images(indices, _SIDE)), names))
 
 
 def _pool(run: collect.Run) -> pools.Pool:

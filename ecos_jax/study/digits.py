@@ -7,6 +7,7 @@ DIR in their commands is the folder of the benchmark's files. The argument
 from pathlib import Path
 from typing import Any
 
+from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax.data import digits
 from ecos_jax.study import plan
@@ -66,6 +67,9 @@ def study(
     name=path.stem,
     **fields,
   )
+  if not any("codebook.question" in grid for grid in fields["grids"]):
+    # Studies of other things were run with it.
+    result.codebook.question = config_lib.Question.COUNTS
   if steps is not None:
     result.train.steps = min(steps, 2) if smoke(argument) else steps
     if steps and not smoke(argument):

@@ -143,22 +143,6 @@ def test_the_variance_of_a_sum_is_as_theory_says(asked, terms):
   assert errors.var() == pytest.approx((combined.sigma / unit) ** 2, rel=0.02)
 
 
-def test_signal_is_what_noise_does_not_explain(asked):
-  random = np.random.default_rng(0)
-  noise = random.normal(size=(200, 4)) * 3
-  for level, share in ((0, 0), (9, 0.9)):
-    found = [
-      question.signal(
-        question.combine(
-          [_response(asked, np.rint(level + row).astype(int).tolist())], asked
-        )
-      )
-      for row in noise
-    ]
-    # 81 of 81 + 9; without signal half of the estimates are above 0.
-    assert np.mean(found) == pytest.approx(share, abs=0.25)
-
-
 def test_combine_refuses_nothing_and_strangers(asked):
   with pytest.raises(messages.ProtocolError, match="no response"):
     question.combine([], asked)

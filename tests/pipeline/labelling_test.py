@@ -29,6 +29,7 @@ from ecos_jax.training import tasks
 
 def _config(**sampling) -> config_lib.Config:
   config = digits_client.get_config("smoke")
+  config.labelling.by = config_lib.LabelledBy.KNN
   config.train.steps, config.train.model = 2, "convnet_small"
   for name, value in sampling.items():
     setattr(config.sampling, name, value)
@@ -208,6 +209,7 @@ def test_a_request_that_is_too_large_is_found_before_any_spend(tmp_path):
   config.data.sources = (str(tmp_path),)
   config.data.classes = tuple(map(str, range(1000)))
   config.train.task = config_lib.Task.CLIENT
+  config.labelling.by = config_lib.LabelledBy.KNN
   config.client.remote, config.sampling.budget = True, 100_001
   with pytest.raises(
     errors.ConfigError, match=r"`sampling.budget`=100001 .*: 1"

@@ -2,10 +2,13 @@
 
 import csv
 import json
+from pathlib import Path
 import shutil
 
+import fsspec
 import numpy as np
 from PIL import Image
+import pyarrow
 import pytest
 import tensorflow_datasets as tfds
 
@@ -17,6 +20,7 @@ from ecos_jax.config import checks
 from ecos_jax.data import proxy
 from ecos_jax.data import tfds_split
 from ecos_jax.encoders import registry
+from tests.data import made_images
 
 _CLASSES = ("dark", "light")
 
@@ -230,6 +234,68 @@ def test_features_end_at_an_index(tmp_path, method):
   assert [json.loads(line)["id"] for line in lines] == index["index"].tolist()
   assert sorted((tmp_path / "bank").iterdir()) == before
   assert pipeline.run(config, tmp_path / "run") == summary
+
+
+def _features_config(sources):
+  config = config_lib.Config()
+  config.encoder.name = "identity"
+  config.data.sources = sources
+  config.codebook.size, config.sampling.budget = 6, 20
+  config.sampling.method = config_lib.Method.KCENTER
+  return config
+
+
+def test_features_that_cannot_be_linked_are_copied(tmp_path, monkeypatch):
+  features = np.random.default_rng(0).normal(size=(300, 12)).astype("f4")
+  memory = fsspec.filesystem("memory")
+  table = pyarrow.table({"v": features.tolist()})
+  np.save(tmp_path / "a.npy", features)
+  memory.pipe("/copied/a.npy", (tmp_path / "a.npy").read_bytes())
+  memory.pipe("/copied/a.parquet", made_images.write_parquet(table, 50))
+
+  def refused(*arguments):
+    raise PermissionError("no links on this disk")
+
+  for run, source in (
+    ("linked", f"{tmp_path}/a.npy"),
+    ("bucket", "memory://copied/a.npy"),
+    ("table", "memory://copied/a.parquet"),
+    ("no-links", f"{tmp_path}/a.npy"),
+  ):
+    if run == "no-links":
+      monkeypatch.setattr(Path, "symlink_to", refused)
+    config = _features_config((f"features:{source}",))
+    pipeline.run(config, tmp_path / run)
+    [shard] = (tmp_path / run / "bank").glob("*.npy")
+    assert shard.is_symlink() == (run == "linked")
+    np.testing.assert_array_equal(np.load(shard), features)
+    rows = _listed(tmp_path / run)
+    assert {row["rank"] for row in rows} == {""}
+    assert {row["key"].partition("/")[0] for row in rows} == {
+      source.rpartition("/")[2]
+    }
+  memory.rm("/copied", recursive=True)
+
+
+def test_a_pool_in_a_bucket(folders, tmp_path):
+  memory = fsspec.filesystem("memory")
+  memory.put(f"{folders}/web", "/pool/web", recursive=True)
+  config = _config(folders)
+  config.data.sources = ("folder:memory://pool/web",)
+  config.train.steps = 0
+  summary = pipeline.run(config, tmp_path / "bucket")
+  assert summary["unreadable"] == 1
+  stored = {
+    (folders / "web" / row["key"]).read_bytes()
+    for row in _listed(tmp_path / "bucket")
+  }
+  builder = tfds.builder_from_directory(str(tmp_path / "bucket/proxy/dataset"))
+  raw = builder.as_data_source(
+    "train", decoders={"image": tfds.decode.SkipDecoding()}
+  )
+  assert {item["image"] for item in raw} == stored
+  assert len(stored) == summary["proxy_size"] == 24
+  memory.rm("/pool", recursive=True)
 
 
 def _listed(path):

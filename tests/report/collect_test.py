@@ -41,7 +41,10 @@ def test_a_run_without_a_query(random):
 def test_runs_are_called_what_tells_them_apart():
   def labels(*paths):
     return collect.labels(
-      [collect.Run(Path(p), {}, {}, {}, {}, None, {}, None, {}) for p in paths]
+      [
+        collect.Run(Path(p), {}, {}, {}, {}, None, {}, None, None, {})
+        for p in paths
+      ]
     )
 
   assert labels("/a/runs/demo") == ["demo"]
