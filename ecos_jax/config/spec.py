@@ -2,7 +2,7 @@
 
 | string | samples |
 |---|---|
-| `folder:DIR` | PNG, JPEG and WebP files in a folder and its subfolders |
+| `folder:DIR` | image files in a folder and its subfolders |
 | `folder:DIR[10%:30%]` | a part of these files |
 | `images:FILE.npy` | uint8 images [n, h, w, 3] or [n, h, w] |
 | `images:FILE.npz` | arrays `images`, as above, and perhaps `labels` [n] |

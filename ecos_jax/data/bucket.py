@@ -35,16 +35,21 @@ class Object:
     return [self.file.fs.cat_file(self.file.path)] * len(places)
 
 
-def open_folder(url: str, **options: Any) -> records.RecordSource:
+def open_folder(
+  url: str, *, may_be_empty: bool = False, **options: Any
+) -> records.RecordSource:
   """Returns the images below a URL, in natural order of their paths.
 
   Args:
     url: Of a folder, which fsspec knows.
+    may_be_empty: Whether no image is no error.
     **options: As in `records.RecordSource`.
 
   Raises:
     EcosError: There is no image, or the package for the URL is missing.
   """
-  found = locations.find(url, image_files.SUFFIXES)
+  found = locations.find(url, image_files.SUFFIXES, may_be_empty=may_be_empty)
   files = [Object(file) for file in found.files]
-  return records.RecordSource(found.name, files, **options)
+  return records.RecordSource(
+    found.name, files, may_be_empty=may_be_empty, **options
+  )

@@ -65,7 +65,11 @@ class Found(NamedTuple):
 
 
 def find(
-  pattern: str, suffixes: tuple[str, ...], depth: int | None = None
+  pattern: str,
+  suffixes: tuple[str, ...],
+  depth: int | None = None,
+  *,
+  may_be_empty: bool = False,
 ) -> Found:
   """Returns the files that a pattern names.
 
@@ -75,6 +79,7 @@ def find(
     suffixes: Of the files to take if it names a folder; hidden ones are left
       out.
     depth: Of the folders to look in; None: all.
+    may_be_empty: Whether a folder without such files is no error.
 
   Raises:
     EcosError: There is no such file, or the package for the URL is missing.
@@ -86,7 +91,7 @@ def find(
     raise errors.EcosError(_how_to_install(pattern, error)) from error
   except OSError as error:
     raise errors.EcosError(f"cannot list {pattern}: {error}") from error
-  if not infos:
+  if not infos and not may_be_empty:
     raise errors.EcosError(
       f"{pattern} names no file with the suffix {' or '.join(suffixes)}"
     )
@@ -139,7 +144,18 @@ def _infos(
   else:
     root = path[: path.rfind("/") + 1]
     infos = {path: fs.info(path)}
+  infos = {file: _followed(fs, file, info) for file, info in infos.items()}
   return {f: i for f, i in infos.items() if i["type"] == "file"}, root
+
+
+def _followed(fs: Any, path: str, info: dict) -> dict:
+  """Returns what is known of the file that a link leads to."""
+  if not info.get("islink"):
+    return info
+  try:
+    return fs.info(path)
+  except OSError:  # It is named as a file that cannot be read.
+    return info | {"type": "file"}
 
 
 def _without_braces(pattern: str) -> Iterator[str]:

@@ -27,6 +27,7 @@ from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import grown
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
+from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline import summary as summary_lib
@@ -39,16 +40,16 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
     ConfigError: The budget or the codebook is larger than the pool.
   """
   config, method = job.config, job.config.sampling.method
-  yield asking.POOL
-  if job[asking.POOL].named != asking.named(config.data):
+  yield pooling.POOL
+  if job[pooling.POOL].named != pooling.named(config.data):
     # The same data elsewhere: this is an error if they are others.
     job.problem  # noqa: B018
-  checks.check_pool(config, job[asking.POOL].size)
+  checks.check_pool(config, job[pooling.POOL].size)
   if method is not config_lib.Method.LOCAL:
     # Wrong lists are told before anything is paid for.
     selection.lists(job)
   if method in selection.NEEDS_BANK or labelling.wanted(config):
-    yield asking.BANK
+    yield pooling.BANK
   if method in config_lib.ASKING:
     for asked in asking.rounds(config):
       yield from asked
@@ -116,8 +117,8 @@ def run(
     try:
       for stage in order(job):
         job.run(stage)
-        if stage is asking.BANK and verify:
-          asking.checked_bank(job)
+        if stage is pooling.BANK and verify:
+          pooling.checked_bank(job)
     except client.WaitingError as waiting:
       print(waiting)
       return None

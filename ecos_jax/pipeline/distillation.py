@@ -21,7 +21,7 @@ from ecos_jax import workdir
 from ecos_jax.data import loader
 from ecos_jax.models import networks
 from ecos_jax.models import size
-from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline.stages import FIELDS
@@ -112,7 +112,7 @@ TEACHER = Stage(
     FIELDS.client.remote,
     FIELDS.seed,
   ),
-  inputs=(asking.POOL,),
+  inputs=(pooling.POOL,),
   brought=lambda job: (
     {}
     if job.config.distill.teacher_checkpoint

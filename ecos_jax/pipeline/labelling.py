@@ -25,6 +25,7 @@ from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
+from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
@@ -116,7 +117,7 @@ def _request(job: Job, path: Path) -> asking.MessageResult:
   indices = job.read(selection.PROXY)
   # A client whose budget ends leaves a random part unlabelled, not clusters.
   order = np.asarray(jax.random.permutation(job.key("request"), len(indices)))
-  features = job.read(asking.BANK).take(indices[order])
+  features = job.read(pooling.BANK).take(indices[order])
   request = job.keep(
     REQUEST, labels_lib.request(features, job.encoder, terms(job))
   )
@@ -138,7 +139,7 @@ REQUEST = Stage(
     FIELDS.privacy.unit,
     FIELDS.seed,
   ),
-  inputs=(asking.BANK, selection.PROXY),
+  inputs=(pooling.BANK, selection.PROXY),
   read=client.reader(messages.LabelRequest, _EXCHANGE.message),
 )
 
@@ -201,7 +202,7 @@ def _voted(job: Job, path: Path) -> LabelsResult:
   )
   assert answer.sums is not None and book.directions is not None
   posterior = labels_lib.posterior(
-    job.read(asking.BANK),
+    job.read(pooling.BANK),
     indices,
     book.directions,
     answer.sums,
@@ -237,7 +238,7 @@ VOTED = Stage(
   _voted,
   fields=(FIELDS.labelling.by, FIELDS.labelling.certain, FIELDS.seed),
   inputs=(
-    asking.BANK,
+    pooling.BANK,
     asking.LAST.codebook,
     asking.LAST.response,
     selection.PROXY,

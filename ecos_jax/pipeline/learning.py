@@ -18,6 +18,7 @@ from ecos_jax.models import size
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
+from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline.stages import FIELDS
@@ -107,7 +108,7 @@ MODEL = Stage(
     FIELDS.seed,
   ),
   inputs=(
-    asking.POOL,
+    pooling.POOL,
     selection.PROXY,
     distillation.TEACHER,
     labelling.LABELS,

@@ -20,6 +20,7 @@ from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import encode
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import Result
@@ -129,8 +130,8 @@ PROXY = Stage(
   _proxy,
   fields=(FIELDS.sampling, FIELDS.train.task, FIELDS.seed),
   inputs=(
-    asking.POOL,
-    asking.BANK,
+    pooling.POOL,
+    pooling.BANK,
     asking.LAST.codebook,
     asking.LAST.response,
   ),
@@ -149,7 +150,7 @@ def lists(job: Job) -> dict[str, np.ndarray]:
     EcosError: A list cannot be read, names samples that the pool lacks, or
       leaves nothing to choose.
   """
-  config, size = job.config, job[asking.POOL].size
+  config, size = job.config, job[pooling.POOL].size
   found = {}
   for field, path in _list_files(config).items():
     with errors.about(field, path):
@@ -210,12 +211,12 @@ def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
   """
   options = job.config.sampling
   key = job.key("proxy")
-  size = job[asking.POOL].size
+  size = job[pooling.POOL].size
   listed, ranks = lists(job), None
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
       choice = choose.samples(
-        asking.checked_bank(job, alone=True),
+        pooling.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
         _answer(job),
         options,
@@ -225,7 +226,7 @@ def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
       order = np.lexsort((choice.indices, choice.clusters))
       return choice.by_cluster(), order
     case Method.KCENTER:
-      bank = asking.checked_bank(job, alone=True)
+      bank = pooling.checked_bank(job, alone=True)
       indices = baselines.kcenter(bank, options.budget, key)
     case Method.MAK:
       private = job.client.data
@@ -235,7 +236,7 @@ def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
         job.encoder,
         job.config.encoder.batch_size,
       )
-      bank = asking.checked_bank(job, alone=True)
+      bank = pooling.checked_bank(job, alone=True)
       features = features.astype(np.float32, copy=False)
       indices = baselines.mak(bank, features, options.budget, key)
     case Method.RANDOM:

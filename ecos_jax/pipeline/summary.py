@@ -12,6 +12,7 @@ from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
+from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import percent
@@ -146,7 +147,7 @@ class Summary(spending.Spending):
 def collect(job: Job) -> Summary:
   """Returns what a run came to."""
   options = job.config
-  pool, model = job[asking.POOL], job.get(learning.MODEL)
+  pool, model = job[pooling.POOL], job.get(learning.MODEL)
   proxy, labels = job.get(selection.PROXY), job.get(labelling.LABELS)
   rounds = asking.rounds(options)
   down = [job.get(asked.query) for asked in rounds]
@@ -349,7 +350,7 @@ def text(summary: Summary, workdir: Path) -> str:
   if summary.unreadable:
     skipped.append(
       f"{summary.unreadable:,} files that cannot be read, listed in "
-      f"pool/{asking.UNREADABLE}"
+      f"pool/{pooling.UNREADABLE}"
     )
   if summary.others:
     skipped.append(

@@ -28,6 +28,7 @@ def test_counts_say_what_leaves_and_what_it_costs():
     "which of 3 centroids",
     "leaves   3 integers: counts; of a random 0.8 of the samples",
     "noise of scale 10",
+    "a random number that your answers to this query share",
     "epsilon 0.276049 per sample (delta 1e-05, add_remove)",
     "noise is 0.5838",
   ):

@@ -26,6 +26,7 @@ def test_an_empty_folder_is_refused(bucket):
   fsspec.filesystem("memory").pipe(f"{bucket}/1.txt", b"text")
   with pytest.raises(errors.EcosError, match="names no file"):
     pools.open_source(f"folder:{bucket}")
+  assert len(pools.open_source(f"folder:{bucket}", may_be_empty=True)) == 0
 
 
 def test_folders_are_numbers_if_asked(bucket):

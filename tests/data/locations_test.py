@@ -64,6 +64,25 @@ def test_hidden_files_in_a_folder_are_left_out(place):
   assert _names(place) == ["a.tar"]
 
 
+def test_links_are_followed(tmp_path):
+  """Hugging Face's cache of downloads consists of links."""
+  _write(tmp_path, "blobs/long-name", "d/e.tar")
+  folder = tmp_path / "snapshot"
+  folder.mkdir()
+  (folder / "0.tar").symlink_to("../blobs/long-name")
+  (folder / "1.tar").symlink_to("nowhere")
+  (folder / "2.tar").symlink_to("../d")
+  for pattern in (folder, f"{folder}/*.tar", f"{folder}/{{0..1}}.tar"):
+    found = locations.find(str(pattern), (".tar",)).files
+    assert [file.name for file in found] == ["0.tar", "1.tar"]
+    assert found[0].size == len("blobs/long-name")
+  [before] = locations.find(f"{folder}/0.tar", ()).files
+  (tmp_path / "blobs/long-name").write_bytes(b"changed")
+  assert (
+    locations.find(f"{folder}/0.tar", ()).files[0].version != before.version
+  )
+
+
 def test_the_version_changes_with_the_file(tmp_path):
   _write(tmp_path, "a.tar")
   [before] = locations.find(f"{tmp_path}/a.tar", ()).files

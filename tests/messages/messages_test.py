@@ -411,6 +411,22 @@ def test_ten_thousand_mutated_messages_are_refused_or_whole(message):
   assert accepted < 3_000
 
 
+def test_a_large_message_is_written_with_one_copy_of_its_arrays():
+  message = messages.Model(
+    weights=np.ones(2**21, np.float32),
+    network="convnet",
+    classes=2,
+    image_size=28,
+    layout=64 * "0",
+  )
+  tracemalloc.start()
+  try:
+    assert len(message.to_bytes()) > 2**23
+    assert tracemalloc.get_traced_memory()[1] < 1.3 * 2**23
+  finally:
+    tracemalloc.stop()
+
+
 def test_files_are_read_within_limits(tmp_path, monkeypatch):
   path = tmp_path / "query.safetensors"
   path.write_bytes(b"second")

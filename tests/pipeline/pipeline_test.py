@@ -27,6 +27,7 @@ from ecos_jax.data import proxy
 from ecos_jax.encoders import registry
 from ecos_jax.models import weights
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import stages
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import filter as filter_lib
@@ -279,8 +280,8 @@ def test_a_truncated_shard_is_named(tmp_path):
   config = _config()
   with workdir_lib.Workdir(tmp_path) as work:
     job = stages.Job(config, work)
-    job.run(asking.POOL)
-    job.run(asking.BANK)
+    job.run(pooling.POOL)
+    job.run(pooling.BANK)
   shard = next((tmp_path / "bank").glob("*.npy"))
   shard.write_bytes(shard.read_bytes()[:-100])
   with pytest.raises(errors.EcosError, match=re.escape(str(shard))):
@@ -601,7 +602,7 @@ def test_a_redone_response_has_the_noise_that_is_asked_for_now(
     shutil.rmtree(copy / stage)
   with workdir_lib.Workdir(copy) as work:
     job = stages.Job(other, work)
-    for stage in (asking.POOL, asking.BANK, *asking.LAST):
+    for stage in (pooling.POOL, pooling.BANK, *asking.LAST):
       job.run(stage)
   name = Path("response", "response.safetensors")
   assert (copy / name).read_bytes() != (path / name).read_bytes()
