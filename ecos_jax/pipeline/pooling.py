@@ -134,6 +134,9 @@ POOL = Stage(
     FIELDS.data.train_images,
     FIELDS.data.test_images,
     FIELDS.data.persons,
+    FIELDS.data.clients,
+    FIELDS.data.alpha,
+    FIELDS.data.client_images,
     FIELDS.seed,
   ),
   # Listings of folders, checked for unreadable files, are kept.

@@ -30,7 +30,11 @@ def test_a_study_is_valid_in_full_and_named_for_its_file(name):
   study = _get_config(name, "")
   study.validate()
   assert study.name == name
-  own = {"icons": icons.THEMES, "persons": ("mnist_m",)}
+  own = {
+    "icons": icons.THEMES,
+    "persons": ("mnist_m",),
+    "clients": ("usps", "mnist", "mnist_m", "synthdigits"),
+  }
   clients = own.get(name, digits.DOMAINS)
   assert {t.config.data.client for t in study.trials()} == set(clients)
   with pytest.raises(errors.ConfigError, match="valid: smoke"):
