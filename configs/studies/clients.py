@@ -38,7 +38,7 @@ def get_config(argument: str = "") -> plan.Study:
     *("data.clients", "data.client_images", "data.alpha"),
   )
   metrics = ("accuracy", "mean_client", "worst_client", "share", "signal")
-  return digits.study(
+  study = digits.study(
     __file__,
     argument,
     title="Several clients",
@@ -59,6 +59,8 @@ def get_config(argument: str = "") -> plan.Study:
       *digits.by_client(rows, "accuracy", "share"),
     ),
   )
+  study.sampling.density_power = 0.5
+  return study
 
 
 # Those with more than 30 times 120 images for clients.
@@ -71,7 +73,8 @@ is also what 30 clients would reach if their sum had the noise of one.
 *alpha* is the concentration of the Dirichlet distribution from which each
 client draws its classes: with 100 they are alike, with 0.1 most have one class
 or two. *Mean client* and *worst client* are accuracies on test images with the
-classes of each client. *Signal* is the part of the sum that is not noise, as
-the cloud estimates it. Budget 1,000, 1,000 steps of 32 images, split `id_ood`,
+classes of each client. *Signal* is the share of the squares of the sum's
+numbers that noise does not explain; summaries measure the squared distance to
+the pool's own votes instead. Quotas had a = 0.5. Budget 1,000, 1,000 steps of 32 images, split `id_ood`,
 seed 1, and seed 2 for two rows.
 """
