@@ -75,6 +75,6 @@ client draws its classes: with 100 they are alike, with 0.1 most have one class
 or two. *Mean client* and *worst client* are accuracies on test images with the
 classes of each client. *Signal* is the share of the squares of the sum's
 numbers that noise does not explain; summaries measure the squared distance to
-the pool's own votes instead. Quotas had a = 0.5. Budget 1,000, 1,000 steps of 32 images, split `id_ood`,
-seed 1, and seed 2 for two rows.
+the pool's own votes instead. Quotas had a = 0.5. Budget 1,000, 1,000 steps of
+32 images, split `id_ood`, seed 1, and seed 2 for two rows.
 """
