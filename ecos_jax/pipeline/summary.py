@@ -343,6 +343,7 @@ def text(summary: Summary, workdir: Path) -> str:
     files.append(
       f"proxy/{selection.INDEX}" if index else "proxy/dataset (TFDS)"
     )
+    files.append(f"proxy/{selection.LIST}")
   rows = {}
   if summary.classes:
     rows["classes"] = _classes(summary.classes)
