@@ -17,6 +17,8 @@ from ecos_jax.clustering import chunks
 
 _NEWTON_STEPS = 20
 _LEAST_GAIN = 1e-9
+# Of a density at a sample: sums of so large ones are finite.
+_MOST_LOG = 600.0
 # Of a cluster's log density, beyond what votes say, before it is known.
 _LEVEL_VARIANCE = 2.0
 
@@ -99,11 +101,16 @@ class Density(NamedTuple):
     rows, _ = chunks.plan(features.shape, len(self.tilt), mesh)
     result = np.zeros(size)
     for start, valid, chunk in chunks.read(features, rows, mesh):
-      values = np.exp(self.log_at(chunk.astype(jnp.float32))[:valid])
+      logs = self.log_at(chunk.astype(jnp.float32))[:valid]
       labels = np.asarray(assignment[start : start + valid])
       known = labels >= 0
-      result += np.bincount(labels[known], values[known], size)
-    return result if self.levels is None else result * np.exp(self.levels)
+      logs, labels = logs[known], labels[known]
+      # Either alone may be too large for exp.
+      if self.levels is not None:
+        logs = logs + self.levels[labels]
+      values = np.exp(np.minimum(logs, _MOST_LOG))
+      result += np.bincount(labels, values, size)
+    return result
 
 
 def fit(

@@ -115,3 +115,7 @@ def test_densities_are_added_up_in_clusters():
   each = np.exp(density.log_at(features))
   expected = [each[assignment == r].sum() for r in range(5)]
   np.testing.assert_allclose(got, expected, rtol=1e-5)
+  # Far votes and a low level make a usual density, however large each is.
+  far = density._replace(offset=0.3 - 900, levels=np.full(5, -900.0))
+  got = far.in_clusters(banks.Rows(features), assignment, 5)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
