@@ -180,31 +180,7 @@ def samples(
       not for an answer about directions.
   """
   options = options.resolved()
-  at: density_lib.Density | None = None
-  if answer.sums is not None and book.directions is not None:
-    wrong = checks.errors_with_directions(options)
-    if wrong:
-      raise errors.ConfigError("; ".join(wrong))
-    # The noise of the classes adds up with their votes.
-    total = answer.sums.sum(axis=0)
-    scale = answer.scale * len(answer.sums) ** 0.5
-    counts = None
-    if answer.scores is not None:
-      counts = density_lib.Counts(
-        answer.scores, answer.sigma, book.assignment, book.sizes
-      )
-    at = density_lib.fit(
-      features, book.directions, answer.votes, total, scale, key, counts
-    )
-    means = at.means
-    votes = at.in_clusters(features, book.assignment, len(book.sizes))
-  else:
-    assert answer.scores is not None
-    voters = max(float(answer.scores.sum()), 1.0)
-    means = worth_lib.Means.of_counts(
-      answer.scores, book.sizes, answer.sigma, voters
-    )
-    votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
+  at, means, votes = _estimated(features, book, answer, options, key)
   density = scores_lib.density(votes, book.sizes)
   power = options.density_power
   if power is None:
@@ -238,6 +214,48 @@ def samples(
     np.where(clusters < 0, 0, shares[clusters]).astype(np.float32),
     worth_lib.estimate(means, np.concatenate(own)),
   )
+
+
+def _estimated(
+  features: chunks.Features,
+  book: codebook_lib.Codebook,
+  answer: question_lib.Combined,
+  options: config.Sampling,
+  key: jax.Array,
+) -> tuple[density_lib.Density | None, worth_lib.Means, np.ndarray]:
+  """Returns the density, the client's mean votes, and its votes by cluster.
+
+  The density is known at every sample if the answer is about directions, and
+  otherwise None; the votes are float64 [R], up to a factor.
+
+  Raises:
+    EcosError: The rule is not for an answer about directions, or leaves no
+      cluster.
+  """
+  if answer.sums is None or book.directions is None:
+    assert answer.scores is not None
+    voters = max(float(answer.scores.sum()), 1.0)
+    means = worth_lib.Means.of_counts(
+      answer.scores, book.sizes, answer.sigma, voters
+    )
+    votes = scores_lib.votes(answer.scores, book.sizes, answer.sigma, options)
+    return None, means, votes
+  wrong = checks.errors_with_directions(options)
+  if wrong:
+    raise errors.ConfigError("; ".join(wrong))
+  # The noise of the classes adds up with their votes.
+  total = answer.sums.sum(axis=0)
+  scale = answer.scale * len(answer.sums) ** 0.5
+  counts = None
+  if answer.scores is not None:
+    counts = density_lib.Counts(
+      answer.scores, answer.sigma, book.assignment, book.sizes
+    )
+  at = density_lib.fit(
+    features, book.directions, answer.votes, total, scale, key, counts
+  )
+  votes = at.in_clusters(features, book.assignment, len(book.sizes))
+  return at, at.means, votes
 
 
 def _without(
