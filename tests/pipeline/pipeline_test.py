@@ -610,6 +610,7 @@ def test_a_redone_response_has_the_noise_that_is_asked_for_now(
 
 def test_persons_are_the_unit_of_a_simulated_client(tmp_path):
   config = _config()
+  config.codebook.question = config_lib.Question.COUNTS
   config.privacy.unit, config.data.persons = config_lib.Unit.PERSON, 10
   config.privacy.insecure_noise_seed = None
   config.train.steps = 0
