@@ -115,6 +115,8 @@ def job_flags():
     f"--workdir={path}",
     "--config.bank.shard_rows=200",
     "--config.privacy.insecure_noise_seed=3",
+    # With its two messages more.
+    "--config.labelling.by=knn",
   )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import answering
@@ -246,7 +247,12 @@ class Client:
         mechanisms.Mechanism(query.terms, seed, query.bins, query.weight),
         self._account(i),
       )
-      answers.append(answered.answer)
+      answer = answered.answer
+      if seed is not None:
+        # A seed makes the same answer in every run: its id is not the ledger's.
+        who = files.digest(str(seed).encode(), query.digest.encode())[:32]
+        answer = dataclasses.replace(answer, client=who)
+      answers.append(answer)
     return answers
 
   def _earlier(self, exchange: Exchange) -> list[Path]:

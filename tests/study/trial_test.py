@@ -56,11 +56,6 @@ def test_a_trial_ends_as_a_run_alone(trials, tmp_path):
   )
   for name in (*_SHARED, "response", "proxy", "model"):
     own, other = _stage(one / name), _stage(alone / name)
-    # A response has an id of its ledger, which is random.
-    for stage in (own, other):
-      stage["identity"]["inputs"].pop("response", None)
-      if name == "response":
-        del stage["result"]["digest"]
     assert own["identity"] == other["identity"]
     if name != "model":  # whose result has speeds
       assert own["result"] == other["result"]
