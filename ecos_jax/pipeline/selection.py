@@ -99,8 +99,9 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
     size=size,
     client_share=share,
     labelled=int((labels >= 0).sum()),
-    signal=None if worth is None else worth.signal,
-    nearer=None if worth is None else worth.nearer,
+    # Numbers of processes differ by rounding.
+    signal=None if worth is None else round(worth.signal, 4),
+    nearer=None if worth is None else round(worth.nearer, 4),
   )
 
 
