@@ -228,6 +228,7 @@ def create(
   delta: float = 1e-5,
   relation: str = config.Relation.ADD_REMOVE.value,
   unit: str = config.Unit.SAMPLE.value,
+  insecure_client: str | None = None,
 ) -> Guarantee:
   """Makes a ledger and returns its guarantee, which nothing changes later.
 
@@ -240,6 +241,8 @@ def create(
     delta: The delta of (epsilon, delta).
     relation: `add_remove` or `replace_one`: what epsilon hides.
     unit: As in `Guarantee`.
+    insecure_client: For tests and studies: 32 hex digits in place of the random
+      bits that tell this ledger from all others.
 
   Raises:
     EcosError: An argument is out of range, or the file has another guarantee or
@@ -253,7 +256,7 @@ def create(
     lines = records.parse(file.read(), path)
     if lines is None:
       file.truncate(0)
-      _write(file, records.guarantee_line(guarantee)[0])
+      _write(file, records.guarantee_line(guarantee, insecure_client)[0])
     elif lines.guarantee != guarantee:
       raise LedgerError(
         f"`ledger`: {path} is there, and its budget is {lines.guarantee}: use "

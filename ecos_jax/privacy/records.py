@@ -166,18 +166,24 @@ def _line(values: dict[str, Any]) -> tuple[bytes, str]:
   return checksum.encode() + b" " + text + b"\n", checksum
 
 
-def guarantee_line(guarantee: Guarantee) -> tuple[bytes, str]:
+def guarantee_line(
+  guarantee: Guarantee, insecure_client: str | None = None
+) -> tuple[bytes, str]:
   """Returns the first line of a ledger, and its checksum.
 
   The line also fixes the filter, so that another version of this program counts
   as this one does, and 128 random bits that tell this ledger from all others.
+
+  Args:
+    guarantee: What the ledger promises.
+    insecure_client: 32 hex digits in place of the random bits, for tests.
   """
   values: dict[str, Any] = dataclasses.asdict(guarantee)
   chosen = filter_lib.Filter.of(guarantee.max_epsilon, guarantee.delta)
   values["filter"] = dataclasses.asdict(chosen)
   if math.isinf(guarantee.max_epsilon):  # which JSON lacks
     values["max_epsilon"] = None
-  values["client"] = secrets.token_hex(16)
+  values["client"] = insecure_client or secrets.token_hex(16)
   return _line({"version": VERSION, **values})
 
 
