@@ -130,6 +130,7 @@ def parse(text: str) -> Spec:
 
 
 def _expanded(path: str) -> str:
+  # Text in, text out: a Path would make one slash of the two in an address.
   return path if "://" in path else os.path.expanduser(path)  # noqa: PTH111
 
 

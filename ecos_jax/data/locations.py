@@ -109,6 +109,7 @@ def find(
   found.sort(key=lambda file: files.natural(file.name))
   name = root.rstrip("/").rpartition("/")[2]
   if len(found) == 1 and path == found[0].path:
+    # It may lie at an address, which is no path of this machine.
     name = os.path.splitext(found[0].name)[0]  # noqa: PTH122
   return Found(files.printable(name), found)
 

@@ -42,7 +42,7 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
   config, method = job.config, job.config.sampling.method
   yield pooling.POOL
   if job[pooling.POOL].named != pooling.named(config.data):
-    # The same data elsewhere: this is an error if they are others.
+    # They lie elsewhere now: reading them raises if they are others.
     job.problem  # noqa: B018
   checks.check_pool(config, job[pooling.POOL].size)
   if method is not config_lib.Method.LOCAL:
