@@ -207,9 +207,20 @@ def _neighbours(centroids: np.ndarray, clusters: list[int]) -> np.ndarray:
   return np.argpartition(gaps, k - 1, axis=1)[:, :k]
 
 
-def _density(
-  features: np.ndarray, centroids: np.ndarray, density: np.ndarray
-) -> np.ndarray:
+@jax.jit
+def _products(features: jax.Array, centroids: jax.Array) -> jax.Array:
+  """Returns the inner products in each set, float32 [g, m, k].
+
+  Args:
+    features: float32 [g, m, d].
+    centroids: float32 [g, k, d].
+  """
+  return jnp.einsum(
+    "gmd,gkd->gmk", features, centroids, precision=jax.lax.Precision.HIGHEST
+  )
+
+
+def _density(gaps: np.ndarray, density: np.ndarray) -> np.ndarray:
   """Returns the density at samples, [m], interpolated between clusters.
 
   The mean of their densities with the weights exp(-(a - a_min) / s), where a is
@@ -217,19 +228,48 @@ def _density(
   a - a_min for the third nearest centroid.
 
   Args:
-    features: float32 [m, d].
-    centroids: float32 [k, d].
-    density: float64 [k], of their clusters.
+    gaps: float32 [m, k], squared distances to the centroids of the clusters, up
+      to a number for each sample.
+    density: float64 [k], of the clusters.
   """
-  gaps = (centroids**2).sum(axis=1) - 2 * features @ centroids.T
-  gaps -= gaps.min(axis=1, keepdims=True)
-  third = min(2, len(centroids) - 1)
+  gaps = gaps - gaps.min(axis=1, keepdims=True)
+  third = min(2, len(density) - 1)
   third = np.sort(np.partition(gaps, third, axis=1)[:, third])
   # Their median; np.median is slow on so few.
   middle = third[[(len(third) - 1) // 2, len(third) // 2]].mean()
   scale = max(float(middle), np.finfo(np.float32).tiny)
   weights = np.exp(-gaps / scale)
   return weights @ density / weights.sum(axis=1)
+
+
+def _at(
+  padded: np.ndarray,
+  lengths: list[int],
+  clusters: list[int],
+  centroids: np.ndarray,
+  density: np.ndarray | density_lib.Density,
+) -> list[np.ndarray]:
+  """Returns the density, or its logarithm, at samples of each cluster, [m].
+
+  Args:
+    padded: float32 [g, w, d], samples of each cluster and zeros.
+    lengths: Numbers m of samples of the clusters; g at most.
+    clusters: Their indices.
+    centroids: float32 [R, d].
+    density: As in `decompress`; the logarithm is that of a `Density`.
+  """
+  sets, width, d = padded.shape
+  if isinstance(density, density_lib.Density):
+    logs = density.log_at(padded.reshape(-1, d)).reshape(sets, width)
+    return [logs[i, :m] for i, m in enumerate(lengths)]
+  around = _neighbours(centroids, clusters)
+  near = np.zeros((sets, around.shape[1], d), np.float32)
+  near[: len(clusters)] = centroids[around]
+  gaps = np.square(near).sum(axis=2)[:, None]
+  gaps = gaps - 2 * np.asarray(_products(padded, near))
+  return [
+    _density(gaps[i, :m], density[around[i]]) for i, m in enumerate(lengths)
+  ]
 
 
 def _gaps(features: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -257,20 +297,16 @@ def _ordered(
     order = np.full((sets, width), width)
     nearest = np.full((sets, width), -np.inf, np.float32)
     first = np.zeros(sets, np.int32)
-    weights = None
-    if isinstance(density, density_lib.Density):
-      weights = np.ones((sets, width), np.float32)
     members = [np.sort(candidates[r]) for r in clusters]
     taken = chunks.take(features, np.concatenate(members))
     parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
+    for i, part in enumerate(parts):
+      padded[i, : len(part)] = part
+    lengths = [len(part) for part in parts]
+    at = _at(padded, lengths, clusters, book.centroids, density)
+    weights = None
     if isinstance(density, density_lib.Density):
-      at = [density.log_at(part) for part in parts]
-    else:
-      around = _neighbours(book.centroids, clusters)
-      at = [
-        _density(part, book.centroids[near], density[near])
-        for part, near in zip(parts, around, strict=True)
-      ]
+      weights = np.ones((sets, width), np.float32)
     for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
       # The candidates are in random order: their places among sorted rows.
       ranks = np.argsort(candidates[r])
@@ -282,7 +318,6 @@ def _ordered(
         int(quotas[r]),
         options,
       )
-      padded[i, : len(part)] = part
       nearest[i, among] = np.inf
       first[i] = among[0]
       if weights is not None:
