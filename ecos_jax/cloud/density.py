@@ -81,7 +81,8 @@ class Density(NamedTuple):
     Args:
       features: float32 [n, d].
     """
-    return self.cast(features) @ self.tilt - self.offset
+    # Not by a BLAS, whose threads wait for one another on a busy machine.
+    return np.einsum("np,p->n", self.cast(features), self.tilt) - self.offset
 
   def in_clusters(
     self, features: chunks.Features, assignment: np.ndarray, size: int

@@ -28,9 +28,11 @@ from ecos_jax.clustering import start as start_lib
 
 _CANDIDATES_PER_SAMPLE = 8
 _MIN_CANDIDATES = 4096
-# Rows of the assignment to read at a time, and candidates to compare at a time.
+# Rows of the assignment to read at a time.
 _SCAN_ROWS = 1 << 22
+# Candidates to compare at a time: on a CPU they stay in its cache.
 _GROUP_ROWS = 1 << 15
+_CPU_GROUP_ROWS = 1 << 12
 _MIN_WIDTH = 64
 # The density at a sample is interpolated between so many nearby clusters.
 _NEIGHBOURS = 8
@@ -120,7 +122,7 @@ def _candidates(
     rows = np.flatnonzero(ranks < bound[labels])
     found.append((labels[rows], ranks[rows], start + rows))
   labels, ranks, rows = map(np.concatenate, zip(*found, strict=True))
-  order = np.lexsort((ranks, labels))
+  order = np.argsort(labels + ranks)
   ends = np.searchsorted(labels[order], np.arange(len(sizes) + 1))
   return [
     rows[order[begin : min(begin + limit, end)]]
@@ -141,9 +143,10 @@ def _groups(
   widths = np.maximum(_round_up_to_power_of_two(lengths), _MIN_WIDTH)
   order = np.lexsort((-quotas, widths))
   order = order[(quotas > 0)[order]]
+  rows = _CPU_GROUP_ROWS if jax.default_backend() == "cpu" else _GROUP_ROWS
   for width in np.unique(widths[order]):
     clusters = order[widths[order] == width]
-    sets = max(_GROUP_ROWS // int(width), 1)
+    sets = max(rows // int(width), 1)
     sets = min(sets, int(_round_up_to_power_of_two(len(clusters))))
     for first in range(0, len(clusters), sets):
       yield clusters[first : first + sets].tolist(), sets, int(width)

@@ -194,7 +194,7 @@ def test_decompress_is_independent_of_block_sizes(within, monkeypatch):
   arguments = (bank, assignment, centroids, np.minimum(QUOTAS, 9), within)
   expected = decompress(*arguments, likely=0.8, central=0.7)
   monkeypatch.setattr(sampling, "_SCAN_ROWS", 7)
-  monkeypatch.setattr(sampling, "_GROUP_ROWS", 64)
+  monkeypatch.setattr(sampling, "_CPU_GROUP_ROWS", 64)
   np.testing.assert_array_equal(
     decompress(*arguments, likely=0.8, central=0.7), expected
   )
