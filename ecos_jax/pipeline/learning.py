@@ -12,7 +12,6 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import files
 from ecos_jax.config import limits
-from ecos_jax.data import loader
 from ecos_jax.models import delivery
 from ecos_jax.models import size
 from ecos_jax.pipeline import asking

@@ -324,7 +324,7 @@ def dataset(job: Job, stage: Stage) -> loader.Samples:
 def semi_supervised(
   job: Job, labelled: loader.Samples, indices: np.ndarray
 ) -> tasks.Task:
-  """Returns the task of labelled samples, with unlabelled ones if there are any.
+  """Returns the task of labelled samples, with unlabelled ones if wanted.
 
   Args:
     job: The run.
