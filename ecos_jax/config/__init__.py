@@ -262,9 +262,9 @@ class Train:
   unlabelled_ratio: int = number(0, "[0, inf)")
   """FixMatch: unlabelled images for each labelled one; 0: supervised only."""
   unlabelled: Unlabelled = Unlabelled.ALL
-  """FixMatch: the unlabelled images are `all` of the pool without a label, those
-  in the `covered` clusters (the densest with 95 % of the client's votes), or the
-  `abstained`: samples of the proxy that the client did not label."""
+  """FixMatch: the unlabelled images are `all` of the pool without a label;
+  those in the `covered` clusters, the densest with 95 % of the client's votes;
+  or the `abstained`, samples of the proxy that the client did not label."""
   confidence: float = number(0.95, "(0, 1]")
   """FixMatch: the least probability of a pseudo-label."""
   log_every: int = number(100, "[1, inf)")
