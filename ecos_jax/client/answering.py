@@ -1,10 +1,10 @@
 """How a client answers, scores or labels: one procedure for both.
 
-What is checked comes first, then the ledger, the budget and the consent; only
-then are the private data encoded, and the answer is in the ledger before
-anybody sees it. Before the consent the data are opened and counted, so that
-their owner is told if the answer would be little but noise. The same question
-at the same terms gets the stored answer and costs nothing.
+First the question is checked, then the budget in the ledger. Then the data are
+opened and counted, and their owner is asked for consent, and told if the answer
+would be little but noise. Only then are the data encoded. The answer is in the
+ledger before anybody sees it. The same question at the same terms gets the
+stored answer and costs nothing.
 
     >>> import pathlib, tempfile
     >>> random = np.random.default_rng(0)
@@ -169,7 +169,9 @@ def label(
     epsilon: The most that these labels may cost: it decides how many are given.
     terms: What to label with; None for the terms that the request proposes.
       Delta, relation and unit are the ledger's in any case.
-    persons, name, insecure_noise_seed: As in `answer`.
+    persons: As in `answer`.
+    name: As in `answer`.
+    insecure_noise_seed: As in `answer`.
 
   Raises:
     EcosError: The request or a term is refused, the ledger is missing or
@@ -211,14 +213,11 @@ def mechanism_of(
 
 
 def label_terms(
-  terms: messages.LabelTerms, guarantee: ledger_lib.Guarantee
+  terms: messages.LabelTerms, fixed: ledger_lib.Guarantee
 ) -> messages.LabelTerms:
   """Returns terms with the delta, the relation and the unit of a ledger."""
   return dataclasses.replace(
-    terms,
-    delta=guarantee.delta,
-    relation=guarantee.relation,
-    unit=guarantee.unit,
+    terms, delta=fixed.delta, relation=fixed.relation, unit=fixed.unit
   )
 
 
@@ -232,8 +231,8 @@ def _opener(
   """Returns what opens the data; arguments as of `answer`.
 
   Raises:
-    EcosError: The ledger hides persons and `persons` is None, or it hides
-      samples and `persons` is given.
+    EcosError: `persons` is given, and the ledger hides samples; or not, and it
+      hides persons.
   """
   if (persons is None) != (guarantee.unit == config.Unit.SAMPLE.value):
     raise errors.EcosError(
@@ -385,10 +384,9 @@ def _settle(
     told = filter(None, (planned.text, cost, warning))
     account.consent("\n".join(told))
     answer = planned.draw(private)
-    now = datetime.datetime.now(datetime.UTC)
     book.append(
       ledger_lib.Entry(
-        time=now.isoformat(timespec="seconds"),
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         data=account.name,
         query_digest=question.digest,
         terms=key,
