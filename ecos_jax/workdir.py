@@ -35,6 +35,8 @@ _STARTED = "started.json"
 _IDENTITY = {"config": dict, "inputs": dict}
 _LOCK = ".lock"
 _FULL_DISK_BYTES = 1 << 20
+# Whose versions a manifest records.
+_PACKAGES = "ecos_jax", "jax", "flax", "optax", "numpy"
 
 
 class WorkdirError(errors.EcosError):
@@ -58,10 +60,10 @@ class Stage(NamedTuple):
 
 
 def damaged(path: Path, why: str = "") -> WorkdirError:
-  """Returns an error that an artefact of a stage is damaged.
+  """Returns the error about a damaged artefact.
 
   Args:
-    path: The artefact, in the folder of the stage.
+    path: The artefact, in the folder of its stage.
     why: The reason, if it is known.
   """
   reason = f" ({why})" if why else ""
@@ -157,11 +159,6 @@ class _Result(dict[str, Any]):
     raise damaged(self._manifest, f"it has no {field}")
 
 
-def _versions() -> dict[str, str]:
-  packages = ("ecos_jax", "jax", "flax", "optax", "numpy")
-  return {name: importlib.metadata.version(name) for name in packages}
-
-
 class Workdir:
   """The folder of one run, locked against a second job."""
 
@@ -176,12 +173,10 @@ class Workdir:
     """
     self.path = path.absolute()
     self._lock = None
-    holder = distributed.first(self._acquire)
-    try:
-      shared = (self.path / _LOCK).read_text() == holder
-    except OSError:
-      shared = False
-    if not shared:
+    holder, found = distributed.first(self._acquire), ""
+    with contextlib.suppress(OSError):
+      found = (self.path / _LOCK).read_text()
+    if found != holder:
       raise WorkdirError(
         f"`workdir`={path} on {socket.gethostname()} is not the folder that "
         "process 0 has: it must be on a file system that all processes see"
@@ -211,11 +206,8 @@ class Workdir:
         f"`workdir`={self.path} is in use by {holder}: wait for it, or take "
         "another `workdir`"
       )
-    now = datetime.datetime.now(datetime.UTC)
-    holder = (
-      f"process {os.getpid()} on {socket.gethostname()} since "
-      f"{now:%Y-%m-%d %H:%M:%S} UTC\n"
-    )
+    now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
     self._lock.truncate(0)
     self._lock.write(holder)
     self._lock.flush()
@@ -235,10 +227,10 @@ class Workdir:
     return (self.path / name / MANIFEST).exists()
 
   def discard(self, name: str) -> list[str]:
-    """Makes a stage unfinished, and removes all that was made from it.
+    """Makes a stage unfinished, and removes the stages that were made from it.
 
-    The stage keeps its files. It is the last one that is touched, so that a
-    call that is cut off can be repeated.
+    The stage keeps its files. Its manifest goes last: after a kill the same
+    call does the rest.
 
     Returns:
       The names of the stages, that one first.
@@ -258,7 +250,7 @@ class Workdir:
         if known in inputs and other not in names
       ]
     for other in reversed(names[1:]):
-      # A part of a stage is not to be seen.
+      # Renamed first: no stage is ever seen half removed.
       hidden = self.path / f".{other}.removed"
       if hidden.exists():
         shutil.rmtree(hidden)
@@ -301,19 +293,17 @@ class Workdir:
         lambda: self._begin(path, identity, resumable)
       )
       if manifest is not None:
-        # Process 0 sends it as JSON.
+        # What process 0 sent the others is a plain dict.
         result = _Result(path / MANIFEST, manifest["result"])
         return Stage(path, result, manifest["seconds"], skipped=True)
       begin = time.monotonic()
-      if together:
-        result = work(path)
-        manifest = distributed.first(
-          lambda: self._finish(path, identity, result, begin)
-        )
-      else:
-        manifest = distributed.first(
-          lambda: self._finish(path, identity, work(path), begin)
-        )
+      ours = work(path) if together else None
+
+      def finish() -> dict[str, Any]:
+        result = work(path) if ours is None else ours
+        return self._finish(path, identity, result, begin)
+
+      manifest = distributed.first(finish)
     return Stage(path, manifest["result"], manifest["seconds"], skipped=False)
 
   def _begin(
@@ -345,7 +335,9 @@ class Workdir:
       "identity": identity,
       "result": result,
       "seconds": round(time.monotonic() - begin, 3),
-      "versions": _versions(),
+      "versions": {
+        name: importlib.metadata.version(name) for name in _PACKAGES
+      },
     }
     # Artefacts reach the disk before the manifest that vouches for them.
     files.sync_tree(path)
