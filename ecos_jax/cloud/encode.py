@@ -26,6 +26,7 @@ from ecos_jax import threads
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import storage
 from ecos_jax.clustering import centring
+from ecos_jax.data import array_files
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -295,13 +296,7 @@ def _adopt(folder: storage.Folder, file: str, size: int, start: int):
   path = Path(link).resolve() if Path(link).is_symlink() else link
   try:
     with folder.fs.open(link, "rb") as stream:
-      version = np.lib.format.read_magic(stream)
-      read_header = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-      )
-      shape, fortran, dtype = read_header(stream)
+      shape, fortran, dtype = array_files.header(stream)
       offset = stream.tell()
   except ValueError:
     raise storage.BankError(f"{path} is no .npy file of numbers") from None

@@ -50,7 +50,7 @@ from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
-from ecos_jax.data import images as image_files
+from ecos_jax.data import array_files
 from ecos_jax.data import pools
 from ecos_jax.data import tfds_split
 
@@ -81,7 +81,7 @@ def _read(folder: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
       "optdigits.npz; leave it out to use embedded images"
     )
   with errors.about("data.dir", folder):
-    return path, image_files.read_arrays(path)
+    return path, array_files.read(path)
 
 
 def _checked(

@@ -1,6 +1,7 @@
 """Small images as files, in a tar file or a table, for tests."""
 
 import io
+from pathlib import Path
 import tarfile
 
 import numpy as np
@@ -49,3 +50,12 @@ def write_parquet(made: pyarrow.Table, rows: int = 7) -> bytes:
   out = io.BytesIO()
   parquet.write_table(made, out, row_group_size=rows)
   return out.getvalue()
+
+
+def write_arrow(made: pyarrow.Table, path: Path, rows: int = 9) -> None:
+  """Writes an Arrow file with `rows` rows in a record batch."""
+  with (
+    pyarrow.OSFile(str(path), "wb") as file,
+    pyarrow.ipc.new_stream(file, made.schema) as writer,
+  ):
+    writer.write_table(made, max_chunksize=rows)
