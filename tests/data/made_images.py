@@ -59,3 +59,14 @@ def write_arrow(made: pyarrow.Table, path: Path, rows: int = 9) -> None:
     pyarrow.ipc.new_stream(file, made.schema) as writer,
   ):
     writer.write_table(made, max_chunksize=rows)
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+  """Returns random uint8 pixels."""
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, **options) -> None:
+  """Writes an image file, and makes its folder if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path, **options)
