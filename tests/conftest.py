@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import functools
+import gc
 import itertools
 import json
 import os
@@ -26,7 +27,13 @@ def pytest_sessionstart(session):
   if not hasattr(session.config, "workerinput"):  # not in each worker
     for file in _COMPILED.glob("*-cache"):
       if time.time() - file.stat().st_mtime > _KEPT_SECONDS:
-        file.unlink()
+        file.unlink(missing_ok=True)
+
+
+def pytest_collection_finish(session):
+  del session
+  # What is imported stays: the garbage collector need not look at it again.
+  gc.freeze()
 
 
 class _Job:
