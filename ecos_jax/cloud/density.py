@@ -67,9 +67,7 @@ class Density(NamedTuple):
     Args:
       features: float32 [n, d].
     """
-    return np.asarray(
-      directions_lib.votes(features, *self.directions, self.votes)
-    )
+    return directions_lib.votes(features, *self.directions, self.votes)
 
   def without(self, offset: np.ndarray) -> "Density":
     """Returns the same density for features minus an offset, float32 [d]."""
@@ -83,7 +81,8 @@ class Density(NamedTuple):
     Args:
       features: float32 [n, d].
     """
-    return self.cast(features) @ self.tilt - self.offset
+    # Not by a BLAS, whose threads wait for one another on a busy machine.
+    return np.einsum("np,p->n", self.cast(features), self.tilt) - self.offset
 
   def in_clusters(
     self, features: chunks.Features, assignment: np.ndarray, size: int
@@ -153,7 +152,7 @@ def fit(
   cast = directions_lib.votes(
     chunks.take(features, rows), *directions, votes_of_sample
   )
-  pool = np.asarray(cast).astype(np.float64)
+  pool = cast.astype(np.float64)
   # Fewer voters than this are lost in the noise, whatever they voted.
   voters = max(float(sums[-1]), scale, 1.0)
   mean = pool.mean(axis=0)

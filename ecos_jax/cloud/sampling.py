@@ -28,9 +28,11 @@ from ecos_jax.clustering import start as start_lib
 
 _CANDIDATES_PER_SAMPLE = 8
 _MIN_CANDIDATES = 4096
-# Rows of the assignment to read at a time, and candidates to compare at a time.
+# Rows of the assignment to read at a time.
 _SCAN_ROWS = 1 << 22
+# Candidates to compare at a time: on a CPU they stay in its cache.
 _GROUP_ROWS = 1 << 15
+_CPU_GROUP_ROWS = 1 << 12
 _MIN_WIDTH = 64
 # The density at a sample is interpolated between so many nearby clusters.
 _NEIGHBOURS = 8
@@ -120,7 +122,7 @@ def _candidates(
     rows = np.flatnonzero(ranks < bound[labels])
     found.append((labels[rows], ranks[rows], start + rows))
   labels, ranks, rows = map(np.concatenate, zip(*found, strict=True))
-  order = np.lexsort((ranks, labels))
+  order = np.argsort(labels + ranks)
   ends = np.searchsorted(labels[order], np.arange(len(sizes) + 1))
   return [
     rows[order[begin : min(begin + limit, end)]]
@@ -141,9 +143,10 @@ def _groups(
   widths = np.maximum(_round_up_to_power_of_two(lengths), _MIN_WIDTH)
   order = np.lexsort((-quotas, widths))
   order = order[(quotas > 0)[order]]
+  rows = _CPU_GROUP_ROWS if jax.default_backend() == "cpu" else _GROUP_ROWS
   for width in np.unique(widths[order]):
     clusters = order[widths[order] == width]
-    sets = max(_GROUP_ROWS // int(width), 1)
+    sets = max(rows // int(width), 1)
     sets = min(sets, int(_round_up_to_power_of_two(len(clusters))))
     for first in range(0, len(clusters), sets):
       yield clusters[first : first + sets].tolist(), sets, int(width)
@@ -207,9 +210,20 @@ def _neighbours(centroids: np.ndarray, clusters: list[int]) -> np.ndarray:
   return np.argpartition(gaps, k - 1, axis=1)[:, :k]
 
 
-def _density(
-  features: np.ndarray, centroids: np.ndarray, density: np.ndarray
-) -> np.ndarray:
+@jax.jit
+def _products(features: jax.Array, centroids: jax.Array) -> jax.Array:
+  """Returns the inner products in each set, float32 [g, m, k].
+
+  Args:
+    features: float32 [g, m, d].
+    centroids: float32 [g, k, d].
+  """
+  return jnp.einsum(
+    "gmd,gkd->gmk", features, centroids, precision=jax.lax.Precision.HIGHEST
+  )
+
+
+def _density(gaps: np.ndarray, density: np.ndarray) -> np.ndarray:
   """Returns the density at samples, [m], interpolated between clusters.
 
   The mean of their densities with the weights exp(-(a - a_min) / s), where a is
@@ -217,19 +231,48 @@ def _density(
   a - a_min for the third nearest centroid.
 
   Args:
-    features: float32 [m, d].
-    centroids: float32 [k, d].
-    density: float64 [k], of their clusters.
+    gaps: float32 [m, k], squared distances to the centroids of the clusters, up
+      to a number for each sample.
+    density: float64 [k], of the clusters.
   """
-  gaps = (centroids**2).sum(axis=1) - 2 * features @ centroids.T
-  gaps -= gaps.min(axis=1, keepdims=True)
-  third = min(2, len(centroids) - 1)
+  gaps = gaps - gaps.min(axis=1, keepdims=True)
+  third = min(2, len(density) - 1)
   third = np.sort(np.partition(gaps, third, axis=1)[:, third])
   # Their median; np.median is slow on so few.
   middle = third[[(len(third) - 1) // 2, len(third) // 2]].mean()
   scale = max(float(middle), np.finfo(np.float32).tiny)
   weights = np.exp(-gaps / scale)
   return weights @ density / weights.sum(axis=1)
+
+
+def _at(
+  padded: np.ndarray,
+  lengths: list[int],
+  clusters: list[int],
+  centroids: np.ndarray,
+  density: np.ndarray | density_lib.Density,
+) -> list[np.ndarray]:
+  """Returns the density, or its logarithm, at samples of each cluster, [m].
+
+  Args:
+    padded: float32 [g, w, d], samples of each cluster and zeros.
+    lengths: Numbers m of samples of the clusters; g at most.
+    clusters: Their indices.
+    centroids: float32 [R, d].
+    density: As in `decompress`; the logarithm is that of a `Density`.
+  """
+  sets, width, d = padded.shape
+  if isinstance(density, density_lib.Density):
+    logs = density.log_at(padded.reshape(-1, d)).reshape(sets, width)
+    return [logs[i, :m] for i, m in enumerate(lengths)]
+  around = _neighbours(centroids, clusters)
+  near = np.zeros((sets, around.shape[1], d), np.float32)
+  near[: len(clusters)] = centroids[around]
+  gaps = np.square(near).sum(axis=2)[:, None]
+  gaps = gaps - 2 * np.asarray(_products(padded, near))
+  return [
+    _density(gaps[i, :m], density[around[i]]) for i, m in enumerate(lengths)
+  ]
 
 
 def _gaps(features: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -257,20 +300,16 @@ def _ordered(
     order = np.full((sets, width), width)
     nearest = np.full((sets, width), -np.inf, np.float32)
     first = np.zeros(sets, np.int32)
-    weights = None
-    if isinstance(density, density_lib.Density):
-      weights = np.ones((sets, width), np.float32)
     members = [np.sort(candidates[r]) for r in clusters]
     taken = chunks.take(features, np.concatenate(members))
     parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
+    for i, part in enumerate(parts):
+      padded[i, : len(part)] = part
+    lengths = [len(part) for part in parts]
+    at = _at(padded, lengths, clusters, book.centroids, density)
+    weights = None
     if isinstance(density, density_lib.Density):
-      at = [density.log_at(part) for part in parts]
-    else:
-      around = _neighbours(book.centroids, clusters)
-      at = [
-        _density(part, book.centroids[near], density[near])
-        for part, near in zip(parts, around, strict=True)
-      ]
+      weights = np.ones((sets, width), np.float32)
     for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
       # The candidates are in random order: their places among sorted rows.
       ranks = np.argsort(candidates[r])
@@ -282,7 +321,6 @@ def _ordered(
         int(quotas[r]),
         options,
       )
-      padded[i, : len(part)] = part
       nearest[i, among] = np.inf
       first[i] = among[0]
       if weights is not None:

@@ -156,7 +156,7 @@ def _directions(
   rows = projection.sample(random, bank.shape[0], projection.ROWS)
   features = bank.take(rows)
   places = np.asarray(directions_lib.coordinates(features, *axes))
-  own = np.asarray(directions_lib.votes(features, *axes, count)).mean(axis=0)
+  own = directions_lib.votes(features, *axes, count).mean(axis=0)
   found = []
   for j in np.argsort(-np.abs(means - own))[:_DIRECTIONS].tolist():
     order = rows[np.argsort(places[:, j], kind="stable")]

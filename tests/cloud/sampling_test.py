@@ -194,7 +194,7 @@ def test_decompress_is_independent_of_block_sizes(within, monkeypatch):
   arguments = (bank, assignment, centroids, np.minimum(QUOTAS, 9), within)
   expected = decompress(*arguments, likely=0.8, central=0.7)
   monkeypatch.setattr(sampling, "_SCAN_ROWS", 7)
-  monkeypatch.setattr(sampling, "_GROUP_ROWS", 64)
+  monkeypatch.setattr(sampling, "_CPU_GROUP_ROWS", 64)
   np.testing.assert_array_equal(
     decompress(*arguments, likely=0.8, central=0.7), expected
   )
@@ -344,15 +344,14 @@ def test_density_is_interpolated():
   centroids = np.array([[0.0], [2], [10], [90]], np.float32)
   density = np.array([1.0, 3, 0, 100])
   features = np.array([[-50.0], [0], [1], [2]], np.float32)
-  got = sampling._density(features, centroids, density)
+  got = sampling._at(features[None], [4], [1], centroids, density)[0]
   gaps = (features - centroids[:, 0]) ** 2
   gaps -= gaps.min(axis=1, keepdims=True)
   weights = np.exp(-gaps / np.median(np.sort(gaps, axis=1)[:, 2]))
   expected = [w @ density / w.sum() for w in weights]
   np.testing.assert_allclose(got, expected, rtol=1e-4)
-  np.testing.assert_allclose(
-    sampling._density(features, centroids[:1], density[:1]), 1.0
-  )
+  alone = sampling._at(features[None], [4], [0], centroids[:1], density[:1])
+  np.testing.assert_allclose(alone[0], 1.0)
 
 
 def test_neighbours_are_the_nearest_centroids():
