@@ -44,11 +44,9 @@ class WorkdirError(errors.EcosError):
 
 
 class Stage(NamedTuple):
-  """A finished stage.
+  """A finished stage: its folder, and what its work returned.
 
   Attributes:
-    path: Its folder.
-    result: What its work returned.
     seconds: How long its work took.
     skipped: Whether an earlier call finished it.
   """
@@ -133,10 +131,9 @@ def read_manifest(stage: Path) -> dict[str, Any]:
 
 def _read_json(path: Path, **kinds: type) -> dict[str, Any]:
   """Returns the object in a JSON file whose fields have these types."""
-  try:
+  found: Any = None
+  with contextlib.suppress(ValueError):
     found = json.loads(path.read_bytes())
-  except ValueError:
-    raise damaged(path) from None
   if not _holds(found, **kinds):
     raise damaged(path)
   return found
@@ -252,8 +249,7 @@ class Workdir:
     for other in reversed(names[1:]):
       # Renamed first: no stage is ever seen half removed.
       hidden = self.path / f".{other}.removed"
-      if hidden.exists():
-        shutil.rmtree(hidden)
+      shutil.rmtree(hidden, ignore_errors=True)
       (self.path / other).rename(hidden)
       shutil.rmtree(hidden)
     (self.path / name / MANIFEST).unlink()
@@ -348,11 +344,9 @@ class Workdir:
   def _clear(self, path: Path) -> None:
     """Makes an empty folder, removing the files of an interrupted stage."""
     if path.exists():
-      left = [entry.name for entry in path.iterdir()]
-      half_written = f".{_STARTED}."
-      if _STARTED not in left and not all(
-        name.startswith(half_written) for name in left
-      ):
+      names = [entry.name for entry in path.iterdir()]
+      half_written = all(name.startswith(f".{_STARTED}.") for name in names)
+      if _STARTED not in names and not half_written:
         raise WorkdirError(
           f"{path} holds files that are not of a run: take another `workdir`"
         )
@@ -364,15 +358,16 @@ class Workdir:
     new = json.loads(json.dumps(new))
     if old == new:
       return
+
+    def changed(part: str) -> list[tuple[str, object, object]]:
+      keys = sorted(old[part].keys() | new[part].keys())
+      pairs = [(key, old[part].get(key), new[part].get(key)) for key in keys]
+      return [pair for pair in pairs if pair[1] != pair[2]]
+
     differences = [
-      f"`{key}` was {old['config'].get(key)}, now is {new['config'].get(key)}"
-      for key in sorted(old["config"].keys() | new["config"].keys())
-      if old["config"].get(key) != new["config"].get(key)
-    ] or [
-      f"its input '{key}' changed"
-      for key in sorted(old["inputs"].keys() | new["inputs"].keys())
-      if old["inputs"].get(key) != new["inputs"].get(key)
-    ]
+      f"`{field}` was {before}, now is {now}"
+      for field, before, now in changed("config")
+    ] or [f"its input '{name}' changed" for name, _, _ in changed("inputs")]
     raise WorkdirError(
       f"{path} was made otherwise: {', '.join(differences)}; take another "
       f"`workdir`, or delete {path} to redo it"

@@ -211,10 +211,9 @@ def _speed(model: learning.ModelResult | None) -> Training | None:
 def _spent(job: Job) -> spending.Spending:
   """Returns what the client's answers cost: this run's alone, and all of them.
 
-  Of several clients those count that cost most: which answers to two queries
-  are of one client is not known.
-
-  What was answered and then deleted is spent all the same.
+  Of several clients, the answers that cost most count, since nobody knows which
+  answers to two queries are of one client. An answer that was deleted is spent
+  all the same.
   """
   answers: dict[str, spending.Answer] = {}
   fixed = True
