@@ -309,13 +309,17 @@ def check_pool(config: config_lib.Config, size: int) -> None:
   Raises:
     ConfigError: The budget or the codebook is larger than the pool.
   """
+  _refuse(_pool_errors(config, size))
+
+
+def _pool_errors(config: config_lib.Config, size: int) -> Iterator[str]:
+  budget, centroids = config.sampling.budget, config.codebook.size
   method = config.sampling.method
-  budgeted = method not in (enums.Method.ALL, enums.Method.LOCAL)
-  _refuse(
-    f"`{name}`={wanted} is larger than the pool of {size} samples"
-    for name, wanted, needed in (
-      ("sampling.budget", config.sampling.budget, budgeted),
-      ("codebook.size", config.codebook.size, method in enums.ASKING),
+  if method not in (enums.Method.ALL, enums.Method.LOCAL) and budget > size:
+    yield (
+      f"`sampling.budget`={budget} is larger than the pool of {size} samples"
     )
-    if needed and wanted > size
-  )
+  if method in enums.ASKING and centroids > size:
+    yield (
+      f"`codebook.size`={centroids} is larger than the pool of {size} samples"
+    )
