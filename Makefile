@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 TRAIN := $(BIN)/python -m ecos_jax.train --config=configs/digits_manual.py:demo
 
-.PHONY: demo report test slow all-tests gpu gpu-check aot compile lint format docs minimum newest wheel
+.PHONY: demo report test slow gpu gpu-check aot compile lint format docs minimum newest wheel
 
 demo: $(READY)
 	$(TRAIN) --workdir=$(DEMO)/ecos
@@ -25,9 +25,6 @@ test: $(READY)
 
 slow: $(READY)
 	$(PYTEST) -m "slow and not gpu and not tpu"
-
-all-tests: $(READY)
-	$(PYTEST) -m "not gpu and not tpu"
 
 # On an NVIDIA GPU, with its driver: the tests that need one, then what it
 # computes and how fast. launch/gpu_wheels.sh is for a machine without a network.
