@@ -36,6 +36,7 @@ def validate(config: config_lib.Config) -> None:
       "`train.unlabelled_ratio` is for labelled proxies: it must be 0 with "
       "`train.task`=distill"
     )
+  found += _group_errors(config)
   if config.client.minimum > 1 and not config.client.remote:
     found.append("`client.minimum` is for remote clients: give `client.remote`")
   if config.client.remote:
@@ -236,6 +237,27 @@ def _list_errors(config: config_lib.Config) -> list[str]:
     for name, path in given.items()
     if path is not None
   ]
+
+
+def _group_errors(config: config_lib.Config) -> list[str]:
+  groups, group = config.sampling.groups, config.sampling.group
+  if group > groups:
+    return [
+      f"`sampling.group`={group} must be at most `sampling.groups`={groups}"
+    ]
+  if groups == 1:
+    return []
+  method = config.sampling.method
+  if method not in config_lib.ASKING:
+    return [
+      f"`sampling.groups`={groups}: `sampling.method`={method.value} asks "
+      "nothing"
+    ]
+  if not config.client.remote and config.data.clients < groups:
+    return [
+      f"`sampling.groups`={groups} needs as many clients: give `data.clients`"
+    ]
+  return []
 
 
 def _labelling_errors(config: config_lib.Config) -> list[str]:

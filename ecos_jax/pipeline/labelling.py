@@ -18,13 +18,13 @@ from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
-from ecos_jax.cloud import question
 from ecos_jax.config import limits
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import FIELDS
@@ -197,9 +197,7 @@ LABELS = Stage(
 def _voted(job: Job, path: Path) -> LabelsResult:
   """Labels the proxy by the votes of each class."""
   indices, book = job.read(selection.PROXY), job.read(asking.LAST.codebook)
-  answer = question.combine(
-    job.read(asking.LAST.response), job.read(asking.LAST.query)
-  )
+  answer = grouping.answer(job)
   assert answer.sums is not None and book.directions is not None
   posterior = labels_lib.posterior(
     job.read(pooling.BANK),
@@ -241,6 +239,7 @@ VOTED = Stage(
     pooling.BANK,
     asking.LAST.codebook,
     asking.LAST.response,
+    grouping.GROUPS,
     selection.PROXY,
   ),
 )

@@ -10,6 +10,7 @@ from ecos_jax.models import delivery
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import pooling
@@ -72,6 +73,10 @@ class Clients:
     nearer: By how much the proxy is nearer to the clients' data than a random
       one, at least. Both are estimates from the sum (`cloud.worth.Worth`), and
       null without a proxy.
+    groups: Answers in each group of clients, the largest first: one group if
+      the noise does not tell more apart, and none if none were asked for.
+    group: The group whose answers made the proxy, from 1: `signal` and `nearer`
+      are about these.
   """
 
   answered: int
@@ -80,6 +85,8 @@ class Clients:
   together_epsilon: float | None
   signal: float | None
   nearer: float | None
+  groups: list[int] = dataclasses.field(default_factory=list)
+  group: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +206,13 @@ def _clients(job: Job) -> Clients | None:
   signal = nearer = None
   if (proxy := job.get(selection.PROXY)) is not None:
     signal, nearer = proxy.signal, proxy.nearer
-  return Clients(len(answers), least, most, together, signal, nearer)
+  found, group = job.get(grouping.GROUPS), 1
+  groups = found.sizes if found else []
+  if len(groups) > 1:
+    group = job.config.sampling.group
+  return Clients(
+    len(answers), least, most, together, signal, nearer, groups, group
+  )
 
 
 def _bytes(*messages: asking.MessageResult | None) -> int:
@@ -305,6 +318,11 @@ def _answered(clients: Clients) -> str:
     text += f", each at epsilon {high if low == high else f'{low} to {high}'}"
     if (together := clients.together_epsilon) is not None:
       text += f" ({together:.4g} for a person who is with all of them)"
+  if len(clients.groups) > 1:
+    sizes = ", ".join(f"{size:,}" for size in clients.groups)
+    text += f"; the proxy is of group {clients.group} (groups of {sizes})"
+  elif clients.groups:
+    text += "; groups NOT told apart: one proxy for all"
   return text
 
 
