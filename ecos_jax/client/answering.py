@@ -1,10 +1,10 @@
 """How a client answers, scores or labels: one procedure for both.
 
-What is checked comes first, then the ledger, the budget and the consent; only
-then are the private data encoded, and the answer is in the ledger before
-anybody sees it. Before the consent the data are opened and counted, so that
-their owner is told if the answer would be little but noise. The same question
-at the same terms gets the stored answer and costs nothing.
+First the question is checked, then the budget in the ledger. Then the data are
+opened and counted, and their owner is asked for consent, and told if the answer
+would be little but noise. Only then are the data encoded. The answer is in the
+ledger before anybody sees it. The same question at the same terms gets the
+stored answer and costs nothing.
 
     >>> import pathlib, tempfile
     >>> random = np.random.default_rng(0)
@@ -28,6 +28,8 @@ at the same terms gets the stored answer and costs nothing.
 from collections.abc import Callable
 import dataclasses
 import datetime
+import functools
+import math
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -41,6 +43,7 @@ from ecos_jax.client import coverage
 from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.client import usefulness
+from ecos_jax.messages import fields
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger as ledger_lib
 from ecos_jax.privacy import mechanisms
@@ -50,10 +53,6 @@ from ecos_jax.privacy import mechanisms
 GAMMA = 0.8
 
 M = TypeVar("M", messages.Response, messages.LabelResponse)
-
-
-def _agree(text: str) -> None:
-  del text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Account:
 
   ledger: Path
   name: str = "private"
-  consent: Callable[[str], None] = _agree
+  consent: Callable[[str], None] = lambda text: None
 
 
 class Answered(NamedTuple, Generic[M]):
@@ -139,26 +138,10 @@ def answer(
   """
   query = messages.Query.from_bytes(question)
   guarantee = ledger_lib.read(ledger).guarantee
-  ids = _ids(persons, guarantee)
   return answer_query(
     query,
-    lambda: encoding.opened(
-      query,
-      data,
-      labels=None if labels is None else np.asarray(labels),
-      persons=ids,
-    ),
-    mechanisms.Mechanism.of(
-      epsilon,
-      sigma,
-      gamma,
-      guarantee.delta,
-      guarantee.relation,
-      insecure_noise_seed,
-      query.bins,
-      query.weight,
-      unit=guarantee.unit,
-    ),
+    _opener(query, data, labels, persons, guarantee),
+    mechanism_of(query, guarantee, epsilon, sigma, gamma, insecure_noise_seed),
     Account(Path(ledger), name),
   ).answer.to_bytes()
 
@@ -194,40 +177,75 @@ def label(
     EcosError: The request or a term is refused, the ledger is missing or
       damaged, the budgets do not allow a single answer, or the data do not fit.
   """
+  fields.number(0.0, math.inf)(epsilon, "`epsilon`")
   request = messages.LabelRequest.from_bytes(question)
   guarantee = ledger_lib.read(ledger).guarantee
-  ids = _ids(persons, guarantee)
   return answer_request(
     request,
-    lambda: encoding.opened(
-      request, data, labels=np.asarray(labels), persons=ids
-    ),
-    dataclasses.replace(
-      terms or request.terms,
-      delta=guarantee.delta,
-      relation=guarantee.relation,
-      unit=guarantee.unit,
-    ),
+    _opener(request, data, labels, persons, guarantee),
+    label_terms(terms or request.terms, guarantee),
     Account(Path(ledger), name),
     epsilon=epsilon,
     insecure_noise_seed=insecure_noise_seed,
   ).answer.to_bytes()
 
 
-def _ids(
-  persons: np.ndarray | None, guarantee: ledger_lib.Guarantee
-) -> np.ndarray | None:
-  """Returns whose the samples are; None if the ledger hides samples.
+def mechanism_of(
+  query: messages.Query,
+  guarantee: ledger_lib.Guarantee,
+  epsilon: float | None,
+  sigma: float | None,
+  gamma: float,
+  insecure_noise_seed: int | None = None,
+) -> mechanisms.Mechanism:
+  """Returns the mechanism that answers a query; see `answer`."""
+  return mechanisms.Mechanism.of(
+    epsilon,
+    sigma,
+    gamma,
+    guarantee.delta,
+    guarantee.relation,
+    insecure_noise_seed,
+    query.bins,
+    query.weight,
+    unit=guarantee.unit,
+  )
+
+
+def label_terms(
+  terms: messages.LabelTerms, fixed: ledger_lib.Guarantee
+) -> messages.LabelTerms:
+  """Returns terms with the delta, the relation and the unit of a ledger."""
+  return dataclasses.replace(
+    terms, delta=fixed.delta, relation=fixed.relation, unit=fixed.unit
+  )
+
+
+def _opener(
+  message: messages.Query | messages.LabelRequest,
+  data: encoding.Data,
+  labels: np.ndarray | None,
+  persons: np.ndarray | None,
+  guarantee: ledger_lib.Guarantee,
+) -> Callable[[], encoding.Private]:
+  """Returns what opens the data; arguments as of `answer`.
 
   Raises:
-    EcosError: The ledger hides another unit.
+    EcosError: `persons` is given, and the ledger hides samples; or not, and it
+      hides persons.
   """
   if (persons is None) != (guarantee.unit == config.Unit.SAMPLE.value):
     raise errors.EcosError(
       f"`persons` must be given if the ledger hides persons, and only then: "
       f"this one is for {guarantee}"
     )
-  return None if persons is None else np.asarray(persons)
+  return functools.partial(
+    encoding.opened,
+    message,
+    data,
+    labels=None if labels is None else np.asarray(labels),
+    persons=None if persons is None else np.asarray(persons),
+  )
 
 
 def answer_query(
@@ -249,13 +267,6 @@ def answer_query(
     EcosError: As in `answer`.
   """
 
-  def warning(private: encoding.Private) -> str:
-    if query.classes and private.labels is None:
-      raise errors.EcosError(
-        "the question is about the samples of each class: give `labels`"
-      )
-    return usefulness.of_scores(query, mechanism, private)
-
   def plan(book: ledger_lib.Ledger) -> _Plan[messages.Response]:
     def draw(private: encoding.Private) -> messages.Response:
       response = coverage.respond(
@@ -268,7 +279,10 @@ def answer_query(
       return dataclasses.replace(response, client=book.client(query.digest))
 
     return _Plan(
-      mechanism.cost, consent.scores(query, mechanism), warning, draw
+      mechanism.cost,
+      consent.scores(query, mechanism),
+      lambda private: usefulness.of_scores(query, mechanism, private),
+      draw,
     )
 
   return _settle(
@@ -319,7 +333,7 @@ def answer_request(
       consent.labels(request, labeller),
       lambda private: usefulness.of_labels(terms, private),
       lambda private: private_knn.label(
-        request, private_knn.encode(request, private), labeller
+        request, private_knn.encode(private), labeller
       ),
     )
 
@@ -345,13 +359,10 @@ def _settle(
 ) -> Answered[M]:
   """Returns the stored answer, or a new one that the ledger then holds.
 
-  Args:
-    question: From the cloud.
+  The arguments are those of `answer_query`, and:
     terms: Of the answer.
     options: What else an answer must share to be the same; None where unset.
     plan: Returns what would be drawn, given the ledger.
-    data: Opens the data.
-    account: The ledger and the consent.
     kind: The answer's class.
   """
   key = dataclasses.asdict(terms)
@@ -369,17 +380,13 @@ def _settle(
     planned = plan(book)
     book.check_budget(planned.cost)
     private = data()
-    told = (
-      planned.text,
-      consent.ledger(book, planned.cost),
-      planned.warning(private),
-    )
-    account.consent("\n".join(filter(None, told)))
+    cost, warning = consent.ledger(book, planned.cost), planned.warning(private)
+    told = filter(None, (planned.text, cost, warning))
+    account.consent("\n".join(told))
     answer = planned.draw(private)
-    now = datetime.datetime.now(datetime.UTC)
     book.append(
       ledger_lib.Entry(
-        time=now.isoformat(timespec="seconds"),
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         data=account.name,
         query_digest=question.digest,
         terms=key,

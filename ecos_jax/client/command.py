@@ -1,14 +1,13 @@
-"""What the commands of the client share: flags, names of data, files, consent.
+"""What the commands that answer share: flags, preparation, files, consent.
 
 A wrong flag must destroy nothing: a ledger that is replaced by a response
 forgets what was spent.
 """
 
-from collections.abc import Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 import sys
-from typing import Any
+from typing import NamedTuple
 
 from absl import flags
 import numpy as np
@@ -18,14 +17,13 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import messages
+from ecos_jax.client import answering
+from ecos_jax.client import data_flags
 from ecos_jax.client import encoding
+from ecos_jax.client import ledger_flags
 from ecos_jax.client import probing
 from ecos_jax.config import classes as classes_lib
-from ecos_jax.config import limits
 from ecos_jax.config import spec as spec_lib
-from ecos_jax.data import features
-from ecos_jax.data import folder
-from ecos_jax.data import images
 from ecos_jax.data import persons
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
@@ -80,7 +78,7 @@ def define_shared_flags(data: str) -> None:
   flags.DEFINE_string("data", None, f"The private data: {data}", required=True)
   flags.DEFINE_string("data_dir", None, "Where TFDS keeps its data.")
   cli.define_path("out", None, "Where to put the response.", required=True)
-  define_ledger()
+  ledger_flags.define()
   flags.DEFINE_bool(
     "create_ledger",
     False,
@@ -103,203 +101,18 @@ def define_shared_flags(data: str) -> None:
     "persons",
     None,
     "Where the unit is the person, whose the samples are: FILE.npy, an id for "
-    "each, or a column of the metadata. Without, the folders in folder:DIR are "
-    "the persons, or the array persons of images:FILE.npz.",
+    "each, or a column of the metadata. By default each folder in folder:DIR "
+    "is a person, and images:FILE.npz has an array persons.",
   )
-  define_list_unreadable()
+  data_flags.define_list_unreadable()
+  data_flags.define_classes()
   flags.DEFINE_bool("yes", False, "Answer without asking.")
   flags.DEFINE_integer(
     "batch_size", 1024, "Images to encode at once.", lower_bound=1
   )
 
 
-def define_ledger() -> None:
-  """Defines the flags of commands that make or use a ledger."""
-  cli.define_path(
-    "ledger",
-    None,
-    "The file with the budget of these data and all answers about them.",
-    required=True,
-  )
-  fixed = "fixed when the ledger is made"
-  flags.DEFINE_float(
-    "max_epsilon",
-    None,
-    f"The most that all answers may ever cost together, {fixed}; inf for no "
-    "limit.",
-    lower_bound=0.0,
-  )
-  flags.DEFINE_float(
-    "delta",
-    None,
-    f"The delta of (epsilon, delta), {fixed}; 1e-5 without.",
-    lower_bound=limits.MIN_DELTA,
-    upper_bound=limits.MAX_DELTA,
-  )
-  flags.DEFINE_enum_class(
-    "relation",
-    None,
-    config.Relation,
-    f"What epsilon hides, {fixed}: that a sample was added or removed "
-    "(add_remove, without), or replaced.",
-  )
-  flags.DEFINE_enum_class(
-    "unit",
-    None,
-    config.Unit,
-    f"Whose presence epsilon hides, {fixed}: that of one sample (without), or "
-    "of one person with all samples of theirs. Of a person one random sample "
-    "votes.",
-  )
-
-
-def fixed() -> dict[str, Any]:
-  """Returns those fields of a ledger's guarantee that flags give."""
-  names = ("max_epsilon", "delta", "relation", "unit")
-  given = {name: flags.FLAGS[name].value for name in names}
-  return {name: value for name, value in given.items() if value is not None}
-
-
-def guarantee(path: Path) -> ledger.Guarantee:
-  """Returns the guarantee of --ledger, after making it if --create_ledger.
-
-  Raises:
-    EcosError: There is no ledger, or it has another guarantee than the flags.
-  """
-  if flags.FLAGS.create_ledger:
-    return create(path)
-  found = ledger.read(path).guarantee
-  if dataclasses.replace(found, **fixed()) != found:
-    raise errors.EcosError(
-      f"`ledger`: {path} was made for {found}, for good: leave out "
-      "`max_epsilon`, `delta`, `relation` and `unit`"
-    )
-  return found
-
-
-def create(path: Path) -> ledger.Guarantee:
-  """Makes --ledger.
-
-  Raises:
-    EcosError: A flag is missing, or there is a ledger with another guarantee.
-  """
-  if flags.FLAGS.max_epsilon is None:
-    raise errors.EcosError(
-      "a new ledger needs `max_epsilon`: the most that all answers about these "
-      "data may ever cost together"
-    )
-  return ledger.create(path, **fixed())
-
-
-def define_classes() -> None:
-  """Defines the flag of commands that read labels."""
-  flags.DEFINE_list(
-    "classes",
-    None,
-    "For folder:DIR, the names of the folders in the order of the cloud's "
-    "classes: a,b,c; or `numbers`: the name of a folder is the number of its "
-    "class. Take the list from the cloud, not from the data.",
-  )
-
-
-def classes(count: int) -> tuple[str, ...] | None:
-  """Returns --classes; None if it is not given.
-
-  Args:
-    count: The cloud's number of classes.
-
-  Raises:
-    EcosError: --classes names another number, or is missing where --data is a
-      folder.
-  """
-  f = flags.FLAGS
-  if f.classes is None:
-    if isinstance(spec_lib.parse(f.data), spec_lib.Folder):
-      raise errors.EcosError(
-        "--classes must name the folders that are classes, in the cloud's "
-        "order: a,b,c; or say that their names are numbers: --classes=numbers"
-      )
-    return None
-  names = classes_lib.named(f.classes)
-  if names == classes_lib.FOLDERS:
-    raise errors.EcosError(
-      "--classes=folders is for the cloud: the list of the classes must come "
-      "from there, not from the data"
-    )
-  if names != classes_lib.NUMBERS and len(names) != count:
-    raise errors.EcosError(
-      f"--classes names {len(names)} classes, the cloud has {count}: name all, "
-      "in the cloud's order, also those that the data lack"
-    )
-  return names
-
-
-def define_list_unreadable() -> None:
-  """Defines the flag of commands that open folders."""
-  cli.define_path(
-    "list_unreadable",
-    None,
-    "A new file for the names of the files in folder:DIR that cannot be read, "
-    "and why. Without, only their number is told.",
-  )
-
-
-def open_data(
-  classes: Sequence[str] | None = None, ground: str = images.WHITE
-) -> pools.Source:
-  """Returns the private data that --data names; tells what is wrong with them.
-
-  Args:
-    classes: As in `pools.open_source`.
-    ground: As in `images.rgb`.
-
-  Raises:
-    EcosError: They cannot be opened, or --list_unreadable exists.
-  """
-  f = flags.FLAGS
-  with errors.about("data", f.data):
-    # A refusal of an empty folder would show that it is empty.
-    data = pools.open_source(
-      f.data, f.data_dir, classes, may_be_empty=True, ground=ground
-    )
-  if isinstance(data, folder.FolderSource) and classes is not None:
-    _tell_classes(data, classes)
-  if f.list_unreadable is not None:
-    unreadable = getattr(data, "unreadable", [])
-    lines = [f"{file.name}: {file.why}" for file in unreadable]
-    text = "".join(f"{files.printable(line)}\n" for line in lines)
-    try:
-      Path(f.list_unreadable).open("xb").close()
-    except FileExistsError:
-      raise errors.EcosError(
-        f"--list_unreadable: {f.list_unreadable} exists: name a new file"
-      ) from None
-    files.write(Path(f.list_unreadable), text.encode())
-  if isinstance(data, features.FeatureSource):
-    bad = data.unusable()
-    if bad:
-      print(
-        f"data     {bad:,} rows hold NaN, infinite or huge values: NaN and "
-        "infinity count as zeros, and\n         the votes of these rows say "
-        "nothing: leave them out"
-      )
-  return data
-
-
-def _tell_classes(data: folder.FolderSource, classes: Sequence[str]) -> None:
-  """Prints which classes no folder has: the owner may have misspelt them.
-
-  No error: a refusal would show what the data lack.
-  """
-  names = set(classes) - set(classes_lib.NUMBERS) - data.class_names
-  if names:
-    near = classes_lib.missing(sorted(names), data.class_names)
-    print(f"classes  no image is in a folder of the name {near}")
-  if (data.labels(np.arange(len(data))) < 0).any():
-    print("classes  images in other folders are of no class")
-
-
-def persons_of(
+def _persons(
   data: pools.Source, guarantee: ledger.Guarantee
 ) -> np.ndarray | None:
   """Returns whose the samples are, [n], if the unit is the person; else None.
@@ -315,7 +128,7 @@ def persons_of(
   return None
 
 
-def encoder_of(message: messages.Question) -> registry.Encoder:
+def _encoder(message: messages.Question) -> registry.Encoder:
   """Returns the encoder of a message: --encoder, or with --weights.
 
   Also tells what encoding takes.
@@ -330,19 +143,68 @@ def encoder_of(message: messages.Question) -> registry.Encoder:
   return encoder
 
 
-def write(out: Path, data: bytes, stored: str | None) -> None:
-  """Writes an answer and says what to do with it.
+class Prepared(NamedTuple):
+  """What a command answers with.
+
+  Attributes:
+    guarantee: Of --ledger.
+    data: Opens the private data.
+    account: The ledger and the consent.
+  """
+
+  guarantee: ledger.Guarantee
+  data: Callable[[], encoding.Private]
+  account: answering.Account
+
+
+def prepare(
+  message: messages.Query | messages.LabelRequest, path: Path
+) -> Prepared:
+  """Returns what answers a message, and makes the ledger if --create_ledger.
 
   Args:
-    out: The file.
-    data: The answer.
-    stored: As in `answering.Answered`.
+    message: From the cloud.
+    path: The ledger.
+
+  Raises:
+    EcosError: The encoder, the classes or the ledger do not fit.
   """
-  if stored is not None:
-    print(
-      f"stored   this was answered at {stored}, so it costs nothing now; it "
-      "knows nothing of changes to the data since"
+  f = flags.FLAGS
+  encoder = None
+  if not isinstance(spec_lib.parse(f.data), spec_lib.Features):
+    encoder = _encoder(message)
+  elif message.classes:
+    raise errors.EcosError(
+      "--data: the question is about classes, and features have no labels: "
+      "give images"
     )
+  classes = data_flags.classes(message.classes) if message.classes else None
+  tag = tag_of(f.data, f.data_dir, classes, f.persons)
+  guarantee = ledger_flags.guarantee(path)
+
+  def opened() -> encoding.Private:
+    data = data_flags.opened(classes, encoding.ground_of(message))
+    labels = data.labels(np.arange(len(data))) if message.classes else None
+    return encoding.opened(
+      message,
+      data,
+      encoder,
+      f.batch_size,
+      labels=labels,
+      persons=_persons(data, guarantee),
+    )
+
+  return Prepared(guarantee, opened, answering.Account(path, tag, consent))
+
+
+def write(out: Path, answered: answering.Answered) -> None:
+  """Writes an answer to a file and says what to do with it."""
+  if answered.stored is not None:
+    print(
+      f"stored   this was answered at {answered.stored}, so it costs nothing "
+      "now; it knows nothing of changes to the data since"
+    )
+  data = answered.answer.to_bytes()
   files.write(out, data)
   print(f"wrote    {out} ({len(data)} bytes): carry it to the cloud")
 

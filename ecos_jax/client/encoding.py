@@ -40,7 +40,7 @@ class Private:
 
   Attributes:
     size: Number of samples.
-    blocks: Encodes them, in blocks [b, d].
+    blocks: Encodes them, in one or more blocks [b, d].
     labels: [n] integers, their classes; None where nobody asks.
     persons: [n] integers or strings, whose they are; None if each sample is a
       unit of its own.
@@ -69,13 +69,17 @@ class Private:
       if persons.shape != (self.size,):
         raise errors.EcosError("`persons` must be [n], an id for each sample")
 
+  def features(self) -> np.ndarray:
+    """Returns the features of all samples, [n, d]."""
+    return np.concatenate(list(self.blocks()))
+
   def by_person(self) -> units.Persons | None:
     """Returns the samples by person, where persons are the units."""
     return None if self.persons is None else units.Persons(self.persons)
 
 
 def opened(
-  message: messages.Question,
+  message: messages.Query | messages.LabelRequest,
   data: Data,
   encoder: registry.Encoder | None = None,
   batch_size: int = 1024,
@@ -83,23 +87,29 @@ def opened(
   labels: np.ndarray | None = None,
   persons: np.ndarray | None = None,
 ) -> Private:
-  """Returns private samples that `blocks` will encode.
+  """Returns the private samples, which are encoded when they are read.
 
   Args:
     message: From the cloud.
     data: The private samples.
     encoder: As in `encoder_of`.
-    batch_size: As in `blocks`.
-    labels: As in `Private`.
+    batch_size: Images to read and encode at once; fewer if they are large.
+    labels: As in `Private`; needed for a question about classes.
     persons: As in `Private`.
 
   Raises:
-    EcosError: An array does not fit the samples.
+    EcosError: There are no labels where they are needed, or an array does not
+      fit the samples. When they are read: an image cannot be, the encoder is
+      not the one installed here or mixes samples, or d differs.
   """
+  if message.classes and labels is None:
+    raise errors.EcosError(
+      "the question is about the samples of each class: give `labels`"
+    )
   if not hasattr(data, "images"):
     data = _array(message, data)
-  read = functools.partial(blocks, message, data, encoder, batch_size)
-  return Private(len(data), read, labels, persons)
+  blocks = functools.partial(_blocks, message, data, encoder, batch_size)
+  return Private(len(data), blocks, labels, persons)
 
 
 def _array(message: messages.Question, data: Data) -> np.ndarray:
@@ -120,26 +130,13 @@ def _array(message: messages.Question, data: Data) -> np.ndarray:
   )
 
 
-def blocks(
+def _blocks(
   message: messages.Question,
   data: Data,
-  encoder: registry.Encoder | None = None,
-  batch_size: int = 1024,
+  encoder: registry.Encoder | None,
+  batch_size: int,
 ) -> Iterator[np.ndarray]:
-  """Yields the features of all samples, in blocks [b, d].
-
-  Args:
-    message: From the cloud.
-    data: The private samples.
-    encoder: As in `encoder_of`.
-    batch_size: Images to read and encode at once; fewer if they are large.
-
-  Raises:
-    EcosError: An image cannot be read, the encoder is not the one installed
-      here or mixes samples, or d differs.
-  """
-  if not hasattr(data, "images"):
-    data = np.asarray(data)
+  """Yields the features of all samples; see `opened`."""
   if isinstance(data, np.ndarray):
     if data.dtype != np.uint8:
       yield data
@@ -153,21 +150,11 @@ def blocks(
     raise errors.EcosError(
       f"`data` must hold features [n, {message.dimension}], as the query's"
     )
+  if not len(data):
+    yield np.zeros((0, message.dimension), np.float32)
   for start in range(0, len(data), batch_size):
     rows = np.arange(start, min(start + batch_size, len(data)))
     yield encode.of_rows(data, rows, encoder, batch_size)
-
-
-def features(
-  message: messages.Question,
-  data: Data,
-  encoder: registry.Encoder | None = None,
-  batch_size: int = 1024,
-) -> np.ndarray:
-  """Returns the features of all samples, [n, d]; see `blocks`."""
-  none = np.zeros((0, message.dimension), np.float32)
-  found = list(blocks(message, data, encoder, batch_size)) or [none]
-  return np.concatenate(found)
 
 
 def encoder_of(

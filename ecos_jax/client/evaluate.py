@@ -28,7 +28,7 @@ from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
-from ecos_jax.client import command
+from ecos_jax.client import data_flags
 from ecos_jax.data import pools
 from ecos_jax.messages import wire
 from ecos_jax.models import delivery
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     f"model    {model.digest[:16]}: {model.network} for {model.classes} "
     f"classes, {s} x {s} pixels, {len(model.weights):,} weights"
   )
-  data = command.open_data(command.classes(model.classes), f.ground.value)
+  data = data_flags.opened(data_flags.classes(model.classes), f.ground.value)
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")
   print(
     "         It is about your private data, and no epsilon covers it: you "
@@ -134,8 +134,8 @@ if __name__ == "__main__":
     "tfds:NAME:SPLIT.",
     required=True,
   )
-  command.define_classes()
-  command.define_list_unreadable()
+  data_flags.define_classes()
+  data_flags.define_list_unreadable()
   flags.DEFINE_enum_class(
     "ground",
     config.Ground.WHITE,

@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-import numpy as np
 
 from ecos_jax import cli
 from ecos_jax import messages
 from ecos_jax.client import answering
 from ecos_jax.client import command
-from ecos_jax.client import encoding
 from ecos_jax.client import private_knn
 from ecos_jax.config import limits
 from ecos_jax.messages import wire
-from ecos_jax.privacy import ledger
+
+_TERMS = "gamma", "neighbours", "sigma_screen", "sigma_vote", "threshold"
 
 
 def _define_flags() -> None:
@@ -34,7 +33,6 @@ def _define_flags() -> None:
     "(uint8 images and integer labels), or tfds:NAME:SPLIT; labels as the "
     "cloud numbers them."
   )
-  command.define_classes()
   flags.DEFINE_float(
     "epsilon",
     None,
@@ -42,7 +40,7 @@ def _define_flags() -> None:
     lower_bound=0.0,
     required=True,
   )
-  proposal = "the request's without"
+  proposal = "by default what the request proposes"
   flags.DEFINE_float(
     "gamma",
     None,
@@ -69,53 +67,29 @@ def _define_flags() -> None:
   )
 
 
-def _terms(
-  proposed: messages.LabelTerms, guarantee: ledger.Guarantee
-) -> messages.LabelTerms:
-  """Returns the proposed terms, changed by the ledger and by flags."""
-  f = flags.FLAGS
-  names = ("gamma", "neighbours", "sigma_screen", "sigma_vote", "threshold")
-  fields: dict[str, Any] = dataclasses.asdict(proposed)
-  fields |= {"delta": guarantee.delta, "relation": guarantee.relation}
-  fields |= {"unit": guarantee.unit}
-  fields |= {n: f[n].value for n in names if f[n].value is not None}
-  return messages.LabelTerms(**fields)
-
-
 def main(argv: list[str]) -> None:
   """Labels the request that the flags name."""
   del argv
   f = flags.FLAGS
   out, path = command.checked_paths("request")
   request = messages.LabelRequest.from_bytes(wire.read_file(Path(f.request)))
-  encoder = command.encoder_of(request)
-  classes = command.classes(request.terms.classes)
-  guarantee = command.guarantee(path)
-  tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
-
-  def opened() -> encoding.Private:
-    data = command.open_data(classes, encoding.ground_of(request))
-    return encoding.opened(
-      request,
-      data,
-      encoder,
-      f.batch_size,
-      labels=data.labels(np.arange(len(data))),
-      persons=command.persons_of(data, guarantee),
-    )
-
+  guarantee, data, account = command.prepare(request, path)
+  given: dict[str, Any] = {
+    n: f[n].value for n in _TERMS if f[n].value is not None
+  }
+  terms = dataclasses.replace(request.terms, **given)
   answered = answering.answer_request(
     request,
-    opened,
-    _terms(request.terms, guarantee),
-    answering.Account(path, tag, command.consent),
+    data,
+    answering.label_terms(terms, guarantee),
+    account,
     epsilon=f.epsilon,
   )
   labels = answered.answer.labels
-  given = int((labels >= 0).sum())
-  told = private_knn.outcome(len(labels), answered.answer.considered, given)
+  labelled = int((labels >= 0).sum())
+  told = private_knn.outcome(len(labels), answered.answer.considered, labelled)
   print(f"labels   {told}")
-  command.write(out, answered.answer.to_bytes(), answered.stored)
+  command.write(out, answered)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from absl import flags
 from ecos_jax import cli
 from ecos_jax import errors
 from ecos_jax import text_tables
-from ecos_jax.client import command
+from ecos_jax.client import ledger_flags
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
 
@@ -84,7 +84,7 @@ def _upgrade(path: Path) -> None:
   if flags.FLAGS.out is None:
     raise errors.EcosError("`out` must name the new ledger")
   out = Path(flags.FLAGS.out)
-  book = ledger.upgrade(path, out, **command.fixed())
+  book = ledger.upgrade(path, out, **ledger_flags.fixed())
   print(
     f"wrote    {out}: {len(book.entries)} answers; use it from now on, and "
     f"never {path} again"
@@ -93,7 +93,7 @@ def _upgrade(path: Path) -> None:
 
 
 def _create(path: Path) -> None:
-  print(f"ledger   {path}: {command.create(path)}")
+  print(f"ledger   {path}: {ledger_flags.create(path)}")
 
 
 _ACTIONS = {
@@ -110,6 +110,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  command.define_ledger()
+  ledger_flags.define()
   cli.define_path("out", None, "upgrade: the new ledger.")
   cli.run(main, actions=_ACTIONS)

@@ -195,12 +195,10 @@ def plan(
   return Labeller(terms, requests, answers, insecure_noise_seed)
 
 
-def encode(request: messages.LabelRequest, data: encoding.Private) -> Samples:
+def encode(data: encoding.Private) -> Samples:
   """Returns private data with labels as samples."""
   assert data.labels is not None
-  none = np.zeros((0, request.dimension), np.float32)
-  found = list(data.blocks()) or [none]
-  return Samples(np.concatenate(found), data.labels, data.persons)
+  return Samples(data.features(), data.labels, data.persons)
 
 
 def voting(request: messages.LabelRequest, samples: Samples) -> Samples:

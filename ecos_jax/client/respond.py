@@ -20,18 +20,13 @@ progress.
 from pathlib import Path
 
 from absl import flags
-import numpy as np
 
 from ecos_jax import cli
-from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.client import answering
 from ecos_jax.client import command
-from ecos_jax.client import encoding
 from ecos_jax.config import limits
-from ecos_jax.config import spec
 from ecos_jax.messages import wire
-from ecos_jax.privacy import mechanisms
 
 
 def _define_flags() -> None:
@@ -42,7 +37,6 @@ def _define_flags() -> None:
     "with the encoder of the query). "
     "If the query asks by class, images with labels as the cloud numbers them."
   )
-  command.define_classes()
   flags.DEFINE_float(
     "epsilon",
     None,
@@ -72,42 +66,12 @@ def main(argv: list[str]) -> None:
   f = flags.FLAGS
   out, ledger = command.checked_paths("query")
   query = messages.Query.from_bytes(wire.read_file(Path(f.query)))
-  source, encoder = spec.parse(f.data), None
-  if not isinstance(source, spec.Features):
-    encoder = command.encoder_of(query)
-  elif query.classes:
-    raise errors.EcosError(
-      "--data: the query asks by class, and features have no labels: give "
-      "images"
-    )
-  classes = command.classes(query.classes) if query.classes else None
-  tag = command.tag_of(f.data, f.data_dir, classes, f.persons)
-  guarantee = command.guarantee(ledger)
-
-  def opened() -> encoding.Private:
-    data = command.open_data(classes, encoding.ground_of(query))
-    labels = data.labels(np.arange(len(data))) if query.classes else None
-    persons = command.persons_of(data, guarantee)
-    return encoding.opened(
-      query, data, encoder, f.batch_size, labels=labels, persons=persons
-    )
-
-  answered = answering.answer_query(
-    query,
-    opened,
-    mechanisms.Mechanism.of(
-      f.epsilon,
-      f.sigma,
-      f.gamma,
-      guarantee.delta,
-      guarantee.relation,
-      bins=query.bins,
-      weight=query.weight,
-      unit=guarantee.unit,
-    ),
-    answering.Account(ledger, tag, command.consent),
+  guarantee, data, account = command.prepare(query, ledger)
+  mechanism = answering.mechanism_of(
+    query, guarantee, f.epsilon, f.sigma, f.gamma
   )
-  command.write(out, answered.answer.to_bytes(), answered.stored)
+  answered = answering.answer_query(query, data, mechanism, account)
+  command.write(out, answered)
 
 
 if __name__ == "__main__":

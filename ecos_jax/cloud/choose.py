@@ -46,18 +46,23 @@ class Choice(NamedTuple):
     weights: float32 [B], how many of the client's samples each stands for,
       relative to the mean: the votes of a cluster, shared by its samples.
     worth: What the client's answer was worth; None if nothing was asked.
+    covered: bool [R], the densest clusters with 95 % of the client's votes;
+      None if nothing was asked.
   """
 
   indices: np.ndarray
   clusters: np.ndarray
   weights: np.ndarray
   worth: worth_lib.Worth | None = None
+  covered: np.ndarray | None = None
 
   def by_cluster(self) -> "Choice":
     """Returns the same samples, sorted by cluster, then by index."""
     order = np.lexsort((self.indices, self.clusters))
-    return Choice(
-      self.indices[order], self.clusters[order], self.weights[order], self.worth
+    return self._replace(
+      indices=self.indices[order],
+      clusters=self.clusters[order],
+      weights=self.weights[order],
     )
 
 
@@ -213,6 +218,7 @@ def samples(
     clusters.astype(np.int32),
     np.where(clusters < 0, 0, shares[clusters]).astype(np.float32),
     worth_lib.estimate(means, np.concatenate(own)),
+    scores_lib.covered(votes, book.sizes),
   )
 
 

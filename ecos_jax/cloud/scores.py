@@ -106,8 +106,8 @@ def votes(
   return np.where(kept, np.maximum(scores, 0.0), 0.0)
 
 
-def covered(votes: np.ndarray, sizes: np.ndarray, rows: int) -> np.ndarray:
-  """Returns the clusters to ask about in a second round, bool [R].
+def covered(votes: np.ndarray, sizes: np.ndarray, rows: int = 1) -> np.ndarray:
+  """Returns the clusters where the client's samples lie, bool [R].
 
   These are the densest that have 95 % of the votes, and the next densest until
   they have `rows` samples.

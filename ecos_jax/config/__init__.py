@@ -28,6 +28,7 @@ from ecos_jax.config.enums import Relation
 from ecos_jax.config.enums import Split
 from ecos_jax.config.enums import Task
 from ecos_jax.config.enums import Unit
+from ecos_jax.config.enums import Unlabelled
 from ecos_jax.config.enums import Within
 
 
@@ -268,6 +269,10 @@ class Train:
   """Decoupled weight decay, as in AdamW."""
   unlabelled_ratio: int = number(0, "[0, inf)")
   """FixMatch: unlabelled images for each labelled one; 0: supervised only."""
+  unlabelled: Unlabelled = Unlabelled.ALL
+  """FixMatch: the unlabelled images are `all` of the pool without a label;
+  those in the `covered` clusters, the densest with 95 % of the client's votes;
+  or the `abstained`, samples of the proxy that the client did not label."""
   confidence: float = number(0.95, "(0, 1]")
   """FixMatch: the least probability of a pseudo-label."""
   log_every: int = number(100, "[1, inf)")
@@ -313,9 +318,6 @@ class Labelling:
   max_epsilon: float = number(5.0, "(0, inf)")
   """The most that all labels may cost, which decides how many are given. A
   remote client is not told this: it has a limit of its own."""
-  abstained_as_unlabelled: bool = False
-  """FixMatch: whether unlabelled images are only those of the proxy without an
-  answer, instead of all images of the pool without a label."""
 
 
 @dataclasses.dataclass

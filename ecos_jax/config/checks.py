@@ -21,6 +21,7 @@ def validate(config: config_lib.Config) -> None:
   found += _question_errors(config)
   found += _source_errors(config)
   found += _labelling_errors(config)
+  found += _unlabelled_errors(config)
   found += _list_errors(config)
   found += _kept_errors(config)
   method = config.sampling.method
@@ -293,14 +294,30 @@ def _labelling_errors(config: config_lib.Config) -> list[str]:
       "`labelling.by`=knn is for one client: give `labelling.by`=votes, or "
       "`data.clients`=1"
     )
+  return found
+
+
+def _unlabelled_errors(config: config_lib.Config) -> list[str]:
+  unlabelled, kinds = config.train.unlabelled, config_lib.Unlabelled
+  given = f"`train.unlabelled`={unlabelled.value}"
+  found = []
+  if unlabelled is not kinds.ALL and not config.train.unlabelled_ratio:
+    found.append(
+      f"{given} needs FixMatch: give `train.unlabelled_ratio` of 1 or more"
+    )
   if (
-    config.labelling.abstained_as_unlabelled
-    and not config.train.unlabelled_ratio
+    unlabelled is kinds.COVERED
+    and config.sampling.method not in config_lib.ASKING
   ):
     found.append(
-      "`labelling.abstained_as_unlabelled` needs FixMatch: give "
-      "`train.unlabelled_ratio`, 1 or more"
+      f"{given} needs the client's answer, and `sampling.method`="
+      f"{config.sampling.method.value} asks nothing"
     )
+  if unlabelled is kinds.ABSTAINED and (
+    config.train.task is not config_lib.Task.CLIENT
+    or config.sampling.method is config_lib.Method.LOCAL
+  ):
+    found.append(f"{given} needs labels by the client: `train.task`=client")
   return found
 
 

@@ -96,6 +96,14 @@ class LabelledBy(enum.Enum):
   VOTES = "votes"
 
 
+class Unlabelled(enum.Enum):
+  """Which images of the pool FixMatch trains on without their labels."""
+
+  ALL = "all"
+  COVERED = "covered"
+  ABSTAINED = "abstained"
+
+
 class Task(enum.Enum):
   """Where the labels of the proxy come from."""
 

@@ -34,7 +34,7 @@ class Checked:
   """A frozen dataclass whose annotations check its fields."""
 
   def __post_init__(self):
-    """Replaces each field by its normal form.
+    """Replaces each field by its normal form; subclasses check more.
 
     Raises:
       ProtocolError: A field is refused.

@@ -34,16 +34,17 @@ class LabelRequest(Question):
   ]
   terms: terms_lib.LabelTerms
 
-  def __post_init__(self):
-    """Also bounds the number of counts.
+  @property
+  def classes(self) -> int:
+    """Number of classes."""
+    return self.terms.classes
 
-    Raises:
-      ProtocolError: A field is refused.
-    """
+  def __post_init__(self):
+    """Also bounds the number of counts."""
     super().__post_init__()
-    if len(self.features) * self.terms.classes > limits.MAX_LABEL_COUNTS:
+    if len(self.features) * self.classes > limits.MAX_LABEL_COUNTS:
       raise wire.ProtocolError(
-        f"features: {len(self.features):,} requests for {self.terms.classes:,} "
+        f"features: {len(self.features):,} requests for {self.classes:,} "
         f"classes are more than {limits.MAX_LABEL_COUNTS:,} counts: ask for "
         "fewer"
       )
@@ -79,11 +80,7 @@ class LabelResponse(Message):
   mechanism: Annotated[str, fields.constant(LABEL_MECHANISM)] = LABEL_MECHANISM
 
   def __post_init__(self):
-    """Also checks that the labels fit the counts.
-
-    Raises:
-      ProtocolError: A field is refused.
-    """
+    """Also checks that the labels fit the counts."""
     super().__post_init__()
     m, classes = len(self.labels), self.terms.classes
     if self.labels.min() < -1 or self.labels.max() >= classes:

@@ -69,11 +69,7 @@ class Query(Question):
   weight: Annotated[int, fields.integer(0, limits.MAX_WEIGHT)] = 0
 
   def __post_init__(self):
-    """Also checks that the parts of the question fit together.
-
-    Raises:
-      ProtocolError: They do not, or the proposed terms do not allow it.
-    """
+    """Also checks that the parts of the question and its terms fit together."""
     super().__post_init__()
     if self.directions is None:
       if self.centroids is None:
@@ -145,11 +141,7 @@ class Response(Message):
   client: Id = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
 
   def __post_init__(self):
-    """Also checks that all numbers are plausible.
-
-    Raises:
-      ProtocolError: A field is refused.
-    """
+    """Also checks that all numbers are plausible."""
     super().__post_init__()
     if self.scores is None and self.sums is None:
       raise wire.ProtocolError("scores or sums must be there")
@@ -161,6 +153,16 @@ class Response(Message):
       most = limits.MAX_SAMPLES + span
       self._check("sums", self.sums[:, :-1], -most, most)
       self._check("sums", self.sums[:, -1], -span, most)
+
+  @property
+  def terms(self) -> terms_lib.Terms:
+    """The terms of the answer."""
+    return self.statement
+
+  @property
+  def private(self) -> bool:
+    """False if the noise came from a seed."""
+    return self.statement.private
 
   def _check(self, field: str, sums: np.ndarray, low: int, high: int) -> None:
     if sums.size and not low <= sums.min() <= sums.max() <= high:

@@ -41,11 +41,7 @@ class Terms(fields.Checked):
   unit: Unit = dataclasses.field(default=config.Unit.SAMPLE.value, kw_only=True)
 
   def __post_init__(self):
-    """Also checks that delta alone does not allow everything.
-
-    Raises:
-      ProtocolError: A field is refused.
-    """
+    """Also checks that delta alone does not allow everything."""
     super().__post_init__()
     # Else showing gamma of the samples as they are would count as private.
     if self.delta >= self.gamma:
@@ -73,11 +69,7 @@ class Statement(Terms):
   mechanism: Annotated[str, fields.constant(MECHANISM)] = MECHANISM
 
   def __post_init__(self):
-    """Also checks what is known of the accounting of several votes.
-
-    Raises:
-      ProtocolError: A field is refused.
-    """
+    """Also checks what is known of the accounting of several votes."""
     super().__post_init__()
     check_votes(self, self.bins, self.weight)
 
@@ -143,10 +135,6 @@ class LabelTerms(fields.Checked):
   unit: Unit = config.Unit.SAMPLE.value
 
   def __post_init__(self):
-    """Also checks gamma and delta as `Terms` does.
-
-    Raises:
-      ProtocolError: A field is refused.
-    """
+    """Also checks gamma and delta as `Terms` does."""
     super().__post_init__()
     Terms(self.sigma_vote, self.gamma, self.delta, self.relation)

@@ -97,6 +97,8 @@ def unpack(
     kind: Its kind.
     names: The arrays that such a message may have, in the order of their bytes.
   """
+  if not isinstance(data, bytes):
+    raise ProtocolError(f"the {kind} must be bytes, got {type(data).__name__}")
   if len(data) > MAX_BYTES:
     raise ProtocolError(f"the {kind} exceeds {MAX_BYTES} bytes")
   if len(data) < 8:

@@ -19,7 +19,6 @@ from ecos_jax import workdir
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.config import limits
-from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
@@ -265,23 +264,10 @@ def _write_dataset(job: Job, path: Path, labels: np.ndarray) -> float | None:
 
 def task(job: Job) -> tasks.Task:
   """Returns what is trained: the answers, with or without unlabelled images."""
-  train = job.config.train
   labelled = selection.dataset(job, LABELS)
   indices = job.read(selection.PROXY)
   given = workdir.load_array(job.path(LABELS) / _LABELS) >= 0
   if asking.labelled_by_votes(job.config) and job.config.labelling.soft:
     posterior = workdir.load_array(job.path(LABELS) / _POSTERIOR)
     labelled = selection.Beside(labelled, probabilities=posterior[given])
-  pool = job.problem.pool
-  rest = np.setdiff1d(np.arange(len(pool)), indices[given])
-  if job.config.labelling.abstained_as_unlabelled:
-    rest = indices[~given]
-  if not train.unlabelled_ratio or not len(rest):
-    return tasks.Supervised(job.classes, labelled)
-  return tasks.FixMatch(
-    job.classes,
-    labelled,
-    selection.Unlabelled(loader.PoolPart(pool, rest, train.image_size)),
-    train.unlabelled_ratio,
-    train.confidence,
-  )
+  return selection.semi_supervised(job, labelled, indices[given])

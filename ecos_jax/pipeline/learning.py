@@ -12,7 +12,6 @@ from ecos_jax import config as config_lib
 from ecos_jax import distributed
 from ecos_jax import files
 from ecos_jax.config import limits
-from ecos_jax.data import loader
 from ecos_jax.models import delivery
 from ecos_jax.models import size
 from ecos_jax.pipeline import asking
@@ -104,6 +103,7 @@ MODEL = Stage(
     FIELDS.train.learning_rate,
     FIELDS.train.weight_decay,
     FIELDS.train.unlabelled_ratio,
+    FIELDS.train.unlabelled,
     FIELDS.train.confidence,
     FIELDS.seed,
   ),
@@ -126,8 +126,6 @@ def stage(config: config_lib.Config) -> Stage:
   fields = MODEL.fields
   if distillation.wanted(config):
     fields += (FIELDS.distill,)
-  if labelling.wanted(config):
-    fields += (FIELDS.labelling.abstained_as_unlabelled,)
   if asking.labelled_by_votes(config):
     fields += (FIELDS.labelling.soft,)
   return dataclasses.replace(MODEL, fields=fields)
@@ -139,17 +137,7 @@ def _task(job: Job) -> tasks.Task:
     return labelling.task(job)
   if train.task is config_lib.Task.DISTILL:
     return distillation.task(job)
-  images = selection.images(job)
-  if not train.unlabelled_ratio:
-    return tasks.Supervised(job.classes, images)
-  pool = job.problem.pool
-  rest = np.arange(len(pool))
+  indices = np.zeros(0, np.int64)
   if job.config.sampling.method is not config_lib.Method.LOCAL:
-    rest = np.setdiff1d(rest, job.read(selection.PROXY))
-  return tasks.FixMatch(
-    job.classes,
-    images,
-    loader.PoolPart(pool, rest, train.image_size),
-    train.unlabelled_ratio,
-    train.confidence,
-  )
+    indices = job.read(selection.PROXY)
+  return selection.semi_supervised(job, selection.images(job), indices)

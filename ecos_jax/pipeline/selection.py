@@ -25,6 +25,7 @@ from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
 from ecos_jax.pipeline.stages import Result
 from ecos_jax.pipeline.stages import Stage
+from ecos_jax.training import tasks
 
 Method = config_lib.Method
 
@@ -33,6 +34,7 @@ DATASET = "dataset"
 INDEX = "index.npy"
 LIST = "index.csv"
 _INDICES = "indices.npy"
+_COVERED = "covered.npy"
 _NONE = np.zeros(0, np.int64)
 
 
@@ -61,9 +63,12 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
 
   Of a pool of features only the index is written.
   """
-  (indices, clusters, weights, worth), ranks = _choose(job)
+  choice, ranks = _choose(job)
+  indices, clusters, weights, worth, covered = choice
   pool, options = job.problem.pool, job.config.sampling
   np.save(path / _INDICES, job.keep(PROXY, indices))
+  if covered is not None:
+    np.save(path / _COVERED, covered)
   labels = np.full(len(indices), -1, np.int64)
   if job.config.train.task is not config_lib.Task.CLIENT:
     labels = pool.labels(indices)
@@ -308,6 +313,42 @@ def dataset(job: Job, stage: Stage) -> loader.Samples:
   path = job.path(stage)
   with workdir.redo_named(path):
     return loader.proxy_source(path / DATASET, job.config.train.image_size)
+
+
+def semi_supervised(
+  job: Job, labelled: loader.Samples, indices: np.ndarray
+) -> tasks.Task:
+  """Returns the task of labelled samples, with unlabelled ones if wanted.
+
+  Args:
+    job: The run.
+    labelled: Samples with labels.
+    indices: int64 [n], their pool indices; empty if they are not of the pool.
+  """
+  train, pool = job.config.train, job.problem.pool
+  if not train.unlabelled_ratio:
+    return tasks.Supervised(job.classes, labelled)
+  match train.unlabelled:
+    case config_lib.Unlabelled.ALL:
+      rest = np.arange(len(pool))
+    case config_lib.Unlabelled.ABSTAINED:
+      rest = job.read(PROXY)
+    case config_lib.Unlabelled.COVERED:
+      covered = workdir.load_array(job.path(PROXY) / _COVERED)
+      assignment = job.read(asking.LAST.codebook).assignment
+      # Rows in no cluster have the label -1.
+      rest = np.flatnonzero(np.append(covered, False)[assignment])
+  rest = np.setdiff1d(rest, indices)
+  if not len(rest):
+    logging.warning("no sample is left without a label: no FixMatch")
+    return tasks.Supervised(job.classes, labelled)
+  return tasks.FixMatch(
+    job.classes,
+    labelled,
+    Unlabelled(loader.PoolPart(pool, rest, train.image_size)),
+    train.unlabelled_ratio,
+    train.confidence,
+  )
 
 
 class Beside:

@@ -81,22 +81,12 @@ def cost(answer: messages.Response | messages.LabelResponse) -> Cost:
   )
 
 
-def terms(
-  answer: messages.Response | messages.LabelResponse,
-) -> messages.Terms | messages.LabelTerms:
-  """Returns the privacy terms of an answer."""
-  if isinstance(answer, messages.LabelResponse):
-    return answer.terms
-  return answer.statement
-
-
 def alone(answer: messages.Response | messages.LabelResponse) -> float:
   """Returns the epsilon of one answer, from its terms.
 
   What the answer states may be wrong, or forged, and is not used.
   """
-  said = terms(answer)
-  return cost(answer).epsilon(said.delta, said.relation)
+  return cost(answer).epsilon(answer.terms.delta, answer.terms.relation)
 
 
 def epsilon(

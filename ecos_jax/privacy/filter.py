@@ -66,11 +66,7 @@ class Filter(fields.Checked):
   shares: Annotated[tuple[float, ...], _numbers]
 
   def __post_init__(self):
-    """Also checks that orders and shares fit.
-
-    Raises:
-      ProtocolError: A field is refused.
-    """
+    """Also checks that orders and shares fit."""
     super().__post_init__()
     if len(self.orders) != len(self.shares):
       raise wire.ProtocolError("orders and shares must have one length")

@@ -32,6 +32,8 @@ from opendp import mod
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
+from ecos_jax.config import limits
+from ecos_jax.messages import fields
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import composition
@@ -91,11 +93,14 @@ class Mechanism:
       EcosError: A term is out of range, or no sigma within the limits is
         enough.
     """
-    if sigma is None and epsilon is not None:
-      sigma = accounting.sigma(epsilon, gamma, delta, relation, bins, weight)
-    elif sigma is None or epsilon is not None:
+    if (sigma is None) == (epsilon is None):
       raise errors.EcosError("give `epsilon` or `sigma`, and not both")
-    terms = messages.Terms(sigma, gamma, delta, relation, unit=unit)
+    least = limits.MIN_SIGMA if sigma is None else sigma
+    terms = messages.Terms(least, gamma, delta, relation, unit=unit)
+    if epsilon is not None:
+      most = fields.number(0.0, math.inf)(epsilon, "`epsilon`")
+      rest = terms.gamma, terms.delta, terms.relation, bins, weight
+      terms = dataclasses.replace(terms, sigma=accounting.sigma(most, *rest))
     return cls(terms, insecure_noise_seed, bins, weight)
 
   @property

@@ -116,11 +116,7 @@ class _Release(fields.Checked):
   weight: Annotated[int, fields.integer(0, limits.MAX_WEIGHT)] = 0
 
   def __post_init__(self):
-    """Also checks that the noise can be accounted for.
-
-    Raises:
-      ProtocolError: A field is refused.
-    """
+    """Also checks that the noise can be accounted for."""
     super().__post_init__()
     if self.release.shift > max(1, 32 * self.sigma**2):
       raise wire.ProtocolError("moved is too large for sigma")

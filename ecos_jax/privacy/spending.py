@@ -50,11 +50,6 @@ class Spending:
   unit: str | None
 
 
-def _stated(answer: Answer) -> messages.Statement | messages.LabelResponse:
-  """Returns what says whether the answer is private."""
-  return answer.statement if isinstance(answer, messages.Response) else answer
-
-
 def spent(
   answers: Mapping[str, Answer],
   entries: Sequence[ledger.Entry] = (),
@@ -83,7 +78,7 @@ def spent(
   known = {answer.digest for answer in stored}
   own = [answer for answer in answers.values() if answer.digest not in known]
   everything = stored + own
-  terms = [accounting.terms(answer) for answer in everything]
+  terms = [answer.terms for answer in everything]
   epsilon, delta, relation, unit = 0.0, 0.0, None, None
   if everything:
     unit, *others = {term.unit for term in terms}
@@ -100,9 +95,7 @@ def spent(
     else:
       unlimited = filter_lib.Filter.of(math.inf, delta)
       epsilon = unlimited.epsilon(costs, delta, relation)
-  private = not exposed and all(
-    _stated(answer).private for answer in everything
-  )
+  private = not exposed and all(answer.private for answer in everything)
   alone = {
     name: accounting.alone(answer)
     for name, answer in answers.items()

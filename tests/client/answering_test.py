@@ -281,8 +281,17 @@ def test_wrong_arguments_are_named_and_hostile_questions_touch_nothing(
       answering.answer(question, features, ledger=path, **terms)
   with pytest.raises(errors.EcosError, match="gamma"):
     answering.answer(question, features, sigma=3.0, gamma=2.0, ledger=path)
+  for terms in ({"epsilon": "x"}, {"epsilon": [1]}, {"epsilon": math.nan}):
+    with pytest.raises(errors.EcosError, match="`epsilon` must be"):
+      answering.answer(question, features, ledger=path, **terms)
+    with pytest.raises(errors.EcosError, match="`epsilon` must be"):
+      answering.label(asked, *samples[:2], ledger=path, **terms)
+  with pytest.raises(errors.EcosError, match="gamma must be a number"):
+    answering.answer(question, features, epsilon=1.0, gamma="x", ledger=path)
   for data in (question, asked):
     for hostile in (
+      None,
+      "text",
       b"",
       data[:-1],
       data + b"\0",

@@ -96,12 +96,12 @@ class EverySampleVotes(mechanisms.Mechanism):
 @pytest.mark.parametrize(
   ("broken", "sigma", "gamma", "delta", "trials"),
   [
-    (HalfTheNoise, 1.0, 0.8, LARGE_DELTA, 12_000),
-    (NoSubsample, 1.0, 0.05, DELTA, 20_000),
-    (FloatNoise, 1.0, 0.8, DELTA, 20_000),
-    (SharedNoise, 10.0, 0.8, DELTA, 10_000),
-    (ZeroSumNoise, 10.0, 0.8, DELTA, 10_000),
-    (CleanBin0, 10.0, 0.8, DELTA, 10_000),
+    (HalfTheNoise, 1.0, 0.8, LARGE_DELTA, 8000),
+    (NoSubsample, 1.0, 0.05, DELTA, 8000),
+    (FloatNoise, 1.0, 0.8, DELTA, 6000),
+    (SharedNoise, 10.0, 0.8, DELTA, 2000),
+    (ZeroSumNoise, 10.0, 0.8, DELTA, 2000),
+    (CleanBin0, 10.0, 0.8, DELTA, 2000),
     (Seeded, 10.0, 0.8, DELTA, 1_000),
   ],
 )
@@ -127,7 +127,7 @@ def test_a_person_of_50_samples_is_hidden_and_caught_if_all_vote(bins):
   assert 1.0 < _bound(shipped, 10_000) <= claim
   terms = dataclasses.replace(terms, sigma=10.0)
   broken = EverySampleVotes(terms, bins=bins)
-  bound = _bound(broken, 10_000, confidence=0.99)
+  bound = _bound(broken, 4000, confidence=0.99)
   assert bound > 10 * broken.statement.epsilon
 
 
@@ -145,7 +145,7 @@ def test_broken_signed_votes_are_caught(broken):
   terms = messages.Terms(sigma, gamma, DELTA, "add_remove")
   mechanism = broken(terms, bins=9)
   assert (
-    _bound(mechanism, 20_000, confidence=0.99) > mechanism.statement.epsilon
+    _bound(mechanism, 10_000, confidence=0.99) > mechanism.statement.epsilon
   )
 
 

@@ -59,7 +59,7 @@ def test_other_weights_are_refused_and_the_wanted_ones_named(files):
   # Those of the simulation too.
   source = pools.ArraySource("mine", np.zeros((1, 40, 40, 3), np.uint8))
   with pytest.raises(messages.ProtocolError, match=message):
-    encoding.features(_query(theirs), source, own)
+    encoding.opened(_query(theirs), source, own).features()
 
 
 def test_a_query_makes_the_client_load_neither_code_nor_files(
@@ -103,8 +103,8 @@ def test_images_become_the_features_of_the_query_s_encoder(
     (features, 8),
     (stored, 8),
   ):
-    blocks = list(encoding.blocks(query, data, batch_size=batch_size))
-    got = encoding.features(query, data, batch_size=batch_size)
+    blocks = list(encoding.opened(query, data, batch_size=batch_size).blocks())
+    got = encoding.opened(query, data, batch_size=batch_size).features()
     np.testing.assert_array_equal(np.concatenate(blocks), got)
     # The encoder's batches differ by rounding.
     np.testing.assert_allclose(got, features, atol=1e-6)
@@ -112,20 +112,20 @@ def test_images_become_the_features_of_the_query_s_encoder(
       coverage.nearest(got, query.centroids),
       coverage.nearest(features, query.centroids),
     )
-  assert encoding.features(query, images[:0]).shape == (0, 72)
+  assert encoding.opened(query, images[:0]).features().shape == (0, 72)
 
 
 def test_an_image_changes_no_other_image_s_features(images):
   # Bit for bit: the encoder runs on batches of one shape, and the place of an
   # image in its batch must not matter.
   query = _query(registry.get("hog"))
-  features = encoding.features(query, images, batch_size=16)
+  features = encoding.opened(query, images, batch_size=16).features()
   for row in (0, 1, 15, 16, 36):
     others = np.delete(images, row, axis=0)
-    fewer = encoding.features(query, others, batch_size=16)
+    fewer = encoding.opened(query, others, batch_size=16).features()
     np.testing.assert_array_equal(fewer, np.delete(features, row, axis=0))
   order = np.random.default_rng(1).permutation(37)
-  shuffled = encoding.features(query, images[order], batch_size=16)
+  shuffled = encoding.opened(query, images[order], batch_size=16).features()
   np.testing.assert_array_equal(shuffled, features[order])
 
 
@@ -137,8 +137,8 @@ def test_an_encoder_that_differs_is_refused(images, tmp_path):
   ):
     query = query_of(np.zeros((2, 72)), **changes)
     with pytest.raises(errors.EcosError, match=said):
-      encoding.features(query, images)
+      encoding.opened(query, images).features()
   np.save(tmp_path / "wide.npy", np.zeros((2, 3)))
   wide = pools.open_source(f"features:{tmp_path}/wide.npy")
   with pytest.raises(errors.EcosError, match=r"`data` must .* \[n, 72\]"):
-    encoding.features(_query(registry.get("hog")), wide)
+    encoding.opened(_query(registry.get("hog")), wide).features()

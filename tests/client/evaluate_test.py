@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import os
 import random
 import re
@@ -38,8 +39,11 @@ def _network():
   return model
 
 
-_LABELS = np.array(_network()(_FLOATS).argmax(-1))
-_LABELS[:10] = (_LABELS[:10] + 1) % _CLASSES  # where the model is wrong
+@functools.cache
+def _labels():
+  found = np.array(_network()(_FLOATS).argmax(-1))
+  found[:10] = (found[:10] + 1) % _CLASSES  # where the model is wrong
+  return found
 
 
 def _written(path, **changes):
@@ -56,12 +60,12 @@ def model_path(tmp_path_factory):
 @pytest.mark.parametrize("batch_size", [7, 50, 64])
 def test_accuracy_of_a_model_known_to_be_right_on_forty(model_path, batch_size):
   model = evaluate.load(model_path)
-  data = pools.ArraySource("own", _IMAGES, _LABELS)
+  data = pools.ArraySource("own", _IMAGES, _labels())
   assert evaluate.accuracy(model, data, batch_size) == 0.8
 
 
 def test_unknown_labels_do_not_count(model_path):
-  labels = _LABELS.copy()
+  labels = _labels().copy()
   labels[:5] = -1
   data = pools.ArraySource("own", _IMAGES, labels)
   got = evaluate.accuracy(evaluate.load(model_path), data, 16)
@@ -70,7 +74,7 @@ def test_unknown_labels_do_not_count(model_path):
 
 def test_images_are_brought_to_the_size_of_the_model(model_path):
   large = np.repeat(np.repeat(_IMAGES, 2, 1), 2, 2)
-  data = pools.ArraySource("own", large, _LABELS)
+  data = pools.ArraySource("own", large, _labels())
   assert evaluate.accuracy(evaluate.load(model_path), data, 50) == 0.8
 
 
@@ -87,7 +91,7 @@ def test_labels_that_do_not_fit_are_refused(model_path, labels, said):
 def _refused(path, said):
   with pytest.raises(errors.EcosError, match=f"`model`=.*{said}"):
     model = evaluate.load(path)
-    evaluate.accuracy(model, pools.ArraySource("own", _IMAGES, _LABELS))
+    evaluate.accuracy(model, pools.ArraySource("own", _IMAGES, _labels()))
 
 
 def test_what_does_not_fit_the_network_here_is_refused(tmp_path):
@@ -115,7 +119,7 @@ def test_sizes_are_checked_before_anything_is_allocated(tmp_path):
   """100,000 classes of a network that the file has no weights for."""
   path = _written(tmp_path / "m", network="resnet18", classes=100_000)
   model = evaluate.load(path)
-  own = pools.ArraySource("own", _IMAGES, _LABELS)
+  own = pools.ArraySource("own", _IMAGES, _labels())
   tracemalloc.start()
   try:
     with pytest.raises(errors.EcosError, match="layout"):
@@ -135,7 +139,7 @@ def test_large_images_are_classified_a_few_at_once(tmp_path):
       return np.zeros((len(indices), size, size, 3), np.uint8)
 
   model = evaluate.load(_written(tmp_path / "model", image_size=1024))
-  evaluate.accuracy(model, Spy("own", _IMAGES[:3], _LABELS[:3]))
+  evaluate.accuracy(model, Spy("own", _IMAGES[:3], _labels()[:3]))
   assert seen == [1, 1, 1]
 
 
@@ -150,7 +154,7 @@ def test_other_files_are_refused(tmp_path, data):
 def test_mutants_are_refused_or_measured(model_path):
   rng = random.Random(3)
   data = model_path.read_bytes()
-  own = pools.ArraySource("own", _IMAGES, _LABELS)
+  own = pools.ArraySource("own", _IMAGES, _labels())
   mutant, refused = model_path.with_name("mutant"), 0
   for _ in range(300):
     mutant.write_bytes(mutants.mutate(data, [data], rng))
@@ -187,7 +191,7 @@ def test_mistakes_are_told_in_one_line_that_names_the_flag(
   code, done = run(tmp_path / "own.npy")
   assert code == 1
   assert done.err.startswith("error: --data: ")
-  np.savez(tmp_path / "own.npz", images=_IMAGES, labels=_LABELS)
+  np.savez(tmp_path / "own.npz", images=_IMAGES, labels=_labels())
   (tmp_path / "bad").write_bytes(model_path.read_bytes()[:900])
   code, done = run(tmp_path / "own.npz", model=tmp_path / "bad")
   assert code == 1
@@ -199,11 +203,11 @@ def test_folders_are_numbers_or_named_by_the_cloud(run, tmp_path):
   """Alphabetical order, without class 0, would shift every label by one."""
   for names in (("0", "1", "2"), ("z", "y", "x")):
     folder = tmp_path / names[0]
-    for row in np.flatnonzero(_LABELS > 0):
-      file = folder / names[_LABELS[row]] / f"{row}.png"
+    for row in np.flatnonzero(_labels() > 0):
+      file = folder / names[_labels()[row]] / f"{row}.png"
       file.parent.mkdir(parents=True, exist_ok=True)
       Image.fromarray(_IMAGES[row]).save(file)
-  known = _LABELS > 0
+  known = _labels() > 0
   right = np.mean(np.arange(50)[known] >= 10)
   said = f"\naccuracy {100 * right:.1f} %\n"
   numbered, named = tmp_path / "0", tmp_path / "z"
@@ -229,7 +233,7 @@ def test_folders_are_numbers_or_named_by_the_cloud(run, tmp_path):
 def test_the_command_loads_neither_the_trainer_nor_its_libraries(
   model_path, tmp_path
 ):
-  np.savez(tmp_path / "own.npz", images=_IMAGES, labels=_LABELS)
+  np.savez(tmp_path / "own.npz", images=_IMAGES, labels=_labels())
   code = """
 import runpy, sys
 try:

@@ -252,12 +252,12 @@ def test_images_are_encoded_with_the_request_s_encoder(samples):
   features = registry.encode(registry.get("hog"), images)
   source = pools.ArraySource("mine", images, samples.labels[:21])
   request = request_for(features)
-  encoded = private_knn.encode(request, _opened(request, source, 8))
+  encoded = private_knn.encode(_opened(request, source, 8))
   np.testing.assert_allclose(encoded.features, features, atol=1e-6)
   np.testing.assert_array_equal(encoded.labels, samples.labels[:21])
   other = dataclasses.replace(request_for(features), encoder_digest="0" * 64)
   with pytest.raises(messages.ProtocolError, match="encoder_digest"):
-    private_knn.encode(other, _opened(other, source, 8))
+    private_knn.encode(_opened(other, source, 8))
 
 
 def _folder_of(path, names):
@@ -293,7 +293,7 @@ def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
 
   def votes():
     source = pools.open_source(str(tmp_path), classes=classes)
-    samples = private_knn.encode(request, _opened(request, source, 64))
+    samples = private_knn.encode(_opened(request, source, 64))
     voters = neighbours.Neighbours(
       *private_knn.voting(request, samples)[:2], k=7, classes=3
     )

@@ -91,7 +91,10 @@ def test_large_images_are_encoded_a_few_at_once():
   encoder = _encoder(apply, 1024)
   query = query_of(np.zeros((2, 3)), encoder)
   images = np.zeros((5, 1024, 1024, 3), np.uint8)
-  assert len(np.concatenate(list(encoding.blocks(query, images, encoder)))) == 5
+  assert (
+    len(np.concatenate(list(encoding.opened(query, images, encoder).blocks())))
+    == 5
+  )
   devices = jax.local_device_count()
   assert {shape[0] * devices for shape in seen} == {max(4, devices)}
 

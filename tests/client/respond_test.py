@@ -3,26 +3,9 @@ from PIL import Image
 import pytest
 
 from ecos_jax import messages
-from ecos_jax.client import command
 from ecos_jax.client import coverage
 from ecos_jax.encoders import registry
 from tests.client.queries import query_of
-
-
-def test_data_have_one_tag_however_they_are_spelt(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  np.save("f.npy", np.zeros(3))
-  file, tag = tmp_path / "f.npy", command.tag_of
-  assert tag("f.npy", None) == tag(f"images:{file}", None) == f"images:{file}"
-  assert tag("features:f.npy", None) == f"features:{file}"
-  assert (
-    tag(".", None) == tag(f"folder:{tmp_path}", "x") == f"folder:{tmp_path}"
-  )
-  mnist = "tfds:mnist:train"
-  tags = {
-    tag(mnist, folder) for folder in (None, "a", "b", str(tmp_path / "a"))
-  }
-  assert len(tags) == 3
 
 
 @pytest.fixture(name="run")

@@ -199,6 +199,20 @@ def test_samples_follow_the_formula():
   np.testing.assert_allclose(rows.weights, expected[rows.clusters], rtol=1e-6)
 
 
+def test_the_covered_clusters_are_the_densest_with_most_votes():
+  bank, book = made_up([100, 100, 100, 20])
+  options = config.Sampling(budget=9, estimate=config.Estimate.SCORE)
+  # 20 votes in 20 samples are denser than 20 in 100.
+  scores = np.array([300, 1, 20, 19])
+  got = choose.samples(bank, book, _answer(scores, 1.0), options, KEY)
+  assert got.covered is not None
+  np.testing.assert_array_equal(got.covered, [True, False, True, True])
+  scores[2] = 12
+  got = choose.samples(bank, book, _answer(scores, 1.0), options, KEY)
+  assert got.covered is not None
+  np.testing.assert_array_equal(got.covered, [True, False, False, True])
+
+
 def test_the_papers_method_is_the_plain_proportion():
   bank, book = made_up([100, 100, 100])
   options = config.Sampling(method=config.Method.ECOS_PAPER, budget=40)

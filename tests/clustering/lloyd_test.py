@@ -39,9 +39,14 @@ def moved(centroids, sums, counts):
 
 
 @pytest.mark.parametrize(
-  "n, d, k, block", [(500, 7, 33, 64), (1000, 3, 1, 128), (300, 16, 20, 300)]
+  "n, d, k, block, dtype",
+  [
+    (500, 7, 33, 64, np.float16),
+    (500, 7, 33, 64, np.float32),
+    (1000, 3, 1, 128, np.float16),
+    (300, 16, 20, 300, np.float32),
+  ],
 )
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_every_iteration_is_that_of_brute_force(n, d, k, block, dtype):
   features = blobs(n, d, 10, spread=3.0).astype(dtype)
   chunk = jnp.asarray(features)

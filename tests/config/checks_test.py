@@ -132,7 +132,7 @@ def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
   config.labelling.sigma_vote = -1.0
   config.labelling.max_epsilon = float("nan")
   config.labelling.threshold = float("inf")
-  config.labelling.abstained_as_unlabelled = True
+  config.train.unlabelled = config_lib.Unlabelled.ABSTAINED
   config.privacy.relation = config_lib.Relation.REPLACE_ONE
   check_refused(
     config,
@@ -141,9 +141,29 @@ def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
     "labelling.sigma_vote",
     "labelling.max_epsilon",
     "labelling.threshold",
-    "labelling.abstained_as_unlabelled",
+    "train.unlabelled_ratio",
     "privacy.relation",
   )
+
+
+@pytest.mark.parametrize(
+  ("unlabelled", "method", "said"),
+  [
+    ("covered", "random", "asks nothing"),
+    ("abstained", "ecos", "needs labels by the client"),
+  ],
+)
+def test_unlabelled_images_that_nobody_knows_are_refused(
+  unlabelled, method, said
+):
+  config = config_lib.Config()
+  config.train.unlabelled_ratio = 1
+  config.train.unlabelled = config_lib.Unlabelled(unlabelled)
+  config.sampling.method = config_lib.Method(method)
+  with pytest.raises(
+    errors.ConfigError, match=f"`train.unlabelled`={unlabelled} .*{said}"
+  ):
+    checks.validate(config)
 
 
 def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():

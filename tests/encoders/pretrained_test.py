@@ -83,18 +83,25 @@ def test_shifted_products_are_the_grouped_convolution(kernel, stride, size):
   keys = jax.random.split(jax.random.key(0))
   images = jax.random.normal(keys[0], (2, size, size + 1, 6))
   weights = jax.random.normal(keys[1], (kernel, kernel, 1, 6))
-  both = [
-    jax.value_and_grad(lambda x, w, f=f: (f(x, w, stride) ** 2).sum(), (0, 1))(
-      images, weights
-    )
-    for f in (efficientnet._shifted, efficientnet._convolved)
-  ]
-  for ours, theirs in zip(*map(jax.tree.leaves, both), strict=True):
+
+  @jax.jit
+  def both(*arrays):
+    return [
+      jax.value_and_grad(
+        lambda x, w, f=f: (f(x, w, stride) ** 2).sum(), (0, 1)
+      )(*arrays)
+      for f in (efficientnet._shifted, efficientnet._convolved)
+    ]
+
+  results = both(images, weights)
+  for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_published_weights_know_a_cat_and_an_espresso():
-  model = efficientnet.EfficientNetLite0(1000, nnx.Rngs(0))
+  model = nnx.eval_shape(
+    lambda: efficientnet.EfficientNetLite0(1000, nnx.Rngs(0))
+  )
   path = weights_lib.find(LITE0.source, "--weights")
   tensors = weights_lib.read(path, "--weights")
   weights_lib.assign(model, tensors, LITE0, str(path), head=True)

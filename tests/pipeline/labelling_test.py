@@ -255,7 +255,7 @@ def test_the_same_again_does_nothing(finished):
   assert (path / "client" / "ledger").read_bytes() == before
 
 
-def test_fixmatch_takes_the_abstained_or_all_unlabelled(finished):
+def test_fixmatch_takes_the_unlabelled_that_it_is_told(finished):
   config, path, summary, _ = finished
   config = dataclasses.replace(
     config,
@@ -264,8 +264,18 @@ def test_fixmatch_takes_the_abstained_or_all_unlabelled(finished):
   )
   pool = digits.load(config.data, config.seed).pool
   given, asked = summary["labels_answered"], summary["labels_asked"]
-  for abstained, count in ((False, len(pool) - given), (True, asked - given)):
-    config.labelling.abstained_as_unlabelled = abstained
+  chosen = np.load(path / "proxy" / "indices.npy")
+  labelled = chosen[np.load(path / "labels" / "labels.npy") >= 0]
+  dense = np.load(path / "proxy" / "covered.npy")
+  assignment = np.load(path / "codebook" / "assignment.npy")
+  in_dense = {i for i, r in enumerate(assignment) if dense[r]} - set(labelled)
+  assert 0 < len(in_dense) < len(pool) - given
+  for unlabelled, count in (
+    ("all", len(pool) - given),
+    ("abstained", asked - given),
+    ("covered", len(in_dense)),
+  ):
+    config.train.unlabelled = config_lib.Unlabelled(unlabelled)
     with workdir.Workdir(path) as work:
       job = stages.Job(config, work)
       for stage in pipeline.order(job):

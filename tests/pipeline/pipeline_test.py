@@ -505,7 +505,7 @@ def test_a_remote_client_is_asked_twice(two_rounds, tmp_path, capsys):
     )
     asked = messages.Query.from_bytes(query.read_bytes())
     answer = coverage.respond(
-      asked, encoding.blocks(asked, client), mechanism
+      asked, encoding.opened(asked, client).blocks(), mechanism
     ).to_bytes()
     costs.append(mechanism.cost)
     brought.write_bytes(answer)
