@@ -12,8 +12,8 @@ import pytest
 
 import ecos_jax
 from ecos_jax import messages
+from ecos_jax.cloud import adopt
 from ecos_jax.cloud import bank as bank_lib
-from ecos_jax.cloud import encode
 
 KEY = jax.random.key(0)
 
@@ -68,7 +68,7 @@ def test_arrays_of_all_kinds_and_a_bank_give_the_same(
   pool = pool.astype(np.float16)
   np.save(tmp_path / "pool.npy", pool)
   mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")
-  bank = encode.from_npy(tmp_path, encoder="e", pool="p")
+  bank = adopt.from_npy(tmp_path, encoder="e", pool="p")
   assert isinstance(bank, bank_lib.FeatureBank)
   results = []
   for features in (pool, mapped, jax.numpy.asarray(pool), bank):

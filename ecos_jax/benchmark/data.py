@@ -61,14 +61,14 @@ def _hog(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
 
 def _write_bank(folder: Path, n: int, d: int, rng: np.random.Generator) -> None:
   """Writes a bank of float16 rows, in shards of the same random rows."""
-  from ecos_jax.cloud import encode  # Slow: it imports JAX.
+  from ecos_jax.cloud import adopt  # Slow: it imports JAX.
 
   folder.mkdir()
   rows = min(max(_SHARD_BYTES // (2 * d), 1), n)
   shard = rng.standard_normal((rows, d), np.float32).astype(np.float16)
   for number, start in enumerate(range(0, n, rows)):
     np.save(folder / f"shard-{number:06d}.npy", shard[: n - start])
-  encode.from_npy(folder, encoder="benchmark", pool="benchmark")
+  adopt.from_npy(folder, encoder="benchmark", pool="benchmark")
 
 
 def _reference(features: np.ndarray, k: int) -> dict[str, Any]:

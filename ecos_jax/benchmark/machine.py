@@ -92,16 +92,33 @@ def describe(peak_seconds: float) -> dict:
     "kind": processor() if on_cpu else devices[0].device_kind,
     "devices": len(devices),
     "cores": cores(),
-    "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    "memory_bytes": memory_bytes(),
     "system": platform.platform(),
     "gemm_gflops": 2e-9 * _PEAK_SIZE**3 / best * chips,
   }
 
 
-def _status(field: str) -> int:
-  """Returns bytes of this process; 0 where the system does not tell them."""
+def backend(_: None = None) -> str:
+  """Returns JAX's default platform, such as `cpu`; starts JAX."""
+  import jax
+
+  return jax.default_backend()
+
+
+def memory_bytes() -> int:
+  """Returns the memory of the machine."""
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes() -> int:
+  """Returns the free memory; all of it where the system does not say."""
+  return _told("/proc/meminfo", "MemAvailable") or memory_bytes()
+
+
+def _told(path: str, field: str) -> int:
+  """Returns the bytes in a field of Linux; 0 where there is none."""
   with contextlib.suppress(OSError):
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path(path).read_text().splitlines():
       if line.startswith(field):
         return int(line.split()[1]) << 10
   return 0
@@ -112,9 +129,9 @@ def resident_bytes() -> int:
   # Sandboxes may not allow it; the peak is then that since the start.
   with contextlib.suppress(OSError):
     Path("/proc/self/clear_refs").write_text("5")
-  return _status("VmRSS")
+  return _told("/proc/self/status", "VmRSS")
 
 
 def peak_resident_bytes() -> int:
   """Returns the highest resident memory since the last `resident_bytes`."""
-  return _status("VmHWM")
+  return _told("/proc/self/status", "VmHWM")

@@ -11,7 +11,7 @@ Opening a bank compares the sizes of the shards, which costs one listing.
 numbers: others are refused when it is built.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,13 @@ import tqdm
 from ecos_jax import files
 from ecos_jax import threads
 from ecos_jax.cloud import storage
+from ecos_jax.clustering import centring
 
 MANIFEST = "bank.json"
 VERSION = 1
+DTYPES = ("float16", "float32")
+# At a mean of so many spreads, float16's rounding is some 7 % of the spread.
+_FAR = 512.0
 _WINDOW_BYTES = 64 << 20
 _ALIGNMENT = 64
 # Blocks read ahead, each by its own thread: hides the latency of a bucket, and
@@ -53,6 +57,50 @@ class Shard(NamedTuple):
   sha256: str
 
 
+def shard_file(number: int) -> str:
+  """Returns the name of the number-th shard that this package writes."""
+  return f"shard-{number:06d}.npy"
+
+
+def identity(
+  rows: int, dimension: int, dtype: str, *, encoder: str, pool: str
+) -> dict[str, Any]:
+  """Returns what a manifest says of a bank before its shards.
+
+  Args:
+    rows: N.
+    dimension: d.
+    dtype: One of `DTYPES`.
+    encoder: Digest of the encoder.
+    pool: Digest of the pool.
+  """
+  return {
+    "version": VERSION,
+    "rows": rows,
+    "dimension": dimension,
+    "dtype": dtype,
+    "encoder": encoder,
+    "pool": pool,
+  }
+
+
+def write_manifest(
+  folder: storage.Folder, identity: dict[str, Any], shards: Sequence[Shard]
+) -> None:
+  """Writes the manifest, with which a bank is finished."""
+  manifest = identity | {"shards": [shard._asdict() for shard in shards]}
+  folder.write(MANIFEST, json.dumps(manifest, indent=2).encode())
+
+
+def check_float16(features: np.ndarray, remedy: str) -> None:
+  """Raises BankError if float16 cannot tell features [n, d] apart."""
+  if centring.offset(features, _FAR).any():
+    raise storage.BankError(
+      f"the mean of the features is over {_FAR:g} times their spread, where "
+      f"float16 rounds most of the differences away: {remedy}"
+    )
+
+
 def _aligned(rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
   """Returns an array that JAX can use without a copy on CPU."""
   size = rows * columns * dtype.itemsize
@@ -73,7 +121,7 @@ class FeatureBank:
   """
 
   def __init__(self, folder: storage.Folder, manifest: dict[str, Any]):
-    """Use `open`, `build` or `from_npy`."""
+    """Use `open`, `encode.build` or `adopt.from_npy`."""
     self._folder = folder
     self._shards = [Shard(**shard) for shard in manifest["shards"]]
     self._starts = np.array([shard.start for shard in self._shards])

@@ -242,7 +242,6 @@ class _Lloyd(NamedTuple):
   def start(
     self,
     features: chunks.Features,
-    n: int,
     k: int,
     key: jax.Array,
     limit: float,
@@ -251,16 +250,15 @@ class _Lloyd(NamedTuple):
 
     Args:
       features: [n, d].
-      n: Rows of it.
       k: Number of centroids.
       key: Random key.
       limit: Maximum number of rows of a nested sample.
     """
-    rows = start_lib.subsample(n, start_lib.sample_rows(n, k), key)
-    sample = chunks.take(features, rows)
-    centroids = start_lib.centroids(sample, k, key, self.mesh)
+    n = features.shape[0]
+    centroids = start_lib.centroids(features, k, key, self.mesh)
     # Whole chunks, so that all sizes share compiled code.
-    size = -(-len(rows) // self.plan.chunk) * self.plan.chunk
+    chunk = self.plan.chunk
+    size = -(-start_lib.sample_rows(n, k) // chunk) * chunk
     while size <= limit:
       rows = start_lib.subsample(n, size, jax.random.fold_in(key, size))
       sample = chunks.take(features, rows)
@@ -339,7 +337,7 @@ def fit(
     solver = _Lloyd(plan, mesh, prune, iterations, tolerance, progress)
     if init is None:
       limit = min(0.7 * n, memory_budget // (4 * d)) if nested else 0
-      centroids = solver.start(features, n, k, start_key, limit)
+      centroids = solver.start(features, k, start_key, limit)
     elif np.shape(init) == (k, d):
       centroids = np.asarray(init, np.float32) - offset
     else:

@@ -56,9 +56,7 @@ def fit(
   offset = centring.offset(features)
   features = centring.without(features, offset)
   if init is None:
-    rows = start_lib.subsample(n, start_lib.sample_rows(n, k), key)
-    sample = chunks.take(features, rows)
-    centroids = start_lib.centroids(sample, k, key, mesh)
+    centroids = start_lib.centroids(features, k, key, mesh)
   else:
     centroids = np.asarray(init, np.float32) - offset
   plan = chunks.plan((min(n, batch), d), k, mesh)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ecos_jax.clustering import assign
+from ecos_jax.clustering import chunks
 
 # k-means++ reads its sample k times, and a small sample gives a good start.
 _ROWS_PER_CENTROID = 32
@@ -127,18 +128,20 @@ def parallel(
 
 
 def centroids(
-  features: np.ndarray, k: int, key: jax.Array, mesh: jax.sharding.Mesh
+  features: chunks.Features, k: int, key: jax.Array, mesh: jax.sharding.Mesh
 ) -> np.ndarray:
-  """Returns k first centroids, float32 [k, d].
+  """Returns k first centroids, float32 [k, d], from a random sample of rows.
 
   By k-means|| if there are many more rows than centroids, else by k-means++.
 
   Args:
-    features: [n, d] with n >= k; `sample_rows` rows are enough.
+    features: [n, d] with n >= k; `sample_rows` of its rows are read.
     k: Number of centroids.
     key: Random key.
     mesh: Devices to share the rows.
   """
-  if len(features) < 4 * k or k < _ROWS_PER_CENTROID:
-    return np.array(plus_plus(features.astype(np.float32), k, key))
-  return np.array(parallel(features, k, key, mesh))
+  n = features.shape[0]
+  rows = chunks.take(features, subsample(n, sample_rows(n, k), key))
+  if len(rows) < 4 * k or k < _ROWS_PER_CENTROID:
+    return np.array(plus_plus(rows, k, key))
+  return np.array(parallel(rows, k, key, mesh))

@@ -44,6 +44,20 @@ def normal(name: str) -> str:
   return unicodedata.normalize("NFC", name)
 
 
+def place(names: Sequence[str], folder: str) -> int:
+  """Returns the place of a class among `names`; -1 if it is none of them.
+
+  Args:
+    names: As `named` returns them.
+    folder: The path of a folder, or its last part alone is the name.
+  """
+  folder = normal(folder)
+  for name in (folder, folder.rpartition("/")[2]):
+    if name in names:
+      return names.index(name)
+  return -1
+
+
 def near(name: str, found: Iterable[str]) -> list[str]:
   """Returns the names most like one that was not found, at most three."""
   folded = {found_name.casefold(): found_name for found_name in sorted(found)}

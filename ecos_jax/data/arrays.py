@@ -10,6 +10,7 @@ import numpy as np
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax.config import limits
+from ecos_jax.data import array_files
 from ecos_jax.data import images as image_files
 
 
@@ -131,7 +132,7 @@ def open_arrays(path: Path, kept: Path | None = None) -> ArraySource:
   Raises:
     EcosError: It cannot be read, or has other arrays.
   """
-  arrays = image_files.read_arrays(path)
+  arrays = array_files.read(path)
   if "images" not in arrays:
     raise errors.EcosError(
       f"{path} has no array 'images', but {', '.join(arrays) or 'none'}"

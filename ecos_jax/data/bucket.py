@@ -1,7 +1,6 @@
 """Image files in a bucket, below a URL: each is a container of one image."""
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 from typing import Any
 
 from ecos_jax.data import images as image_files
@@ -9,21 +8,12 @@ from ecos_jax.data import locations
 from ecos_jax.data import records
 
 
-@dataclasses.dataclass(frozen=True)
 class Object:
   """A file that is one image; its class is named by its folder."""
 
-  file: locations.File
-
-  @property
-  def name(self) -> str:
-    """Returns its name below the URL."""
-    return self.file.name
-
-  @property
-  def version(self) -> str:
-    """Returns a text that changes with the file."""
-    return self.file.version
+  def __init__(self, file: locations.File):
+    """Opens nothing yet."""
+    self.file, self.name, self.version = file, file.name, file.version
 
   def scan(self) -> Iterator[records.Found]:
     """Yields the image, not yet read; see `records.Container`."""

@@ -50,7 +50,7 @@ from ecos_jax import cli
 from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import files
-from ecos_jax.data import images as image_files
+from ecos_jax.data import array_files
 from ecos_jax.data import pools
 from ecos_jax.data import tfds_split
 
@@ -81,7 +81,7 @@ def _read(folder: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
       "optdigits.npz; leave it out to use embedded images"
     )
   with errors.about("data.dir", folder):
-    return path, image_files.read_arrays(path)
+    return path, array_files.read(path)
 
 
 def _checked(
@@ -299,10 +299,7 @@ def write_mnist(folder: Path) -> None:
     indices = np.arange(len(source))
     arrays[f"{part}_images"] = source.images(indices, SIZE)[..., 0]
     arrays[f"{part}_labels"] = source.labels(indices).astype(np.uint8)
-  file = io.BytesIO()
-  np.savez_compressed(file, allow_pickle=False, **arrays)
-  folder.mkdir(parents=True, exist_ok=True)
-  files.write(folder / "mnist.npz", file.getvalue())
+  _write(folder / "mnist.npz", arrays)
 
 
 def write_client(folder: Path, client: str, seed: int) -> None:
@@ -321,15 +318,18 @@ def write_client(folder: Path, client: str, seed: int) -> None:
   source = load(config.Data(client=client), seed).client
   assert source is not None
   every = np.arange(len(source))
+  arrays = {
+    "images": source.images(every, SIZE),
+    "labels": source.labels(every),
+  }
+  _write(folder / "client.npz", arrays)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
   file = io.BytesIO()
-  np.savez_compressed(
-    file,
-    allow_pickle=False,
-    images=source.images(every, SIZE),
-    labels=source.labels(every),
-  )
-  folder.mkdir(parents=True, exist_ok=True)
-  files.write(folder / "client.npz", file.getvalue())
+  np.savez_compressed(file, allow_pickle=False, **arrays)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  files.write(path, file.getvalue())
 
 
 if __name__ == "__main__":

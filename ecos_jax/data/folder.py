@@ -130,11 +130,7 @@ class FolderSource:
         f"`classes`=numbers: the name of a folder in {self.path} is a number "
         f"over {limits.MAX_CLASSES - 1}, which is no class: name the classes"
       )
-    folder = classes_lib.normal(folder)
-    for name in (folder, folder.rpartition("/")[2]):
-      if name in self._classes:
-        return self._classes.index(name)
-    return -1
+    return classes_lib.place(self._classes, folder)
 
   @property
   def class_names(self) -> set[str]:
@@ -187,8 +183,7 @@ class FolderSource:
 
   def fingerprints(self) -> np.ndarray:
     """Returns 16 bytes of the sha256 of each file, [n] V16."""
-    digests = bytes.fromhex("".join(file.digest for file in self._files))
-    return np.frombuffer(digests, "V16")
+    return image_files.fingerprints(file.digest for file in self._files)
 
   def _bytes(self, index: int) -> tuple[bytes, str]:
     """Returns the content of a file, and its path for errors."""

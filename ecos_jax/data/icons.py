@@ -26,7 +26,7 @@ import numpy as np
 
 from ecos_jax import config
 from ecos_jax import errors
-from ecos_jax.data import images as image_files
+from ecos_jax.data import array_files
 from ecos_jax.data import pools
 
 THEMES = (
@@ -45,7 +45,7 @@ def _read(folder: str | None) -> dict[str, np.ndarray]:
       "benchmark needs"
     )
   with errors.about("data.dir", folder):
-    arrays = image_files.read_arrays(path)
+    arrays = array_files.read(path)
   wanted = {"images", "names", *_INDEX_OF, *_INDEX_OF.values()}
   if (
     not wanted <= arrays.keys()

@@ -1,17 +1,10 @@
-"""Reads and writes image and array files; damaged files give errors."""
+"""Reads and writes image files; damaged files give errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import concurrent.futures
 import contextlib
 import io
-import lzma
-import math
-from pathlib import Path
 import re
-import tokenize
-from typing import IO
-import zipfile
-import zlib
 
 import numpy as np
 from PIL import ExifTags
@@ -20,6 +13,7 @@ from PIL import ImageOps
 from PIL import UnidentifiedImageError
 
 from ecos_jax import errors
+from ecos_jax import files
 
 try:
   import pillow_heif  # pyrefly: ignore[missing-import]
@@ -42,95 +36,14 @@ SUFFIXES = (
   *(HEIF_SUFFIXES if _HEIF else ()),
 )
 _HEIC = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
-# What a checkout has in place of a large file.
-_LFS = b"version https://git-lfs"
-_LFS_WHY = "it is a pointer of git-lfs: git lfs pull brings the file itself"
+# A checkout may have a pointer of git-lfs, which begins so, for a large file.
+LFS = b"version https://git-lfs"
+LFS_WHY = "it is a pointer of git-lfs: git lfs pull brings the file itself"
 # What shows where an image is transparent.
 WHITE, BLACK = "white", "black"
 # 358 MB decoded, as RGBA; Pillow warns of more, up to twice as many.
 MAX_PIXELS = 89_478_485
-# Compressed arrays may be so many times as large as their file; below _INFLATED
-# bytes they always may.
-_MAX_RATIO = 100
-_INFLATED = 2**28
-_HEADERS = {
-  (1, 0): np.lib.format.read_array_header_1_0,
-  (2, 0): np.lib.format.read_array_header_2_0,
-}
 _COMMON = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
-# What numpy raises if a file is missing, damaged, or no array file.
-NO_ARRAYS = (
-  *(OSError, ValueError, TypeError, EOFError, RuntimeError, ArithmeticError),
-  *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-  lzma.LZMAError,
-)
-
-
-def why_no_arrays(error: Exception, path: Path) -> str:
-  """Returns why numpy cannot read a file.
-
-  numpy's own text has the sizes of arrays, which are private.
-  """
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  with contextlib.suppress(OSError), path.open("rb") as file:
-    if file.read(len(_LFS)) == _LFS:
-      return _LFS_WHY
-  return "it is damaged, or no file of arrays that numpy saved without pickle"
-
-
-def _check_sizes(file: IO[bytes], path: Path) -> None:
-  """Checks that the arrays of an .npz file are not far larger than the file.
-
-  Raises:
-    EcosError: They are, or one has not the size that it says.
-    ValueError, OSError, BadZipFile: It is no such file.
-  """
-  with zipfile.ZipFile(file) as archive:
-    # Together, and against the whole file: many small ones add up, and may
-    # share their bytes.
-    most = max(_INFLATED, _MAX_RATIO * path.stat().st_size)
-    if sum(member.file_size for member in archive.infolist()) > most:
-      raise errors.EcosError(
-        f"cannot read {path}: it would inflate to more than {_MAX_RATIO} times "
-        "its bytes: save it with numpy.savez"
-      )
-    for member in archive.infolist():
-      with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = _HEADERS.get(version)
-        if read is None:
-          raise ValueError("unknown version")
-        shape, _, dtype = read(stream)
-        size = stream.tell() + math.prod(shape) * dtype.itemsize
-      # Object arrays are pickles, which numpy refuses.
-      if size != member.file_size and not dtype.hasobject:
-        raise errors.EcosError(
-          f"cannot read {path}: {member.filename} has not the size that it says"
-        )
-  file.seek(0)
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-  """Returns the arrays of an .npz file, or {'images': memory map} of an .npy.
-
-  Args:
-    path: The file.
-
-  Raises:
-    EcosError: It cannot be read.
-  """
-  try:
-    if path.suffix == ".npy":
-      return {"images": np.lib.format.open_memmap(path, mode="r")}
-    with path.open("rb") as file:
-      _check_sizes(file, path)
-      with np.load(file) as arrays:
-        return dict(arrays)
-  except NO_ARRAYS as error:
-    raise errors.EcosError(
-      f"cannot read {path}: {why_no_arrays(error, path)}"
-    ) from error
 
 
 def opened(data: bytes) -> Image.Image:
@@ -186,8 +99,8 @@ def _upright(image: Image.Image) -> Image.Image:
 def _why(error: Exception, data: bytes) -> str:
   # Pillow's own message names an object in memory.
   if isinstance(error, UnidentifiedImageError):
-    if data.startswith(_LFS):
-      return _LFS_WHY
+    if data.startswith(LFS):
+      return LFS_WHY
     if _HEIC.match(data):
       return "HEIC needs: pip install 'ecos_jax[heic]'"
     return f"not one of the formats {', '.join(FORMATS)}"
@@ -209,6 +122,16 @@ def why_unreadable(data: bytes) -> str | None:
   except Exception as error:  # Pillow's plugins raise errors of any class.
     return _why(error, data)
   return None
+
+
+def digest(data: bytes) -> str:
+  """Returns the first 128 bits of the sha256 of a file's bytes, as hex."""
+  return files.digest(data)[:32]
+
+
+def fingerprints(digests: Iterable[str]) -> np.ndarray:
+  """Returns digests as numbers that numpy can compare, [n] V16."""
+  return np.frombuffer(bytes.fromhex("".join(digests)), "V16")
 
 
 def from_array(array: np.ndarray) -> Image.Image:

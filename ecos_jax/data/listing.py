@@ -32,7 +32,6 @@ from ecos_jax.data import images as image_files
 _VERSION = [2, *image_files.SUFFIXES]
 # A folder that changed just now may change again at the same time stamp.
 _SETTLED_NS = 2_000_000_000
-_DIGITS = 32  # of a sha256 in hex, which is 128 bits
 _AT_ONCE = 64  # files that a thread checks at once, and such parts that wait
 # What is no such ending may be part of a private name.
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
@@ -46,7 +45,7 @@ class File(NamedTuple):
     size: In bytes.
     time: Of its last change, in ns.
     why: Why it cannot be read, None if it can.
-    digest: The first 32 hex digits of the sha256 of its content.
+    digest: That of its content, see `images.digest`.
   """
 
   name: str
@@ -92,7 +91,7 @@ def read(path: Path, file: File) -> bytes | None:
     OSError: It cannot be read.
   """
   data, now = _read(path, file.name)
-  same = now[:3] == file[:3] or _digest(data) == file.digest
+  same = now[:3] == file[:3] or image_files.digest(data) == file.digest
   return data if same else None
 
 
@@ -272,7 +271,7 @@ def _check(path: Path, names: list[str]) -> list[File]:
       files.append(File(name, 0, 0, error.strerror))
     else:
       why = image_files.why_unreadable(data)
-      files.append(file._replace(why=why, digest=_digest(data)))
+      files.append(file._replace(why=why, digest=image_files.digest(data)))
   return files
 
 
@@ -290,10 +289,6 @@ def _read(path: Path, name: str) -> tuple[bytes, File]:
   with open(full, "rb") as stream:  # noqa: PTH123
     stat = os.fstat(stream.fileno())
     return stream.read(), File(name, stat.st_size, stat.st_mtime_ns)
-
-
-def _digest(data: bytes) -> str:
-  return files_lib.digest(data)[:_DIGITS]
 
 
 def _stat(path: Path) -> tuple[int, int] | None:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax.data import array_files
 from ecos_jax.data import features
 from ecos_jax.data import folder
-from ecos_jax.data import images
 from ecos_jax.data import pools
 
 
@@ -43,7 +43,7 @@ def read(source: pools.Source, text: str | None) -> np.ndarray:
   with errors.about("persons", text):
     if text.endswith(".npy"):
       # A lone array is read under this name.
-      return np.asarray(images.read_arrays(Path(text).expanduser())["images"])
+      return np.asarray(array_files.read(Path(text).expanduser())["images"])
     if isinstance(source, folder.FolderSource):
       ids = _of_files(source.path / "metadata.csv", source.names, text)
     else:

@@ -15,7 +15,6 @@ and Pillow; TFDS is imported when a source needs it.
 
 from collections.abc import Iterator, Sequence
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -31,7 +30,7 @@ from ecos_jax.data import bucket
 from ecos_jax.data import features
 from ecos_jax.data import folder
 from ecos_jax.data import images as image_files
-from ecos_jax.data import tables
+from ecos_jax.data import table_images
 from ecos_jax.data import tar_shards
 from ecos_jax.data import tfds_split
 from ecos_jax.data.arrays import ArraySource as ArraySource
@@ -152,10 +151,10 @@ def open_source(
     case spec_lib.Webdataset(pattern):
       return tar_shards.open_shards(pattern, **options)
     case spec_lib.Tables(pattern, column):
-      return tables.open_images(pattern, column, **options)
+      return table_images.open_images(pattern, column, **options)
     case spec_lib.Hub(name, configuration, split):
-      found = tables.download(name, configuration, split)
-      return tables.open_images(found, None, **options)
+      found = table_images.download(name, configuration, split)
+      return table_images.open_images(found, None, **options)
     case spec_lib.Tfds(name, split):
       names = None if classes == classes_lib.NUMBERS else classes
       return tfds_split.TfdsSource(name, split, data_dir, names, ground)
@@ -229,7 +228,7 @@ class Pool:
   def digest(self) -> str:
     """Returns a sha256 over the sources' lengths and digests."""
     identity = [[len(s), s.digest] for s in self._sources]
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return files.digest(json.dumps(identity).encode())
 
   def __len__(self) -> int:
     """Returns the number of samples, N."""
@@ -339,8 +338,7 @@ class Pool:
         parts.append(source.fingerprints())
         continue
       rows = (f"{source.digest}:{row}".encode() for row in range(len(source)))
-      digests = b"".join(hashlib.sha256(row).digest()[:16] for row in rows)
-      parts.append(np.frombuffer(digests, "V16"))
+      parts.append(image_files.fingerprints(map(image_files.digest, rows)))
     return np.concatenate(parts)
 
   def by_source(

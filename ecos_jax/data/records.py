@@ -30,7 +30,6 @@ _VERSION = [1, *image_files.SUFFIXES]
 MAX_BYTES = 2**28  # of the file of one image
 _AT_ONCE = 64  # images whose files are in memory
 _READERS = 16  # threads, which wait for a bucket
-_DIGITS = 32  # of a sha256 as hex, to keep
 _MAX_DIGITS = 10
 
 
@@ -74,15 +73,15 @@ class Record(NamedTuple):
 
 
 class Container(Protocol):
-  """A file that holds images."""
+  """A file that holds images.
 
-  @property
-  def name(self) -> str:
-    """Returns the name below the folder of the source."""
+  Attributes:
+    name: Its path below the folder of the source.
+    version: A text that changes with the file.
+  """
 
-  @property
-  def version(self) -> str:
-    """Returns a text that changes with the file."""
+  name: str
+  version: str
 
   def scan(self) -> Iterator[Found]:
     """Yields all images in order, reading the container once.
@@ -169,11 +168,7 @@ class RecordSource:
       if record.label < 0 and name.isdecimal() and len(name) < _MAX_DIGITS:
         return Found(name, ()).labelled(int(name)).label
       return record.label
-    # In a bucket it is the path of a folder, as in `FolderSource`.
-    for part in (name, name.rpartition("/")[2]):
-      if part in self._classes:
-        return self._classes.index(part)
-    return -1
+    return classes_lib.place(self._classes, name)
 
   @property
   def class_names(self) -> set[str]:
@@ -200,8 +195,7 @@ class RecordSource:
 
   def fingerprints(self) -> np.ndarray:
     """Returns 16 bytes of the sha256 of each image's file, [n] V16."""
-    digests = bytes.fromhex("".join(r.digest for r in self._records))
-    return np.frombuffer(digests, "V16")
+    return image_files.fingerprints(r.digest for r in self._records)
 
   def _files(self, indices: np.ndarray) -> list[bytes]:
     """Returns the files of the images at `indices` [n]."""
@@ -219,7 +213,7 @@ class RecordSource:
           f"cannot read from {container.name} of {self.name}: {error}"
         ) from error
       for row, record, file in zip(rows, records, found, strict=True):
-        if _digest(file) != record.digest:
+        if image_files.digest(file) != record.digest:
           raise errors.EcosError(
             f"{record.name} of {self.name} changed since it was first read: "
             "put the old file back, or begin anew"
@@ -254,10 +248,6 @@ class RecordSource:
     return image_files.common(data, self._records[index].name, self._ground)
 
 
-def _digest(data: bytes) -> str:
-  return files_lib.digest(data)[:_DIGITS]
-
-
 def _scanned(container: Container) -> Iterator[tuple[Container, Found]]:
   """Yields what a container holds, and last why it cannot be read, if so."""
   try:
@@ -280,7 +270,7 @@ def _checked(container: Container, found: Found) -> Record:
   if why is None:
     why = image_files.why_unreadable(data)
   return Record(
-    *(found.name, found.place, _digest(data)),
+    *(found.name, found.place, image_files.digest(data)),
     *(found.label, found.label_name, why),
   )
 

@@ -1,22 +1,19 @@
 """The rows of one file of features: .npy, .npz, or a column of a table."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ecos_jax import errors
-from ecos_jax.data import images as image_files
+from ecos_jax.data import array_files
 from ecos_jax.data import locations
 from ecos_jax.data import tables
 
 SUFFIXES = (".npy", ".npz", ".parquet", ".arrow")
 _ARRAY = "features"
-_HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
-  (1, 0): np.lib.format.read_array_header_1_0,
-  (2, 0): np.lib.format.read_array_header_2_0,
-}
+# Types of Arrow as types of numpy.
+_FLOATS = {"halffloat": "f2", "float": "f4", "double": "f8"}
 
 
 class Rows(Protocol):
@@ -59,13 +56,9 @@ def open_rows(
         rows = _of_npz(file)
       case _:
         rows = Lists(file, column, reader)
-  except image_files.NO_ARRAYS as error:
+  except array_files.ERRORS as error:
     is_table = file.path.lower().endswith(tables.SUFFIXES)
-    why = (
-      str(error)
-      if is_table
-      else image_files.why_no_arrays(error, Path(file.path))
-    )
+    why = str(error) if is_table else array_files.why(error, Path(file.path))
     raise errors.EcosError(
       f"{file.path} cannot be read as features: {why}"
     ) from error
@@ -101,10 +94,7 @@ class Ranges:
     """Reads the header."""
     self._file = file
     with file.fs.open(file.path, "rb") as stream:
-      version = np.lib.format.read_magic(stream)
-      if version not in _HEADERS:
-        raise ValueError("unknown version")
-      self.shape, fortran, self.dtype = _HEADERS[version](stream)
+      self.shape, fortran, self.dtype = array_files.header(stream)
       self._start = stream.tell()
     size = self._start + int(np.prod(self.shape)) * self.dtype.itemsize
     if fortran or self.dtype.hasobject or size != file.size:
@@ -140,7 +130,7 @@ def _of_npz(file: locations.File) -> InMemory:
     raise errors.EcosError(
       f"{file.path}: an .npz file in a bucket would be read whole: store .npy"
     )
-  arrays = image_files.read_arrays(Path(file.path))
+  arrays = array_files.read(Path(file.path))
   if len(arrays) > 1 and _ARRAY not in arrays:
     raise errors.EcosError(
       f"{file.path} has the arrays {', '.join(arrays)}: call one {_ARRAY!r}"
@@ -159,9 +149,9 @@ class Lists:
     """Reads the metadata of the table, and its first row."""
     self._table = tables.Table(file)
     self._reader = reader
-    self._column = tables.list_column(self._table.schema, column)
+    self._column = _list_column(self._table.schema, column)
     kind = self._table.schema.field(self._column).type
-    self.dtype = np.dtype(tables.FLOATS[str(kind.value_type)])
+    self.dtype = np.dtype(_FLOATS[str(kind.value_type)])
     self.shape = (int(self._table.starts[-1]), 0)
     if self.shape[0]:
       [first] = self._reader.read(self._table, self._column, np.zeros(1, int))
@@ -182,3 +172,15 @@ class Lists:
       found[order[start : start + len(part)]] = values
       start += len(part)
     return found
+
+
+def _list_column(schema: Any, wanted: str | None) -> str:
+  """Returns which column of a table has features: lists of numbers."""
+  names = [
+    field.name
+    for field in schema
+    if str(field.type).startswith(("list<", "large_list<", "fixed_size_list<"))
+    and str(field.type.value_type) in _FLOATS
+  ]
+  found = dict(zip(names, names, strict=True))
+  return tables.choose(schema, wanted, "features", found)

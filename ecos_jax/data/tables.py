@@ -1,4 +1,4 @@
-"""Tables with a column of images or of features: parquet and Arrow files.
+"""Rows of tables: parquet and Arrow files.
 
 Hugging Face's `save_to_disk` writes Arrow files, its hub has parquet. A table
 is read in order, a few rows at a time, so memory does not grow with the file.
@@ -6,7 +6,7 @@ Rows in random order cost more: a row group of parquet is read from its
 beginning.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 import contextlib
 import functools
 import json
@@ -18,14 +18,10 @@ import numpy as np
 
 from ecos_jax import errors
 from ecos_jax.data import locations
-from ecos_jax.data import records
 
 SUFFIXES = (".arrow", ".parquet")
 _ROWS = 64  # to read at once
 _BUFFER_BYTES = 2**20
-_LABEL = "label"
-# Types of Arrow as types of numpy.
-FLOATS = {"halffloat": "f2", "float": "f4", "double": "f8"}
 # What Hugging Face's datasets write into the folder of a dataset, of a split.
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
 
@@ -207,137 +203,39 @@ class Reader:
       self._start, [self._values] = part
 
 
-def image_column(schema: Any, wanted: str | None) -> str:
-  """Returns where a table has the files of images: a column of bytes.
-
-  Hugging Face's datasets have a column of `bytes` and `path`; a path alone is
-  not followed.
+def choose(
+  schema: Any, wanted: str | None, what: str, found: Mapping[str, str]
+) -> str:
+  """Returns which column of a table to read.
 
   Args:
     schema: Of the table, in Arrow.
-    wanted: The column; None: the only one that can be it.
+    wanted: The column that a user named; None: the only one that can be it.
+    what: What the column must hold, for errors.
+    found: The columns that can be it, and for each what to return.
 
   Raises:
     ValueError: There is none, or more than one.
   """
-  found = {}
-  for field in schema:
-    if _is_bytes(field.type):
-      found[field.name] = field.name
-    elif str(field.type).startswith("struct<"):
-      for inner in field.type:
-        if inner.name == "bytes" and _is_bytes(inner.type):
-          found[field.name] = f"{field.name}.bytes"
   if wanted is None and len(found) == 1:
     return next(iter(found.values()))
   if wanted in found:
     return found[wanted]
-  raise ValueError(_which("images", wanted, list(found), schema))
-
-
-def list_column(schema: Any, wanted: str | None) -> str:
-  """Returns which column of a table has features: lists of numbers.
-
-  Args:
-    schema: Of the table, in Arrow.
-    wanted: The column; None: the only one that can be it.
-
-  Raises:
-    ValueError: There is none, or more than one.
-  """
-  found = [
-    field.name
-    for field in schema
-    if str(field.type).startswith(("list<", "large_list<", "fixed_size_list<"))
-    and str(field.type.value_type) in FLOATS
-  ]
-  if wanted in found:
-    return str(wanted)
-  if wanted is None and len(found) == 1:
-    return found[0]
-  raise ValueError(_which("features", wanted, found, schema))
-
-
-def _is_bytes(kind: Any) -> bool:
-  return str(kind) in ("binary", "large_binary", "binary_view")
-
-
-def _which(what: str, wanted: str | None, found: list[str], schema: Any) -> str:
   if wanted is not None and wanted not in schema.names:
-    return f"it has no column {wanted}, but {', '.join(schema.names)}"
+    raise ValueError(
+      f"it has no column {wanted}, but {', '.join(schema.names)}"
+    )
   if found and wanted is None:
-    return (
+    raise ValueError(
       f"columns that may hold {what} are {', '.join(found)}: name one, as "
-      f"PATH#{found[0]}"
+      f"PATH#{next(iter(found))}"
     )
   columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-  return (
+  raise ValueError(
     f"no column holds {what}: it has {columns}; images are bytes, for "
     "parquet:PATH, and features lists of floating-point numbers, for "
     "features:PATH"
   )
-
-
-class TableShard:
-  """A table whose column holds images; see `records.Container`."""
-
-  def __init__(self, file: locations.File, column: str | None, reader: Reader):
-    """Opens nothing yet.
-
-    Args:
-      file: The table.
-      column: The column; None: the only one of images.
-      reader: Which all tables of a source share.
-    """
-    self.name, self.version = file.name, f"{file.version} {column}"
-    self._table = Table(file)
-    self._wanted = column
-    self._reader = reader
-
-  @functools.cached_property
-  def _column(self) -> str:
-    return image_column(self._table.schema, self._wanted)
-
-  def scan(self) -> Iterator[records.Found]:
-    """Yields the images; the class is that in the column `label`."""
-    schema = self._table.schema
-    names = _class_names(schema)
-    columns = [self._column]
-    if _LABEL in schema.names:
-      columns.append(_LABEL)
-    for group in range(len(self._table.starts) - 1):
-      for start, (images, *labels) in self._table.parts(group, columns):
-        classes = labels[0].to_pylist() if labels else [None] * len(images)
-        for i, (data, label) in enumerate(zip(images, classes, strict=True)):
-          row = start + i
-          found = records.Found(f"{self.name}/{row}", (row,), data.as_py())
-          if found.data is None:
-            found = found._replace(data=b"", why="it has no bytes")
-          found = found.labelled(label)
-          if names and 0 <= found.label < len(names):
-            found = found.labelled(names[found.label])
-          yield found
-
-  def read(self, places: Sequence[tuple[int, ...]]) -> list[bytes]:
-    """Returns the files of some images."""
-    rows = np.array([row for (row,) in places])
-    order = np.argsort(rows)
-    parts = self._reader.read(self._table, self._column, rows[order])
-    found = [data for part in parts for data in part.to_pylist()]
-    result = [b""] * len(rows)
-    for place, data in zip(order, found, strict=True):
-      result[place] = data or b""
-    return result
-
-
-def _class_names(schema: Any) -> list[str]:
-  """Returns the names of the classes that Hugging Face's datasets store."""
-  try:
-    stored = json.loads((schema.metadata or {})[b"huggingface"])
-    names = stored["info"]["features"][_LABEL]["names"]
-    return [name for name in names if isinstance(name, str)]
-  except (ValueError, LookupError, TypeError, RecursionError):
-    return []
 
 
 def find(
@@ -379,58 +277,3 @@ def find(
       "parquet there, or copy them to a disk"
     )
   return found
-
-
-def open_images(
-  pattern: str, column: str | None, **options: Any
-) -> records.RecordSource:
-  """Returns the images in a column of tables.
-
-  Args:
-    pattern: As in `locations.find`.
-    column: The column; None: the only one of images.
-    **options: As in `records.RecordSource`.
-
-  Raises:
-    EcosError: There is no file, column or image, or pyarrow is not installed.
-  """
-  arrow(pattern)
-  found, reader = find(pattern), Reader()
-  shards = [TableShard(file, column, reader) for file in found.files]
-  return records.RecordSource(found.name, shards, **options)
-
-
-def download(name: str, configuration: str, split: str) -> str:
-  """Returns the folder of a split of a dataset of the Hugging Face hub.
-
-  The hub keeps all its datasets as parquet too, which is what is fetched, and
-  kept in the library's cache.
-
-  Args:
-    name: OWNER/NAME.
-    configuration: Of the dataset; most have only `default`.
-    split: Such as `train`.
-
-  Raises:
-    EcosError: It cannot be fetched, or huggingface_hub is not installed.
-  """
-  source = f"hub:{name}/{configuration}:{split}"
-  try:
-    import huggingface_hub  # pyrefly: ignore[missing-import]
-  except ImportError:
-    raise errors.EcosError(
-      f"to read {source}: pip install 'ecos_jax[hub,parquet]'"
-    ) from None
-  folder = f"{configuration}/{split}"
-  try:
-    path = huggingface_hub.snapshot_download(
-      name,
-      repo_type="dataset",
-      revision="refs/convert/parquet",
-      allow_patterns=f"{folder}/*.parquet",
-    )
-  # The hub's errors and those of its network have no common class.
-  except Exception as error:
-    why = str(error).partition("\n")[0]
-    raise errors.EcosError(f"cannot fetch {source}: {why}") from error
-  return f"{path}/{folder}"

@@ -7,7 +7,6 @@ or else the `label` in `.json`.
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import dataclasses
 import json
 import tarfile
 from typing import IO, Any
@@ -35,21 +34,12 @@ class _Bounded:
     return self._stream.read(size)
 
 
-@dataclasses.dataclass(frozen=True)
 class TarShard:
   """A tar file."""
 
-  file: locations.File
-
-  @property
-  def name(self) -> str:
-    """Returns its name below the folder of the source."""
-    return self.file.name
-
-  @property
-  def version(self) -> str:
-    """Returns a text that changes with the file."""
-    return self.file.version
+  def __init__(self, file: locations.File):
+    """Opens nothing yet."""
+    self.file, self.name, self.version = file, file.name, file.version
 
   def scan(self) -> Iterator[records.Found]:
     """Yields the images; see `records.Container`."""

@@ -58,7 +58,9 @@ def of_rows(
   Raises:
     EcosError: An image cannot be read.
   """
-  if isinstance(source, feature_files.FeatureSource):
+  if isinstance(source, feature_files.FeatureSource) or (
+    isinstance(source, pools.Pool) and source.feature_sources
+  ):
     return source.features(indices)
   assert encoder is not None
   images = source.images(indices, encoder.image_size)

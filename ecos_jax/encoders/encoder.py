@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 import dataclasses
-import hashlib
 import json
 from typing import NamedTuple
+
+from ecos_jax import files
 
 Settings = dict[str, int | float | str]
 
@@ -52,4 +53,4 @@ class ArgumentNames(NamedTuple):
 def digest(name: str, settings: Settings) -> str:
   """Returns the digest of an encoder."""
   text = json.dumps([name, settings], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+  return files.digest(text.encode())

@@ -78,6 +78,20 @@ def _features(
     return jax.lax.map(forward, chunks).reshape(len(images), -1)
 
 
+def apply(model: nnx.Module, size: int) -> tuple[jax.tree_util.Partial, int]:
+  """Returns the map of an encoder that is a network, and its dimension.
+
+  Args:
+    model: Has `features`; in evaluation mode.
+    size: Height and width of the images.
+  """
+  graph, state = nnx.split(model)
+  features = functools.partial(_features, graph, size)
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+  dimension = jax.eval_shape(features, state, images).shape[1]
+  return jax.tree_util.Partial(features, state), dimension
+
+
 def build(
   name: str,
   *,
@@ -123,9 +137,8 @@ def build(
   model.eval()
   if isinstance(model, efficientnet.EfficientNetLite0):
     model.fold()
-  graph, state = nnx.split(model)
-  features = functools.partial(_features, graph, size)
-  settings: dict[str, int | float | str] = {
+  features, dimension = apply(model, size)
+  settings: encoder.Settings = {
     "image_size": size,
     "dtype": dtype,
     "mean": " ".join(map(str, network.module.MEAN)),
@@ -137,12 +150,10 @@ def build(
   return encoder.Encoder(
     name=name,
     image_size=size,
-    dimension=jax.eval_shape(
-      features, state, jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-    ).shape[1],
+    dimension=dimension,
     settings=settings,
     digest=encoder.digest(name, settings),
-    apply=jax.tree_util.Partial(features, state),
+    apply=features,
     source=label.encode("ascii", "replace").decode()[:128],
     licence=published.licence if weights is None else "",
   )

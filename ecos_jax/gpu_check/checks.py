@@ -24,6 +24,7 @@ from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import lloyd
+from ecos_jax.encoders import pretrained
 from ecos_jax.encoders import registry
 from ecos_jax.models import efficientnet
 
@@ -214,16 +215,7 @@ def network(name: str, make, size: int) -> registry.Encoder:
   """
   model = make(rngs=nnx.Rngs(0))
   model.eval()
-  graph, state = nnx.split(model)
-
-  def features(state: nnx.State, images: jax.Array) -> jax.Array:
-    with jax.default_matmul_precision("highest"):
-      scaled = images.astype(jnp.float32) / 127.5 - 1
-      return nnx.merge(graph, state).features(scaled)
-
-  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
-  dimension = jax.eval_shape(features, state, images).shape[1]
-  apply = jax.tree_util.Partial(features, state)
+  apply, dimension = pretrained.apply(model, size)
   return registry.Encoder(name, size, dimension, {}, "", apply)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax import files
+from ecos_jax.cloud import adopt
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.cloud import encode
 from ecos_jax.config import classes as classes_lib
@@ -149,7 +150,7 @@ def _bank(job: Job, path: Path) -> Result:
   pool, options = job.problem.pool, job.config.bank
   earlier = None
   if pool.feature_sources:
-    bank = encode.of_features(path, pool, job.encoder, options.shard_rows)
+    bank = adopt.of_features(path, pool, job.encoder, options.shard_rows)
   else:
     earlier = grown.features(job.config, pool, job.encoder.digest)
     bank = encode.build(

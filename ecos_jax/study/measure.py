@@ -172,15 +172,8 @@ def _features(
     indices: int [n].
     encoder: Of images; None for that of the trial.
   """
-  batch_size = config.encoder.batch_size
-  if isinstance(source, pools.Pool) and source.feature_sources:
-    dimension = source.feature_sources[0].dimension
-    features = np.empty((len(indices), dimension), np.float32)
-    for part, rows, local in source.by_source(indices):
-      features[rows] = encode.of_rows(part, local, None, batch_size)
-    return features
   encoder = encoder or stages.encoder(config)
-  return encode.of_rows(source, indices, encoder, batch_size)
+  return encode.of_rows(source, indices, encoder, config.encoder.batch_size)
 
 
 def _distance(

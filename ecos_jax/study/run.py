@@ -12,7 +12,6 @@ import json
 import os
 from pathlib import Path
 import queue
-import subprocess
 import sys
 import threading
 from typing import Any
@@ -99,20 +98,12 @@ def _processes() -> int:
 
   An accelerator serves one process.
   """
-  told = subprocess.run(
-    [sys.executable, "-c", "import jax; print(jax.default_backend())"],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  if told.stdout.strip() != "cpu":
+  # Asked in a child: JAX would keep the accelerator from the trials.
+  ask = "ecos_jax.benchmark.machine:backend"
+  if children.once(ask, None, os.environ) != "cpu":
     return 1
-  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  with contextlib.suppress(OSError):
-    for line in Path("/proc/meminfo").read_text().splitlines():
-      if line.startswith("MemAvailable"):
-        memory = int(line.split()[1]) << 10
-  return max(1, min(machine.cores(), memory // _CHILD_BYTES))
+  fit = machine.available_bytes() // _CHILD_BYTES
+  return max(1, min(machine.cores(), fit))
 
 
 def _child(workdir: Path, number: int, count: int) -> children.Child:

@@ -237,9 +237,9 @@ import numpy as np
 from ecos_jax import distributed
 from ecos_jax import errors
 from ecos_jax.cloud import bank as bank_lib
-from ecos_jax.cloud import encode
+from ecos_jax.cloud import adopt
 from ecos_jax.clustering import assign, kmeans
-bank = encode.from_npy(sys.argv[1], encoder="e", pool="p")
+bank = adopt.from_npy(sys.argv[1], encoder="e", pool="p")
 fit = kmeans.fit(bank, 10, jax.random.key(0), iterations=1, memory_budget=0)
 assert fit.sizes.sum() == bank.shape[0]
 rows = sum(len(part.labels) for _, part in assign.stream(bank, fit.centroids))

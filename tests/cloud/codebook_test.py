@@ -5,8 +5,8 @@ from sklearn import datasets
 
 from ecos_jax import config
 from ecos_jax import distributed
+from ecos_jax.cloud import adopt
 from ecos_jax.cloud import codebook
-from ecos_jax.cloud import encode
 
 
 def _bank(path, rows=3000, shards=3):
@@ -21,7 +21,7 @@ def _bank(path, rows=3000, shards=3):
   path.mkdir()
   for i, part in enumerate(np.array_split(features, shards)):
     np.save(path / f"part{i}.npy", part.astype(np.float32))
-  bank = encode.from_npy(path, encoder="e", pool="p")
+  bank = adopt.from_npy(path, encoder="e", pool="p")
   return bank, features.astype(np.float32), centers
 
 
@@ -58,7 +58,7 @@ def test_centroids_of_a_bank_in_float16_lose_nothing_in_float16(tmp_path):
   folder = tmp_path / "bank"
   folder.mkdir()
   np.save(folder / "part.npy", features.astype(np.float16))
-  bank = encode.from_npy(folder, encoder="e", pool="p")
+  bank = adopt.from_npy(folder, encoder="e", pool="p")
   out = tmp_path / "codebook"
   out.mkdir()
   codebook.build(

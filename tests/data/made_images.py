@@ -1,6 +1,7 @@
 """Small images as files, in a tar file or a table, for tests."""
 
 import io
+from pathlib import Path
 import tarfile
 
 import numpy as np
@@ -49,3 +50,23 @@ def write_parquet(made: pyarrow.Table, rows: int = 7) -> bytes:
   out = io.BytesIO()
   parquet.write_table(made, out, row_group_size=rows)
   return out.getvalue()
+
+
+def write_arrow(made: pyarrow.Table, path: Path, rows: int = 9) -> None:
+  """Writes an Arrow file with `rows` rows in a record batch."""
+  with (
+    pyarrow.OSFile(str(path), "wb") as file,
+    pyarrow.ipc.new_stream(file, made.schema) as writer,
+  ):
+    writer.write_table(made, max_chunksize=rows)
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+  """Returns random uint8 pixels."""
+  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, **options) -> None:
+  """Writes an image file, and makes its folder if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels).save(path, **options)

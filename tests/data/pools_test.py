@@ -17,15 +17,7 @@ from ecos_jax import errors
 from ecos_jax.data import folder
 from ecos_jax.data import pools
 from ecos_jax.data import tfds_split
-
-
-def random_images(*shape, seed=0):
-  return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def save(path, pixels, **options):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(pixels).save(path, **options)
+from tests.data import made_images
 
 
 def decode(data):
@@ -70,7 +62,7 @@ def write_tfds(directory, files, *, feature="image", labels=True, thumb=None):
 
 class TestTfdsSource:
   def test_reads_stored_files(self, tmp_path):
-    grey, colour = random_images(9, 9), random_images(9, 12, 3)
+    grey, colour = made_images.random(9, 9), made_images.random(9, 12, 3)
     files = []
     for pixels, kind in ((grey, "PNG"), (colour, "PNG"), (colour, "JPEG")):
       file = io.BytesIO()
@@ -116,7 +108,7 @@ class TestTfdsSource:
       assert numbered.classes == 345
 
   def test_labels_are_unknown_without_any(self, tmp_path):
-    source = pools.ArraySource("a", random_images(2, 8, 8, 3))
+    source = pools.ArraySource("a", made_images.random(2, 8, 8, 3))
     write_tfds(tmp_path, [source.encoded(0), source.encoded(1)], labels=False)
     shapes = tfds_split.TfdsSource("shapes", "train", str(tmp_path))
     assert shapes.labels(np.arange(2)).tolist() == [-1, -1]
@@ -147,13 +139,13 @@ class TestTfdsSource:
     ):
       tfds_split.TfdsSource("nosuch", "train", str(tmp_path))
     write_tfds(
-      tmp_path, [pools.ArraySource("a", random_images(1, 8, 8)).encoded(0)]
+      tmp_path, [pools.ArraySource("a", made_images.random(1, 8, 8)).encoded(0)]
     )
     with pytest.raises(errors.EcosError, match=r"'test'.*\['train'\]"):
       tfds_split.TfdsSource("shapes", "test", str(tmp_path))
 
   def test_refuses_a_dataset_without_images(self, tmp_path):
-    data = pools.ArraySource("a", random_images(1, 8, 8)).encoded(0)
+    data = pools.ArraySource("a", made_images.random(1, 8, 8)).encoded(0)
     write_tfds(tmp_path, [data], feature="picture")
     with pytest.raises(errors.EcosError, match="image"):
       tfds_split.TfdsSource("shapes", "train", str(tmp_path))
@@ -162,7 +154,7 @@ class TestTfdsSource:
 class TestOpenSource:
   def test_a_part_of_a_folder(self, tmp_path):
     for i in range(20):
-      save(tmp_path / f"{i}.png", random_images(4, 4, 3))
+      made_images.save(tmp_path / f"{i}.png", made_images.random(4, 4, 3))
     parts = [
       pools.open_source(f"folder:{tmp_path}[{cut}]")
       for cut in ("0%:50%", "50%:100%")
@@ -172,13 +164,13 @@ class TestOpenSource:
 
   @pytest.mark.parametrize("prefix", ["", "folder:"])
   def test_folder(self, tmp_path, prefix):
-    save(tmp_path / "x.png", random_images(4, 4, 3))
+    made_images.save(tmp_path / "x.png", made_images.random(4, 4, 3))
     source = pools.open_source(f"{prefix}{tmp_path}")
     assert isinstance(source, folder.FolderSource)
 
   @pytest.mark.parametrize("prefix", ["", "images:"])
   def test_npy_is_mapped_and_hashed_once(self, tmp_path, monkeypatch, prefix):
-    images = random_images(3, 8, 8, 3)
+    images = made_images.random(3, 8, 8, 3)
     file = tmp_path / "cats.npy"
     np.save(file, images)
     source = pools.open_source(f"{prefix}{file}")
@@ -200,7 +192,7 @@ class TestOpenSource:
 
   @pytest.mark.parametrize("labels", [{}, {"labels": np.array([4, 5, 6])}])
   def test_npz(self, tmp_path, labels):
-    images = random_images(3, 8, 8)
+    images = made_images.random(3, 8, 8)
     np.savez(tmp_path / "cats.npz", images=images, **labels)
     source = pools.open_source(str(tmp_path / "cats.npz"))
     np.testing.assert_array_equal(
@@ -222,7 +214,7 @@ class TestOpenSource:
     path = tmp_path / name
     with pytest.raises(errors.EcosError, match=f"cannot read .*{name}"):
       pools.open_source(f"images:{path}")
-    images = random_images(3, 8, 8)
+    images = made_images.random(3, 8, 8)
     if name.endswith("y"):
       np.save(path, images)
     else:
@@ -239,7 +231,7 @@ class TestOpenSource:
       pools.open_source(str(tmp_path / "x.npy"))
 
   def test_refuses_other_arrays(self, tmp_path):
-    np.savez(tmp_path / "x.npz", pictures=random_images(3, 8, 8))
+    np.savez(tmp_path / "x.npz", pictures=made_images.random(3, 8, 8))
     with pytest.raises(errors.EcosError, match="no array 'images', but pict"):
       pools.open_source(str(tmp_path / "x.npz"))
     np.save(tmp_path / "x.npy", np.zeros((3, 8, 8)))
@@ -252,7 +244,7 @@ class TestPool:
   def test_equals_the_sources_one_after_the_other(self, lengths, data):
     if not sum(lengths):
       lengths.append(1)
-    images = random_images(sum(lengths), 2, 2, 3)
+    images = made_images.random(sum(lengths), 2, 2, 3)
     labels = np.arange(len(images))
     offsets = np.cumsum([0, *lengths])
     pool = pools.Pool(
@@ -275,14 +267,16 @@ class TestPool:
       np.testing.assert_array_equal(decode(pool.encoded(index)), images[index])
 
   def test_source_names(self):
-    a, b = (pools.ArraySource(name, random_images(1, 2, 2)) for name in "ab")
+    a, b = (
+      pools.ArraySource(name, made_images.random(1, 2, 2)) for name in "ab"
+    )
     assert pools.Pool([b, a]).source_names == ("b", "a")
 
   def test_digest_is_of_order_and_content(self):
     """And not of names: the same data may lie elsewhere."""
 
     def source(name, seed):
-      return pools.ArraySource(name, random_images(2, 2, 2, seed=seed))
+      return pools.ArraySource(name, made_images.random(2, 2, 2, seed=seed))
 
     digest = pools.Pool([source("a", 0), source("b", 1)]).digest
     assert pools.Pool([source("a", 0), source("c", 1)]).digest == digest
@@ -295,20 +289,20 @@ class TestPool:
 
   @pytest.mark.parametrize("index", [-1, 2])
   def test_refuses_an_index_outside(self, index):
-    pool = pools.Pool([pools.ArraySource("a", random_images(2, 2, 2))])
+    pool = pools.Pool([pools.ArraySource("a", made_images.random(2, 2, 2))])
     for read in (pool.labels, pool.source_of, lambda i: pool.images(i, 2)):
       with pytest.raises(IndexError, match=r"\[0, 2\)"):
         read(np.array([0, index]))
 
   def test_refuses_no_samples(self):
-    empty = pools.ArraySource("a", random_images(0, 2, 2))
+    empty = pools.ArraySource("a", made_images.random(0, 2, 2))
     for sources in ([], [empty]):
       with pytest.raises(errors.EcosError, match="the pool is empty"):
         pools.Pool(sources)
 
   def test_two_sources_of_one_name_get_a_number(self):
     sources = [
-      pools.ArraySource(name, random_images(1, 2, 2, seed=seed))
+      pools.ArraySource(name, made_images.random(1, 2, 2, seed=seed))
       for seed, name in enumerate(("train", "b", "train", "train"))
     ]
     names = pools.Pool(sources).source_names
@@ -320,7 +314,7 @@ class TestPool:
     labels = [np.array([0, 2, 2, -1]), np.array([2, 2, 2, 1], np.uint8)]
     pool = pools.Pool(
       [
-        pools.ArraySource(str(i), random_images(4, 2, 2, seed=i), own)
+        pools.ArraySource(str(i), made_images.random(4, 2, 2, seed=i), own)
         for i, own in enumerate(labels)
       ]
     )
@@ -338,6 +332,6 @@ pools.open_source(sys.argv[1]).images(np.array([0]), 8)
 heavy = {"tensorflow_datasets", "tensorflow", "grain", "orbax", "jax"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
-  save(tmp_path / "x.png", random_images(9, 9, 3))
+  made_images.save(tmp_path / "x.png", made_images.random(9, 9, 3))
   command = [sys.executable, "-c", script, str(tmp_path)]
   subprocess.run(command, check=True)

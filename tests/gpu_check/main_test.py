@@ -2,10 +2,8 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from ecos_jax.clustering import assign
 from ecos_jax.gpu_check import __main__ as gpu_check
 from ecos_jax.gpu_check import checks
 
@@ -34,16 +32,13 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path):
   assert "no GPU" in done.stderr and "--dry_run" in done.stderr
 
 
-def test_a_wrong_label_fails(monkeypatch, capsys):
-  right = assign.assign
+def test_an_item_that_fails_says_why(capsys, monkeypatch):
+  def wrong(tiny):
+    yield {"labels_differ": 1}
+    raise checks.CheckError("a label too far")
 
-  def wrong(features, centroids):
-    labels, distances = right(features, centroids)
-    return assign.Assignment(np.zeros_like(labels), distances)
-
-  monkeypatch.setattr(assign, "assign", wrong)
+  monkeypatch.setitem(gpu_check.ITEMS, "random_shapes", wrong)
   result = gpu_check._run("random_shapes", tiny=True)
   assert not result["passed"] and "too far" in result["error"]
+  assert result["rows"] == [{"labels_differ": 1}]
   assert "FAILED" in capsys.readouterr().out
-  with pytest.raises(checks.CheckError, match="ties"):
-    list(checks.ties(tiny=True))

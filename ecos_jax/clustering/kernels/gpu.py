@@ -1,18 +1,9 @@
 """Nearest centroids on Hopper GPUs: product and argmax in one kernel.
 
 XLA writes the scores [n, k] to device memory and reads them again; here they
-stay in registers.
-
-**Precision.** Tensor cores multiply float16. A bank's rows are float16 already;
-the centroids, float32, become two float16 parts that add up to all but the last
-bit: x.c is two products. Float32 rows become two parts as well, which makes
-three products (the fourth is too small to count); bfloat16 rows fit one part.
-Float16 has few exponents, so what is split is first scaled, by a power of two
-that brings its largest number to 2^14 .. 2^15: the centroids together, and each
-row by itself. A tensor core drops bits as it accumulates, so it sums over 64
-features at a time, and these sums are added in float32 outside of it.
-gpu_test.py compares a model of that with float32 arithmetic. `fast` keeps the
-larger parts alone: one product, with float16's error.
+stay in registers. Tensor cores multiply float16: `parts` says how they give
+float32's precision. `fast` keeps the largest part of each number alone: one
+product, with float16's error.
 
 **Schedule.** One program runs on each multiprocessor and takes tile after tile
 of 128 rows. One warpgroup copies to shared memory: the rows, which stay there
@@ -34,6 +25,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 import jax.numpy as jnp
 
+from ecos_jax.clustering.kernels import parts as parts_lib
+
 # Of one multiplying warpgroup and one step.
 _ROWS, _CENTROIDS, _FEATURES = 64, 128, 64
 _TILE_ROWS = 2 * _ROWS
@@ -43,47 +36,13 @@ _SHARED_BYTES = 231_000
 _MIN_SLOTS, _MAX_SLOTS = 3, 6
 # Of an H100 SXM, where nothing tells.
 _MULTIPROCESSORS = 132
-# The largest exponent of scaled numbers, and of float32 scales.
-_EXPONENT, _MAX_EXPONENT = 15, 126
-
-
-def _pairs(row_parts: int, centroid_parts: int) -> list[tuple[int, int]]:
-  """Returns which parts to multiply, the smallest products first."""
-  return sorted(
-    (
-      (i, j)
-      for i in range(row_parts)
-      for j in range(centroid_parts)
-      if i + j < 2
-    ),
-    key=sum,
-    reverse=True,
-  )
-
-
-def _split(x: jax.Array, parts: int) -> jax.Array:
-  """Returns float16 [parts, ...], the largest first, that add up to x."""
-  split = []
-  for _ in range(parts - 1):
-    # XLA may drop a conversion there and back, but not this.
-    high = lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
-    split.append(high)
-    x = x - high
-  return jnp.stack([*split, x]).astype(jnp.float16)
-
-
-def _scale(largest: jax.Array) -> jax.Array:
-  """Returns the power of two that brings `largest` to 2^14 .. 2^15."""
-  _, exponent = jnp.frexp(largest)
-  exponent = jnp.clip(_EXPONENT - exponent, -_MAX_EXPONENT, _MAX_EXPONENT)
-  return jnp.where(largest > 0, jnp.ldexp(jnp.float32(1), exponent), 1)
 
 
 def _multiply(rows, centroids):
   """Returns float32 products of the parts of rows and of centroids, summed."""
 
   def accumulate(accumulator):
-    for i, j in _pairs(len(rows), len(centroids)):
+    for i, j in parts_lib.pairs(len(rows), len(centroids)):
       plgpu.wgmma(accumulator, rows[i], centroids[j].transpose((1, 0)))
     return accumulator[...]
 
@@ -381,10 +340,10 @@ def nearest(
   rows = pl.cdiv(n, _TILE_ROWS) * _TILE_ROWS
   width = pl.cdiv(d, _FEATURES) * _FEATURES
   height = pl.cdiv(k, _CENTROIDS) * _CENTROIDS
-  scale = _scale(jnp.max(jnp.abs(centroids)))
+  scale = parts_lib.scale(jnp.max(jnp.abs(centroids)))
   half_norms = jnp.sum(centroids * centroids, axis=1) / 2 * scale
   half_norms = _pad(half_norms, (height,), jnp.inf)
-  parts = _split(centroids * scale, 1 if fast else 2)
+  parts = parts_lib.split(centroids * scale, 1 if fast else 2)
   parts = _pad(parts, (len(parts), height, width))
   # Float16 rows go to the kernel as they lie in memory.
   scaled = features.dtype != jnp.float16
@@ -392,10 +351,10 @@ def nearest(
   split = features[None]
   if scaled:
     exact = features.astype(jnp.float32)
-    row_scale = _scale(jnp.max(jnp.abs(exact), axis=1))
+    row_scale = parts_lib.scale(jnp.max(jnp.abs(exact), axis=1))
     unscale = _pad(1 / row_scale, (rows,), 1)
     single = fast or features.dtype == jnp.bfloat16
-    split = _split(exact * row_scale[:, None], 1 if single else 2)
+    split = parts_lib.split(exact * row_scale[:, None], 1 if single else 2)
   split = _pad(split, (len(split), rows, width))
   row_slots, slots, resident = _rings(
     width // _FEATURES, len(split), len(parts)
