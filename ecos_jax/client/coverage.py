@@ -68,7 +68,7 @@ def centred(rows: np.ndarray, offset: np.ndarray) -> np.ndarray:
 
 
 def _check_dimension(features: np.ndarray, d: int) -> None:
-  # No other length: the number of samples is private.
+  # The text does not tell the number of samples, which is private.
   if features.ndim != 2 or features.shape[1] != d:
     raise messages.ProtocolError(
       f"features must be [n, d], with d = {d} as the question"

@@ -5,7 +5,6 @@ says which configurations can run.
 """
 
 import dataclasses
-import enum
 import json
 from typing import Any
 
@@ -30,6 +29,7 @@ from ecos_jax.config.enums import Task
 from ecos_jax.config.enums import Unit
 from ecos_jax.config.enums import Unlabelled
 from ecos_jax.config.enums import Within
+from ecos_jax.config.flat import flatten as flatten
 
 
 def number(default: Any, interval: str) -> Any:
@@ -404,27 +404,3 @@ class Config:
     return json.dumps(
       dataclasses.asdict(self), indent=2, default=lambda member: member.value
     )
-
-
-def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:
-  """Returns every field by its dotted name, such as {'codebook.size': 100}.
-
-  Args:
-    fields: A configuration, a part of one, or the JSON object of one.
-    prefix: What to put before each name.
-
-  Returns:
-    Values of JSON: enums by value, tuples as lists.
-  """
-  leaves = {}
-  members = vars(fields) if dataclasses.is_dataclass(fields) else fields
-  for name, member in members.items():
-    if isinstance(member, dict) or dataclasses.is_dataclass(member):
-      leaves |= flatten(member, f"{prefix}{name}.")
-    elif isinstance(member, enum.Enum):
-      leaves[prefix + name] = member.value
-    else:
-      leaves[prefix + name] = (
-        list(member) if isinstance(member, tuple) else member
-      )
-  return leaves
