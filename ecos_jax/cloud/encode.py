@@ -122,7 +122,7 @@ class Earlier(NamedTuple):
   """A bank that has features of some samples of a pool already.
 
   Attributes:
-    bank: Made with the same encoder, of numbers of the same type.
+    bank: A bank of the same encoder and dtype.
     rows: int64 [N], its row for each sample of the pool; -1 if there is none.
   """
 
@@ -148,7 +148,7 @@ def build(
     path: A folder, or a URL that fsspec knows.
     pool: The images; or features, which are copied.
     encoder: Maps a batch of images to float32 [b, d].
-    dtype: Of the numbers in the bank, 'float16' or 'float32'.
+    dtype: Type of the bank, 'float16' or 'float32'.
     shard_rows: Rows of a shard.
     batch_size: Images to encode at once.
     earlier: Where features are copied from instead of being made anew.

@@ -14,6 +14,7 @@ from ecos_jax.config.enums import ASKING as ASKING
 from ecos_jax.config.enums import SIMULATION_ONLY as SIMULATION_ONLY
 from ecos_jax.config.enums import Algorithm
 from ecos_jax.config.enums import Benchmark
+from ecos_jax.config.enums import Classes
 from ecos_jax.config.enums import ComputeType
 from ecos_jax.config.enums import Estimate
 from ecos_jax.config.enums import FeatureType
@@ -220,6 +221,9 @@ class Sampling:
   density_power: float | None = number(None, "[0, inf)")
   """a: a cluster of n samples gets a quota in proportion to v (v / n)^a; None:
   0 where the client votes on directions, and 0.5 where it does not."""
+  classes: Classes = Classes.IGNORE
+  """Labels by votes: the samples of each label are equally many (`balanced`),
+  or in proportion to the client's classes (`client`), or this is ignored."""
   within: Within = Within.KCENTER
   """How samples are chosen inside a cluster."""
   likely: float = number(0.7, "(0, 1]")

@@ -261,9 +261,19 @@ def _group_errors(config: config_lib.Config) -> Iterator[str]:
 
 
 def _labelling_errors(config: config_lib.Config) -> list[str]:
+  by_votes = (
+    config.train.task is config_lib.Task.CLIENT
+    and config.labelling.by is config_lib.LabelledBy.VOTES
+    and config.train.steps > 0
+  )
+  classes, found = config.sampling.classes, []
+  if classes is not config_lib.Classes.IGNORE and not by_votes:
+    found.append(
+      f"`sampling.classes`={classes.value} needs labels by votes: give "
+      "`train.task`=client, `labelling.by`=votes and `train.steps`"
+    )
   if config.train.task is not config_lib.Task.CLIENT:
-    return []
-  found = []
+    return found
   if config.privacy.relation is not config_lib.Relation.ADD_REMOVE:
     found.append(
       "`privacy.relation` must be add_remove with "

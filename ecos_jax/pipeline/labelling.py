@@ -195,17 +195,8 @@ LABELS = Stage(
 
 def _voted(job: Job, path: Path) -> LabelsResult:
   """Labels the proxy by the votes of each class."""
-  indices, book = job.read(selection.PROXY), job.read(asking.LAST.codebook)
-  answer = grouping.answer(job)
-  assert answer.sums is not None and book.directions is not None
-  posterior = labels_lib.posterior(
-    job.read(pooling.BANK),
-    indices,
-    book.directions,
-    answer.sums,
-    answer.scale,
-    job.key("labels"),
-  )
+  features = job.read(pooling.BANK).take(job.read(selection.PROXY))
+  posterior = selection.discriminant(job).posterior(features)
   labels = posterior.argmax(axis=1)
   labels[posterior.max(axis=1) < job.config.labelling.certain] = -1
   answered = int((labels >= 0).sum())
