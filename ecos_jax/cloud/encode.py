@@ -154,8 +154,7 @@ def build(
     earlier: Where features are copied from instead of being made anew.
 
   Raises:
-    BankError: The pool is empty, the folder holds another bank, or features
-      are not finite.
+    BankError: The folder holds another bank, or features are not finite.
     PreemptedError: The process was told to stop; whole shards are kept.
   """
   if dtype not in bank_lib.DTYPES:
@@ -163,8 +162,6 @@ def build(
       f"`bank.dtype`={dtype}: it must be one of {', '.join(bank_lib.DTYPES)}"
     )
   n = len(pool)
-  if not n:
-    raise storage.BankError("the pool is empty: nothing to encode")
   folder = storage.Folder(path)
   folder.make()
   identity = bank_lib.identity(

@@ -28,6 +28,7 @@ def validate(config: config_lib.Config) -> None:
     _unlabelled_errors,
     _list_errors,
     _kept_errors,
+    _group_errors,
     _task_errors,
     _remote_errors,
   )
@@ -241,6 +242,22 @@ def _list_errors(config: config_lib.Config) -> Iterator[str]:
     if path is not None:
       methods = "ecos, ecos_paper or random"
       yield f"`{name}`={path} needs `sampling.method`={methods}"
+
+
+def _group_errors(config: config_lib.Config) -> Iterator[str]:
+  groups, group = config.sampling.groups, config.sampling.group
+  method = config.sampling.method
+  if group > groups:
+    yield f"`sampling.group`={group} must be at most `sampling.groups`={groups}"
+  elif groups > 1 and method not in enums.ASKING:
+    yield (
+      f"`sampling.groups`={groups}: `sampling.method`={method.value} asks "
+      "nothing"
+    )
+  elif not config.client.remote and config.data.clients < groups:
+    yield (
+      f"`sampling.groups`={groups} needs as many clients: give `data.clients`"
+    )
 
 
 def _labelling_errors(config: config_lib.Config) -> list[str]:
