@@ -113,7 +113,7 @@ def define_path(
 
   Args:
     name: Of the flag.
-    default: Its value without.
+    default: Its value if it is not given.
     text: What it means, for `--help`.
     required: Whether it must be given.
   """

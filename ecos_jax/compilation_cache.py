@@ -25,7 +25,7 @@ except ImportError:  # before Python 3.14
 
 _DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
 _MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
-# Its time of change tells up to when files were checked.
+# The modification time of this file says up to when files were checked.
 _CHECKED = "checked"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 

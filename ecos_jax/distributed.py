@@ -18,11 +18,11 @@ module takes them from `jax._src`: up to JAX 0.12, `jax.distributed` has only
 ends all processes when one is lost, but by an abort with a stack trace, and it
 tells the others nothing of an exit code. Hence, beside that, each process here
 
-* writes a sign of life every half second, and misses those of the others;
+* writes a sign of life every half second, and looks for those of the others;
 * tells the others when it leaves, and they leave with the same exit code.
 
-Only if process 0 is lost, which keeps the keys, may JAX be first: the others
-then end with its message and exit code (134).
+If process 0 is lost, which keeps the keys, JAX may be first: then the others
+end with its message and exit code (134).
 
 SIGTERM to one process ends all of them at once, whatever they are doing: every
 stage survives a kill. Only what runs in `saving` gets time: it asks

@@ -146,12 +146,12 @@ def printable(name: str) -> str:
 
 
 def content_digest(path: Path, kept: Path | None = None) -> str:
-  """Returns the sha256 of a file's content, as hex, for one of any size.
+  """Returns the sha256 of a file's content, as hex, in constant memory.
 
   Args:
     path: The file.
-    kept: A file that keeps the digest, until `path` has another size or time of
-      change; None: it is not kept.
+    kept: A file that keeps the digest until the size or the modification time
+      of `path` changes; None: it is not kept.
   """
   stat = path.stat()
   state = [stat.st_size, stat.st_mtime_ns]

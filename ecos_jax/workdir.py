@@ -35,6 +35,8 @@ _STARTED = "started.json"
 _IDENTITY = {"config": dict, "inputs": dict}
 _LOCK = ".lock"
 _FULL_DISK_BYTES = 1 << 20
+# Whose versions a manifest records.
+_PACKAGES = "ecos_jax", "jax", "flax", "optax", "numpy"
 
 
 class WorkdirError(errors.EcosError):
@@ -42,11 +44,9 @@ class WorkdirError(errors.EcosError):
 
 
 class Stage(NamedTuple):
-  """A finished stage.
+  """A finished stage: its folder, and what its work returned.
 
   Attributes:
-    path: Its folder.
-    result: What its work returned.
     seconds: How long its work took.
     skipped: Whether an earlier call finished it.
   """
@@ -58,10 +58,10 @@ class Stage(NamedTuple):
 
 
 def damaged(path: Path, why: str = "") -> WorkdirError:
-  """Returns an error that an artefact of a stage is damaged.
+  """Returns the error about a damaged artefact.
 
   Args:
-    path: The artefact, in the folder of the stage.
+    path: The artefact, in the folder of its stage.
     why: The reason, if it is known.
   """
   reason = f" ({why})" if why else ""
@@ -131,10 +131,9 @@ def read_manifest(stage: Path) -> dict[str, Any]:
 
 def _read_json(path: Path, **kinds: type) -> dict[str, Any]:
   """Returns the object in a JSON file whose fields have these types."""
-  try:
+  found: Any = None
+  with contextlib.suppress(ValueError):
     found = json.loads(path.read_bytes())
-  except ValueError:
-    raise damaged(path) from None
   if not _holds(found, **kinds):
     raise damaged(path)
   return found
@@ -157,11 +156,6 @@ class _Result(dict[str, Any]):
     raise damaged(self._manifest, f"it has no {field}")
 
 
-def _versions() -> dict[str, str]:
-  packages = ("ecos_jax", "jax", "flax", "optax", "numpy")
-  return {name: importlib.metadata.version(name) for name in packages}
-
-
 class Workdir:
   """The folder of one run, locked against a second job."""
 
@@ -176,12 +170,10 @@ class Workdir:
     """
     self.path = path.absolute()
     self._lock = None
-    holder = distributed.first(self._acquire)
-    try:
-      shared = (self.path / _LOCK).read_text() == holder
-    except OSError:
-      shared = False
-    if not shared:
+    holder, found = distributed.first(self._acquire), ""
+    with contextlib.suppress(OSError):
+      found = (self.path / _LOCK).read_text()
+    if found != holder:
       raise WorkdirError(
         f"`workdir`={path} on {socket.gethostname()} is not the folder that "
         "process 0 has: it must be on a file system that all processes see"
@@ -211,11 +203,8 @@ class Workdir:
         f"`workdir`={self.path} is in use by {holder}: wait for it, or take "
         "another `workdir`"
       )
-    now = datetime.datetime.now(datetime.UTC)
-    holder = (
-      f"process {os.getpid()} on {socket.gethostname()} since "
-      f"{now:%Y-%m-%d %H:%M:%S} UTC\n"
-    )
+    now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
     self._lock.truncate(0)
     self._lock.write(holder)
     self._lock.flush()
@@ -235,10 +224,10 @@ class Workdir:
     return (self.path / name / MANIFEST).exists()
 
   def discard(self, name: str) -> list[str]:
-    """Makes a stage unfinished, and removes all that was made from it.
+    """Makes a stage unfinished, and removes the stages that were made from it.
 
-    The stage keeps its files. It is the last one that is touched, so that a
-    call that is cut off can be repeated.
+    The stage keeps its files. Its manifest goes last: after a kill the same
+    call does the rest.
 
     Returns:
       The names of the stages, that one first.
@@ -258,10 +247,9 @@ class Workdir:
         if known in inputs and other not in names
       ]
     for other in reversed(names[1:]):
-      # A part of a stage is not to be seen.
+      # Renamed first: no stage is ever seen half removed.
       hidden = self.path / f".{other}.removed"
-      if hidden.exists():
-        shutil.rmtree(hidden)
+      shutil.rmtree(hidden, ignore_errors=True)
       (self.path / other).rename(hidden)
       shutil.rmtree(hidden)
     (self.path / name / MANIFEST).unlink()
@@ -301,19 +289,17 @@ class Workdir:
         lambda: self._begin(path, identity, resumable)
       )
       if manifest is not None:
-        # Process 0 sends it as JSON.
+        # What process 0 sent the others is a plain dict.
         result = _Result(path / MANIFEST, manifest["result"])
         return Stage(path, result, manifest["seconds"], skipped=True)
       begin = time.monotonic()
-      if together:
-        result = work(path)
-        manifest = distributed.first(
-          lambda: self._finish(path, identity, result, begin)
-        )
-      else:
-        manifest = distributed.first(
-          lambda: self._finish(path, identity, work(path), begin)
-        )
+      ours = work(path) if together else None
+
+      def finish() -> dict[str, Any]:
+        result = work(path) if ours is None else ours
+        return self._finish(path, identity, result, begin)
+
+      manifest = distributed.first(finish)
     return Stage(path, manifest["result"], manifest["seconds"], skipped=False)
 
   def _begin(
@@ -345,7 +331,9 @@ class Workdir:
       "identity": identity,
       "result": result,
       "seconds": round(time.monotonic() - begin, 3),
-      "versions": _versions(),
+      "versions": {
+        name: importlib.metadata.version(name) for name in _PACKAGES
+      },
     }
     # Artefacts reach the disk before the manifest that vouches for them.
     files.sync_tree(path)
@@ -356,11 +344,9 @@ class Workdir:
   def _clear(self, path: Path) -> None:
     """Makes an empty folder, removing the files of an interrupted stage."""
     if path.exists():
-      left = [entry.name for entry in path.iterdir()]
-      half_written = f".{_STARTED}."
-      if _STARTED not in left and not all(
-        name.startswith(half_written) for name in left
-      ):
+      names = [entry.name for entry in path.iterdir()]
+      half_written = all(name.startswith(f".{_STARTED}.") for name in names)
+      if _STARTED not in names and not half_written:
         raise WorkdirError(
           f"{path} holds files that are not of a run: take another `workdir`"
         )
@@ -372,15 +358,16 @@ class Workdir:
     new = json.loads(json.dumps(new))
     if old == new:
       return
+
+    def changed(part: str) -> list[tuple[str, object, object]]:
+      keys = sorted(old[part].keys() | new[part].keys())
+      pairs = [(key, old[part].get(key), new[part].get(key)) for key in keys]
+      return [pair for pair in pairs if pair[1] != pair[2]]
+
     differences = [
-      f"`{key}` was {old['config'].get(key)}, now is {new['config'].get(key)}"
-      for key in sorted(old["config"].keys() | new["config"].keys())
-      if old["config"].get(key) != new["config"].get(key)
-    ] or [
-      f"its input '{key}' changed"
-      for key in sorted(old["inputs"].keys() | new["inputs"].keys())
-      if old["inputs"].get(key) != new["inputs"].get(key)
-    ]
+      f"`{field}` was {before}, now is {now}"
+      for field, before, now in changed("config")
+    ] or [f"its input '{name}' changed" for name, _, _ in changed("inputs")]
     raise WorkdirError(
       f"{path} was made otherwise: {', '.join(differences)}; take another "
       f"`workdir`, or delete {path} to redo it"

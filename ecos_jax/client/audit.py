@@ -153,13 +153,14 @@ def _draw(
 ) -> np.ndarray:
   """Returns answers, [trials, 3].
 
-  Of votes on directions these are the sum of all, the sum with the signs of the
-  canary's votes, which orders answers by likelihood, and the counter of voters.
+  For votes on directions the columns are the sum of all votes, their sum with
+  the signs of the canary's votes, which orders answers by likelihood, and the
+  counter of voters.
   """
   cast = coverage.cast(query, data)
   persons = None
   if mechanism.terms.unit == config.Unit.PERSON.value:
-    # Of the others each is a person; what comes or goes is one more.
+    # Each other sample is a person of its own, and the canary's are one more.
     persons = units.Persons(np.minimum(np.arange(len(data)), _REST))
   answers = np.concatenate(
     [

@@ -68,7 +68,7 @@ def centred(rows: np.ndarray, offset: np.ndarray) -> np.ndarray:
 
 
 def _check_dimension(features: np.ndarray, d: int) -> None:
-  # No other length: the number of samples is private.
+  # The text does not tell the number of samples, which is private.
   if features.ndim != 2 or features.shape[1] != d:
     raise messages.ProtocolError(
       f"features must be [n, d], with d = {d} as the question"
@@ -107,22 +107,6 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     scores -= half_norms
     votes[start : start + block] = scores.argmax(axis=1)
   return votes
-
-
-def coverage(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-  """Returns the number of samples nearest to each centroid, [R] int64.
-
-  It is private: it does not leave the client without noise.
-
-  Args:
-    features: [n, d] float; n may be 0.
-    centroids: [R, d] float.
-
-  Raises:
-    ProtocolError: The centroids are not finite, or d differs.
-  """
-  votes = nearest(features, centroids)
-  return np.bincount(votes, minlength=len(centroids))
 
 
 def signs(

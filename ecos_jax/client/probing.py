@@ -4,7 +4,7 @@ Epsilon counts on one fact: a sample that comes or goes changes no other
 sample's vote. An encoder that mixes the images of a batch, such as one with
 batch statistics, breaks it without any error. So before anything private is
 read, public random images are encoded twice, at other places and among other
-images of a batch of the very shape that will be used; not one bit may move.
+images of a batch of the very shape that will be used; not one bit may change.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,6 @@ says which configurations can run.
 """
 
 import dataclasses
-import enum
 import json
 from typing import Any
 
@@ -15,6 +14,7 @@ from ecos_jax.config.enums import ASKING as ASKING
 from ecos_jax.config.enums import SIMULATION_ONLY as SIMULATION_ONLY
 from ecos_jax.config.enums import Algorithm
 from ecos_jax.config.enums import Benchmark
+from ecos_jax.config.enums import Classes
 from ecos_jax.config.enums import ComputeType
 from ecos_jax.config.enums import Estimate
 from ecos_jax.config.enums import FeatureType
@@ -30,6 +30,7 @@ from ecos_jax.config.enums import Task
 from ecos_jax.config.enums import Unit
 from ecos_jax.config.enums import Unlabelled
 from ecos_jax.config.enums import Within
+from ecos_jax.config.flat import flatten as flatten
 
 
 def number(default: Any, interval: str) -> Any:
@@ -212,6 +213,9 @@ class Sampling:
   density_power: float | None = number(None, "[0, inf)")
   """a: a cluster of n samples gets a quota in proportion to v (v / n)^a; None:
   0 where the client votes on directions, and 0.5 where it does not."""
+  classes: Classes = Classes.IGNORE
+  """Labels by votes: the samples of each label are equally many (`balanced`),
+  or in proportion to the client's classes (`client`), or this is ignored."""
   within: Within = Within.KCENTER
   """How samples are chosen inside a cluster."""
   likely: float = number(0.7, "(0, 1]")
@@ -396,27 +400,3 @@ class Config:
     return json.dumps(
       dataclasses.asdict(self), indent=2, default=lambda member: member.value
     )
-
-
-def flatten(fields: Any, prefix: str = "") -> dict[str, Any]:
-  """Returns every field by its dotted name, such as {'codebook.size': 100}.
-
-  Args:
-    fields: A configuration, a part of one, or the JSON object of one.
-    prefix: What to put before each name.
-
-  Returns:
-    Values of JSON: enums by value, tuples as lists.
-  """
-  leaves = {}
-  members = vars(fields) if dataclasses.is_dataclass(fields) else fields
-  for name, member in members.items():
-    if isinstance(member, dict) or dataclasses.is_dataclass(member):
-      leaves |= flatten(member, f"{prefix}{name}.")
-    elif isinstance(member, enum.Enum):
-      leaves[prefix + name] = member.value
-    else:
-      leaves[prefix + name] = (
-        list(member) if isinstance(member, tuple) else member
-      )
-  return leaves

@@ -1,11 +1,14 @@
 """Whether a configuration can run, checked before anything starts."""
 
+from collections.abc import Iterator
 import dataclasses
+import itertools
 from typing import Any
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
 from ecos_jax.config import classes
+from ecos_jax.config import enums
 from ecos_jax.config import spec
 
 
@@ -16,46 +19,24 @@ def validate(config: config_lib.Config) -> None:
     ConfigError: All errors at once, each naming its fields.
   """
   config = config.resolved()
-  found = range_errors(config)
-  found += _round_errors(config)
-  found += _question_errors(config)
-  found += _source_errors(config)
-  found += _labelling_errors(config)
-  found += _unlabelled_errors(config)
-  found += _list_errors(config)
-  found += _kept_errors(config)
-  method = config.sampling.method
-  if not config.train.steps and method is config_lib.Method.LOCAL:
-    found.append(
-      "`train.steps`=0 ends at the proxy, and `sampling.method`=local has none"
-    )
-  if (
-    config.train.task is config_lib.Task.DISTILL
-    and config.train.unlabelled_ratio
-  ):
-    found.append(
-      "`train.unlabelled_ratio` is for labelled proxies: it must be 0 with "
-      "`train.task`=distill"
-    )
-  if config.client.minimum > 1 and not config.client.remote:
-    found.append("`client.minimum` is for remote clients: give `client.remote`")
-  if config.client.remote:
-    if method in config_lib.SIMULATION_ONLY:
-      found.append(
-        f"`sampling.method`={method.value} reads the client's data, so it "
-        "exists in simulation only: drop `client.remote`"
-      )
-    if config.data.clients > 1:
-      found.append(
-        "`data.clients` is for simulation: drop it or `client.remote`"
-      )
-    if config.privacy.insecure_noise_seed is not None:
-      found.append(
-        "`privacy.insecure_noise_seed` is for simulation: the remote client "
-        "draws its own noise; drop it or `client.remote`"
-      )
-  if found:
-    raise errors.ConfigError("; ".join(found))
+  rules = (
+    range_errors,
+    _round_errors,
+    _question_errors,
+    _source_errors,
+    _labelling_errors,
+    _unlabelled_errors,
+    _list_errors,
+    _kept_errors,
+    _task_errors,
+    _remote_errors,
+  )
+  _refuse(itertools.chain(*(rule(config) for rule in rules)))
+
+
+def _refuse(found: Iterator[str]) -> None:
+  if text := "; ".join(found):
+    raise errors.ConfigError(text)
 
 
 def range_errors(fields: Any, prefix: str = "") -> list[str]:
@@ -91,48 +72,78 @@ def _within(value: object, interval: str) -> bool:
   )
 
 
-def _round_errors(config: config_lib.Config) -> list[str]:
+def _task_errors(config: config_lib.Config) -> Iterator[str]:
+  train = config.train
+  if not train.steps and config.sampling.method is enums.Method.LOCAL:
+    yield (
+      "`train.steps`=0 ends at the proxy, and `sampling.method`=local has none"
+    )
+  if train.task is enums.Task.DISTILL and train.unlabelled_ratio:
+    yield (
+      "`train.unlabelled_ratio` is for labelled proxies: it must be 0 with "
+      "`train.task`=distill"
+    )
+
+
+def _remote_errors(config: config_lib.Config) -> Iterator[str]:
+  method = config.sampling.method
+  if not config.client.remote:
+    if config.client.minimum > 1:
+      yield "`client.minimum` is for remote clients: give `client.remote`"
+    return
+  if method in enums.SIMULATION_ONLY:
+    yield (
+      f"`sampling.method`={method.value} reads the client's data, so it exists "
+      "in simulation only: drop `client.remote`"
+    )
+  if config.data.clients > 1:
+    yield "`data.clients` is for simulation: drop it or `client.remote`"
+  if config.privacy.insecure_noise_seed is not None:
+    yield (
+      "`privacy.insecure_noise_seed` is for simulation: the remote client "
+      "draws its own noise; drop it or `client.remote`"
+    )
+
+
+def _round_errors(config: config_lib.Config) -> Iterator[str]:
   book, method = config.codebook, config.sampling.method
   if not book.first_round:
-    return []
-  round_flag = f"`codebook.first_round`={book.first_round}"
-  found = []
+    return
+  asked = f"`codebook.first_round`={book.first_round}"
   if book.first_round >= book.size:
-    found.append(f"{round_flag} leaves nothing of `codebook.size`={book.size}")
-  if method not in config_lib.ASKING:
-    found.append(f"{round_flag}: `sampling.method`={method.value} asks nothing")
+    yield f"{asked} leaves nothing of `codebook.size`={book.size}"
+  if method not in enums.ASKING:
+    yield f"{asked}: `sampling.method`={method.value} asks nothing"
   if (
-    book.algorithm is not config_lib.Algorithm.LLOYD
-    or not book.sample_per_centroid
+    book.algorithm is not enums.Algorithm.LLOYD or not book.sample_per_centroid
   ):
-    found.append(
-      f"{round_flag} needs `codebook.algorithm`=lloyd, and "
-      "`codebook.sample_per_centroid`, 1 or more: the second round is "
-      "fitted on a sample"
+    yield (
+      f"{asked} needs `codebook.algorithm`=lloyd, and "
+      "`codebook.sample_per_centroid`, 1 or more: the second round is fitted "
+      "on a sample"
     )
-  return found
 
 
-def _question_errors(config: config_lib.Config) -> list[str]:
-  book, found = config.codebook, []
-  if book.question is config_lib.Question.COUNTS:
-    return []
+def _question_errors(config: config_lib.Config) -> Iterator[str]:
+  book = config.codebook
+  if book.question is enums.Question.COUNTS:
+    return
   asked = f"`codebook.question`={book.question.value}"
   if book.votes > book.directions:
-    found.append(
+    yield (
       f"`codebook.votes`={book.votes} must be at most `codebook.directions`="
       f"{book.directions}"
     )
-  if config.privacy.relation is not config_lib.Relation.ADD_REMOVE:
-    found.append(
+  if config.privacy.relation is not enums.Relation.ADD_REMOVE:
+    yield (
       f"{asked} needs `privacy.relation`=add_remove: for several votes no "
       "other bound is proven"
     )
-  if config.sampling.method is config_lib.Method.ECOS_PAPER:
-    found.append(f"{asked} needs `sampling.method`=ecos")
+  if config.sampling.method is enums.Method.ECOS_PAPER:
+    yield f"{asked} needs `sampling.method`=ecos"
   if book.first_round:
-    found.append(f"{asked}: `codebook.first_round` must be 0")
-  return found + errors_with_directions(config.sampling)
+    yield f"{asked}: `codebook.first_round` must be 0"
+  yield from errors_with_directions(config.sampling)
 
 
 def errors_with_directions(sampling: config_lib.Sampling) -> list[str]:
@@ -141,22 +152,20 @@ def errors_with_directions(sampling: config_lib.Sampling) -> list[str]:
   Args:
     sampling: The rule. Its estimate and its filter are for counts alone.
   """
-  found = []
-  for field in ("estimate", "filter"):
-    value, default = (
-      getattr(sampling, field),
-      getattr(config_lib.Sampling, field),
-    )
-    if value is not default:
-      found.append(
-        f"`sampling.{field}`={value.value} is for counts alone: with votes on "
-        f"directions it must be {default.value}"
-      )
-  return found
+  pairs = {
+    "estimate": (sampling.estimate, config_lib.Sampling.estimate),
+    "filter": (sampling.filter, config_lib.Sampling.filter),
+  }
+  return [
+    f"`sampling.{field}`={value.value} is for counts alone: with votes on "
+    f"directions it must be {default.value}"
+    for field, (value, default) in pairs.items()
+    if value is not default
+  ]
 
 
 def _source_errors(config: config_lib.Config) -> list[str]:
-  data, method = config.data, config.sampling.method
+  data = config.data
   if not data.sources:
     return [
       f"`data.{name}` is for a pool of your own: give `data.sources`"
@@ -180,69 +189,74 @@ def _source_errors(config: config_lib.Config) -> list[str]:
           spec.parse(text)
       except errors.EcosError as error:
         found.append(str(error))
-  if found:
-    return found
-  if data.client_data is not None and config.client.remote:
-    found.append(
-      "`data.client_data` is for simulation: drop it or `client.remote`"
+  # What the sources are decides what else must fit.
+  return found or list(_own_pool_errors(config, names))
+
+
+def _own_pool_errors(
+  config: config_lib.Config, names: tuple[str, ...]
+) -> Iterator[str]:
+  """Yields what does not fit a pool of one's own whose classes are `names`."""
+  method = config.sampling.method
+  by_client = config.train.task is enums.Task.CLIENT
+  simulated = config.data.client_data is not None
+  if simulated and config.client.remote:
+    yield "`data.client_data` is for simulation: drop it or `client.remote`"
+  needed = by_client or method in (*enums.ASKING, *enums.SIMULATION_ONLY)
+  if needed and not simulated and not config.client.remote:
+    yield (
+      "there is no client: give `client.remote`=True, or `data.client_data` to "
+      "simulate one"
     )
-  asks = method in (*config_lib.ASKING, *config_lib.SIMULATION_ONLY)
-  asks |= config.train.task is config_lib.Task.CLIENT
-  if data.client_data is None and asks and not config.client.remote:
-    found.append(
-      "there is no client: give `client.remote`=True, or "
-      "`data.client_data` to simulate one"
-    )
-  if config.train.task is config_lib.Task.CLIENT and (
-    names in ((), classes.FOLDERS, classes.NUMBERS)
-  ):
-    found.append("`data.classes` must name the client's classes: a,b,c")
+  if by_client and names in ((), classes.FOLDERS, classes.NUMBERS):
+    yield "`data.classes` must name the client's classes: a,b,c"
   if config.of_features != (config.encoder.name == "identity"):
-    found.append(
-      f"`encoder.name`={config.encoder.name}: a pool of features, and "
-      "no other, needs identity"
+    yield (
+      f"`encoder.name`={config.encoder.name}: a pool of features, and no "
+      "other, needs identity"
     )
   if config.of_features and (
-    config.train.task is not config_lib.Task.MANUAL
-    or method is config_lib.Method.LOCAL
+    config.train.task is not enums.Task.MANUAL or method is enums.Method.LOCAL
   ):
-    found.append(
-      "a pool of features ends at the proxy: it needs "
-      "`train.task`=manual, and no `sampling.method`=local"
+    yield (
+      "a pool of features ends at the proxy: it needs `train.task`=manual, and "
+      "no `sampling.method`=local"
     )
-  return found
 
 
-def _kept_errors(config: config_lib.Config) -> list[str]:
-  if not config.codebook.keep:
-    return []
-  found = []
-  if config.data.earlier is None:
-    found.append("`codebook.keep` needs `data.earlier`: whose codebook to keep")
-  if config.codebook.first_round:
-    found.append("`codebook.keep`: `codebook.first_round` must be 0")
-  return found
+def _kept_errors(config: config_lib.Config) -> Iterator[str]:
+  if config.codebook.keep and config.data.earlier is None:
+    yield "`codebook.keep` needs `data.earlier`: whose codebook to keep"
+  if config.codebook.keep and config.codebook.first_round:
+    yield "`codebook.keep`: `codebook.first_round` must be 0"
 
 
-def _list_errors(config: config_lib.Config) -> list[str]:
-  method = config.sampling.method
-  if method in (*config_lib.ASKING, config_lib.Method.RANDOM):
-    return []
-  given = {
-    "data.exclude": config.data.exclude,
-    "sampling.include": config.sampling.include,
-  }
-  return [
-    f"`{name}`={path} needs `sampling.method`=ecos, ecos_paper or random"
-    for name, path in given.items()
-    if path is not None
-  ]
+def _list_errors(config: config_lib.Config) -> Iterator[str]:
+  if config.sampling.method in (*enums.ASKING, enums.Method.RANDOM):
+    return
+  for name, path in (
+    ("data.exclude", config.data.exclude),
+    ("sampling.include", config.sampling.include),
+  ):
+    if path is not None:
+      methods = "ecos, ecos_paper or random"
+      yield f"`{name}`={path} needs `sampling.method`={methods}"
 
 
 def _labelling_errors(config: config_lib.Config) -> list[str]:
+  by_votes = (
+    config.train.task is config_lib.Task.CLIENT
+    and config.labelling.by is config_lib.LabelledBy.VOTES
+    and config.train.steps > 0
+  )
+  classes, found = config.sampling.classes, []
+  if classes is not config_lib.Classes.IGNORE and not by_votes:
+    found.append(
+      f"`sampling.classes`={classes.value} needs labels by votes: give "
+      "`train.task`=client, `labelling.by`=votes and `train.steps`"
+    )
   if config.train.task is not config_lib.Task.CLIENT:
-    return []
-  found = []
+    return found
   if config.privacy.relation is not config_lib.Relation.ADD_REMOVE:
     found.append(
       "`privacy.relation` must be add_remove with "
@@ -305,21 +319,17 @@ def check_pool(config: config_lib.Config, size: int) -> None:
   Raises:
     ConfigError: The budget or the codebook is larger than the pool.
   """
-  found = []
-  if config.sampling.budget > size and config.sampling.method not in (
-    config_lib.Method.ALL,
-    config_lib.Method.LOCAL,
-  ):
-    found.append(
-      f"`sampling.budget`={config.sampling.budget} is larger than the "
-      f"pool of {size} samples"
+  _refuse(_pool_errors(config, size))
+
+
+def _pool_errors(config: config_lib.Config, size: int) -> Iterator[str]:
+  budget, centroids = config.sampling.budget, config.codebook.size
+  method = config.sampling.method
+  if method not in (enums.Method.ALL, enums.Method.LOCAL) and budget > size:
+    yield (
+      f"`sampling.budget`={budget} is larger than the pool of {size} samples"
     )
-  if (
-    config.codebook.size > size and config.sampling.method in config_lib.ASKING
-  ):
-    found.append(
-      f"`codebook.size`={config.codebook.size} is larger than the pool "
-      f"of {size} samples"
+  if method in enums.ASKING and centroids > size:
+    yield (
+      f"`codebook.size`={centroids} is larger than the pool of {size} samples"
     )
-  if found:
-    raise errors.ConfigError("; ".join(found))

@@ -48,9 +48,10 @@ def divide(
 
 
 def cells(problem: pools.Problem) -> tuple[np.ndarray, np.ndarray]:
-  """Returns class and domain of private and of test samples, int64 [n] and [m].
+  """Returns one number for class and domain of each private and test sample.
 
-  They are one number for each sample.
+  Returns:
+    int64 [n] and [m]: class + classes * domain.
   """
   found = []
   for i, source in enumerate((problem.client, problem.test)):
@@ -71,9 +72,9 @@ def dirichlet(
 ) -> np.ndarray:
   """Returns who gets each sample, int64 [n]; -1: nobody.
 
-  Client i gets `size` samples, of cells drawn by q_i ~ Dirichlet(alpha p), with
-  p the shares of the cells among all samples. They draw in turns; a cell that
-  is used up is drawn no more.
+  Client i gets `size` samples. For each it draws a cell from its own
+  distribution q_i ~ Dirichlet(alpha p), where p are the shares of the cells
+  among all samples. Clients draw in turns; empty cells are not drawn.
 
   Args:
     cells: int64 [n], the class or another group of each sample.
@@ -104,10 +105,10 @@ def dirichlet(
 
 
 def test_weights(problem: pools.Problem) -> np.ndarray:
-  """Returns what each test sample counts for each client, [clients, m] float.
+  """Returns the weight of each test sample for each client, [clients, m] float.
 
-  A row sums to 1 and gives each class and domain the share that it has among
-  the client's own samples, as far as the test has it.
+  Each row sums to 1. It gives each class and domain the share that it has among
+  the client's own samples; what the test set lacks is left out.
   """
   own, tested = cells(problem)
   owners = np.zeros(len(own), int) if problem.owners is None else problem.owners

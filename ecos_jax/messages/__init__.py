@@ -38,7 +38,6 @@ from ecos_jax.messages.message import Question
 from ecos_jax.messages.model import Model
 from ecos_jax.messages.scores import Query
 from ecos_jax.messages.scores import Response
-from ecos_jax.messages.terms import MECHANISM
 from ecos_jax.messages.terms import LabelTerms
 from ecos_jax.messages.terms import Statement
 from ecos_jax.messages.terms import Terms
@@ -59,7 +58,6 @@ def answer_from_bytes(data: bytes) -> Response | LabelResponse:
 
 __all__ = [
   "LABEL_MECHANISM",
-  "MECHANISM",
   "LabelRequest",
   "LabelResponse",
   "LabelTerms",

@@ -42,11 +42,11 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
   config, method = job.config, job.config.sampling.method
   yield pooling.POOL
   if job[pooling.POOL].named != pooling.named(config.data):
-    # They lie elsewhere now: reading them raises if they are others.
+    # The data lie elsewhere now: reading them raises if they differ.
     job.problem  # noqa: B018
   checks.check_pool(config, job[pooling.POOL].size)
   if method is not config_lib.Method.LOCAL:
-    # Wrong lists are told before anything is paid for.
+    # A wrong list is an error before anything is paid for.
     selection.lists(job)
   if method in selection.NEEDS_BANK or labelling.wanted(config):
     yield pooling.BANK
@@ -100,7 +100,7 @@ def run(
   """
   checks.validate(config)
   _check_same_everywhere(config)
-  # What the configuration names is there, before any work is done.
+  # What the configuration names must exist, before any work is done.
   stages.encoder(config)
   networks.check(config.train.model, config.train.weights)
   distillation.check(config)

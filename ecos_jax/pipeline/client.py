@@ -325,8 +325,8 @@ class Client:
   def entries(self) -> list[ledger.Entry]:
     """Returns all that the simulated client ever answered in this workdir.
 
-    Of several it is the first: it is asked before the others, and as they are,
-    so none has answered more.
+    Of several clients it is the first one's: the others are asked the same, and
+    later, so none has answered more.
     """
     path = self._work.path / "client" / "ledger"
     if self._config.client.remote or not path.exists():

@@ -1,9 +1,9 @@
 """A run whose pool has grown since an earlier run, `data.earlier`.
 
-Samples are known again by the digest of their content, wherever they lie in the
-pool. What the earlier bank has is copied, so only new samples are encoded. With
-`codebook.keep` its centroids stay too: the question is the same, and so is the
-answer. The earlier run is only read.
+Samples are recognised by the digest of their content, wherever they lie in the
+pool. The features that the earlier bank has are copied, so only new samples are
+encoded. With `codebook.keep` its centroids stay too: the question is the same,
+and so is the answer. The earlier run is read, and never changed.
 """
 
 from pathlib import Path

@@ -13,6 +13,7 @@ from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import baselines
 from ecos_jax.cloud import choose
+from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.cloud import question
 from ecos_jax.clustering import start as start_lib
 from ecos_jax.data import lists as lists_lib
@@ -209,6 +210,19 @@ def _answer(job: Job) -> question.Combined:
   )
 
 
+def discriminant(job: Job) -> labels_lib.Discriminant:
+  """Returns what the votes of each class tell of the pool's classes."""
+  answer, book = _answer(job), job.read(asking.LAST.codebook)
+  assert answer.sums is not None and book.directions is not None
+  return labels_lib.fit(
+    job.read(pooling.BANK),
+    book.directions,
+    answer.sums,
+    answer.scale,
+    job.key("labels"),
+  )
+
+
 def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
   """Returns the proxy, sorted by cluster, then by index; and its ranks.
 
@@ -221,12 +235,14 @@ def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
   listed, ranks = lists(job), None
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
+      classes = options.classes is not config_lib.Classes.IGNORE
       choice = choose.samples(
         pooling.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
         _answer(job),
         options,
         key,
+        discriminant(job) if classes else None,
         **listed,
       )
       order = np.lexsort((choice.indices, choice.clusters))

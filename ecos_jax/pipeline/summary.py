@@ -57,17 +57,12 @@ class Training:
   input_wait_share: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Clients:
-  """What several clients answered; it does not say who they are.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clients(spending.Clients):
+  """What the clients answered to the last query; not who they are.
 
   Attributes:
     answered: Number of clients whose answers were used.
-    least_epsilon: Of the answer to the last query that cost its client least;
-      null if one is not private.
-    most_epsilon: Of the one that cost its client most.
-    together_epsilon: Of all answers to it together, for a person whose samples
-      every client has; null if their units differ.
     signal: Share of the sum of the answers that chance does not explain.
     nearer: By how much the proxy is nearer to the clients' data than a random
       one, at least. Both are estimates from the sum (`cloud.worth.Worth`), and
@@ -75,9 +70,6 @@ class Clients:
   """
 
   answered: int
-  least_epsilon: float | None
-  most_epsilon: float | None
-  together_epsilon: float | None
   signal: float | None
   nearer: float | None
 
@@ -188,18 +180,13 @@ def collect(job: Job) -> Summary:
 def _clients(job: Job) -> Clients | None:
   if job.get(asking.LAST.response) is None:
     return None
-  answers = job.read(asking.LAST.response)
-  least = most = together = None
-  if all(answer.statement.private for answer in answers):
-    alone = list(map(accounting.alone, answers))
-    least, most = min(alone), max(alone)
-    if len({answer.statement.unit for answer in answers}) == 1:
-      every = {str(i): answer for i, answer in enumerate(answers)}
-      together = spending.spent(every, fixed=True).epsilon
-  signal = nearer = None
-  if (proxy := job.get(selection.PROXY)) is not None:
-    signal, nearer = proxy.signal, proxy.nearer
-  return Clients(len(answers), least, most, together, signal, nearer)
+  answers, proxy = job.read(asking.LAST.response), job.get(selection.PROXY)
+  return Clients(
+    **dataclasses.asdict(spending.of_clients(answers)),
+    answered=len(answers),
+    signal=proxy.signal if proxy else None,
+    nearer=proxy.nearer if proxy else None,
+  )
 
 
 def _bytes(*messages: asking.MessageResult | None) -> int:
@@ -224,10 +211,9 @@ def _speed(model: learning.ModelResult | None) -> Training | None:
 def _spent(job: Job) -> spending.Spending:
   """Returns what the client's answers cost: this run's alone, and all of them.
 
-  Of several clients those count that cost most: which answers to two queries
-  are of one client is not known.
-
-  What was answered and then deleted is spent all the same.
+  Of several clients, the answers that cost most count, since nobody knows which
+  answers to two queries are of one client. An answer that was deleted is spent
+  all the same.
   """
   answers: dict[str, spending.Answer] = {}
   fixed = True

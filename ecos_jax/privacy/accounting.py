@@ -159,7 +159,7 @@ def group_epsilon(cost: Cost, delta: float, size: int) -> float:
   while high - low > 1e-8:
     middle = (low + high) / 2
     low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-  return math.ceil(high * 1e6) / 1e6
+  return composition.rounded_up(high)
 
 
 @functools.lru_cache(maxsize=1024)

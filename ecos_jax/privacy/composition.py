@@ -3,11 +3,12 @@
 An answer is a histogram over a Poisson subsample of rate gamma, one vote per
 sample, plus discrete Gaussian noise of scale sigma on every count. Let p0 be
 the distribution of the noise, p1 the same shifted by one, and
-m = (1 - gamma) p0 + gamma p1. A sample that is added or rebins is told apart
-no better than m from p0, and one that is replaced no better than (m, p0) from
-(p0, m); docs/privacy.md derives both. So two privacy-loss distributions (PLDs)
-decide everything: "remove" (m against p0) and "add" (p0 against m). They
-compose by convolution, and epsilon is read off the composed PLD.
+m = (1 - gamma) p0 + gamma p1. Nobody tells data with a sample from data without
+it better than m from p0, or from data with another sample in its place better
+than (m, p0) from (p0, m); docs/privacy.md derives both. So two privacy-loss
+distributions (PLDs) decide everything: "remove" (m against p0) and "add" (p0
+against m). They compose by convolution, and epsilon is read off the composed
+PLD.
 
 dp_accounting convolves losses that are multiples of an interval. For a few
 answers they are rounded up to one, for many split between two (`_split`). Both
@@ -64,7 +65,6 @@ _DENSE = 1001
 # answers; taken off delta.
 _NUMERICAL_DELTA = 1e-10
 _NUMERICAL_DELTA_EACH = 1e-15
-_DECIMALS = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +223,9 @@ def _split(
 
   An outcome of probabilities p and q, between the multiples l and l + interval
   of the loss log(q / p), becomes two outcomes, one with each of these losses,
-  whose probabilities sum to p and q. Who sees which of the two it was knows at
-  least as much as before. (These are the connected dots of Doroshenko et al.,
-  PoPETs 2022, without differences of nearly equal numbers.)
+  whose probabilities sum to p and q. Whoever sees which of the two occurred
+  knows at least as much as before. (These are the connected dots of Doroshenko
+  et al., PoPETs 2022, without differences of nearly equal numbers.)
 
   Args:
     log_lower: Log-probabilities p, [n].
@@ -317,6 +317,11 @@ def _worst(
   return remove, add
 
 
+def rounded_up(epsilon: float) -> float:
+  """Returns an epsilon rounded up to six decimals."""
+  return epsilon if math.isinf(epsilon) else math.ceil(epsilon * 1e6) / 1e6
+
+
 @functools.lru_cache(maxsize=1024)
 def _epsilon(
   releases: tuple[Release, ...], delta: float, relation: config.Relation
@@ -325,13 +330,12 @@ def _epsilon(
   numerical = max(_NUMERICAL_DELTA, _NUMERICAL_DELTA_EACH * count)
   if delta <= 2 * numerical:
     return math.inf
-  exact = max(
-    distribution.get_epsilon_for_delta(delta - numerical)
-    for distribution in _worst(releases, relation)
+  return rounded_up(
+    max(
+      distribution.get_epsilon_for_delta(delta - numerical)
+      for distribution in _worst(releases, relation)
+    )
   )
-  if math.isinf(exact):
-    return exact
-  return math.ceil(exact * _DECIMALS) / _DECIMALS
 
 
 @dataclasses.dataclass(frozen=True)

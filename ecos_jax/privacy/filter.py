@@ -8,7 +8,7 @@ the proof ("Terms that depend on earlier answers").
 
 So the orders are fixed before the first answer. One is the best for the
 epsilon that all answers may cost; a few others, which cost little, keep the
-total low long before that.
+total low while little is spent.
 
     >>> ten, five = (Cost((Release(sigma, 0.8),)) for sigma in (10.0, 5.0))
     >>> fixed = Filter.of(0.75, 1e-5)
@@ -42,7 +42,6 @@ _PART = 0.05
 _CANDIDATES = 1 + 2 ** np.linspace(-3, 8, 353)
 # Above the rounding errors of one divergence.
 _NUMERICAL = 1e-12
-_DECIMALS = 1e6
 
 
 def _numbers(value: object, field: str) -> tuple[object, ...]:
@@ -117,8 +116,8 @@ class Filter(fields.Checked):
     if relation == config.Relation.REPLACE_ONE.value:
       sums = sums.sum(axis=0, keepdims=True)
     overhead = _overhead(np.array(self.orders), delta * np.array(self.shares))
-    epsilon = max(0.0, float((sums + overhead).min(axis=1).max()))
-    return math.ceil(epsilon * _DECIMALS) / _DECIMALS
+    epsilon = float((sums + overhead).min(axis=1).max())
+    return composition.rounded_up(max(0.0, epsilon))
 
   def _divergences(self, release: Release) -> np.ndarray:
     once = dataclasses.replace(release, times=1)

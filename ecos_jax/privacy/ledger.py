@@ -139,9 +139,9 @@ class Ledger:
   def client(self, query_digest: str) -> str:
     """Returns what all answers to a question say of who gives them, 128 bits.
 
-    So a cloud that adds up the answers of many finds two of one client. Without
-    the random bits in the ledger it says nothing else, and answers to other
-    questions say something unrelated.
+    So a cloud that adds up the answers of many clients finds two of one client.
+    It learns nothing else: without the random bits in the ledger, ids for other
+    questions look unrelated.
     """
     return files.digest(self._client.encode(), query_digest.encode())[:32]
 

@@ -119,6 +119,35 @@ def spent(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Clients:
+  """What the answers of several clients to one query cost.
+
+  All are None if an answer is not private.
+
+  Attributes:
+    least_epsilon: Of the client that paid least.
+    most_epsilon: Of the client that paid most.
+    together_epsilon: Of all answers, for a person whose samples every client
+      has; None if their units differ.
+  """
+
+  least_epsilon: float | None = None
+  most_epsilon: float | None = None
+  together_epsilon: float | None = None
+
+
+def of_clients(answers: Sequence[messages.Response]) -> Clients:
+  """Returns what the answers of several clients to one query cost."""
+  if not all(answer.private for answer in answers):
+    return Clients()
+  alone, together = list(map(accounting.alone, answers)), None
+  if len({answer.terms.unit for answer in answers}) == 1:
+    every = {str(i): answer for i, answer in enumerate(answers)}
+    together = spent(every, fixed=True).epsilon
+  return Clients(min(alone), max(alone), together)
+
+
 def _relation(terms: Sequence[messages.Terms | messages.LabelTerms]) -> str:
   """Returns the weakest relation of all; labels have a bound for one only."""
   relations = {term.relation for term in terms}

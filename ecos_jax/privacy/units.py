@@ -15,8 +15,8 @@ import numpy as np
 
 from ecos_jax import errors
 
-# These stand for nobody. As an id, one would give samples of several persons to
-# another, and each of them would have two.
+# These mean that an id is missing. Taken as an id, one would make one person of
+# samples of several persons, each of whom would then take part twice.
 _MISSING = ("", "-1", "<NA>", "NA", "NaN", "NaT", "None", "nan", "null")
 
 

@@ -52,10 +52,10 @@ class Clusters(NamedTuple):
 
 
 class Votes(NamedTuple):
-  """What the client's answer says of directions.
+  """The client's answer about directions.
 
   Attributes:
-    directions: What it voted on.
+    directions: The directions that it voted on.
     count: m, on how many of them a sample votes.
     means: float64 [p], the noisy mean votes of its samples.
     noise: Standard deviation of the noise in each.

@@ -1,8 +1,8 @@
-"""What only a simulation can know of a trial, since it reads the client's data.
+"""Metrics that only a simulation can compute: they read the client's data.
 
-NOT PRIVATE, none of it: the distance between the proxy and the client's data,
-the number of its samples, its work, the accuracy of a linear classifier. A
-study keeps these beside a trial's summary, never in a run or its workdir.
+NONE OF THEM IS PRIVATE: the distance between the proxy and the client's data,
+its number of samples, its work, the accuracy of a linear classifier. A study
+keeps these beside a trial's summary, never in a run or its workdir.
 """
 
 from collections.abc import Callable, Collection
@@ -129,10 +129,10 @@ def _features(
   """Returns the features of some samples, float32 [n, d].
 
   Args:
-    config: Of the trial.
+    config: The trial's configuration.
     source: The samples, or features already.
     indices: int [n].
-    encoder: Of images; None for that of the trial.
+    encoder: Encodes images; None for the trial's encoder.
   """
   encoder = encoder or stages.encoder(config)
   return encode.of_rows(source, indices, encoder, config.encoder.batch_size)

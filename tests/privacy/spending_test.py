@@ -139,3 +139,19 @@ def test_the_unit_is_told_and_two_units_do_not_add_up():
   ):
     with pytest.raises(errors.EcosError, match="cannot be added up"):
       spending.spent(answers, entries, fixed=True)
+
+
+def test_what_several_clients_pay_each_and_together():
+  # Together, two of sigma 10 sqrt 2 cost a person nearly what one of 10 does.
+  pair = [_scores(10 * 2**0.5, n=n) for n in (1, 2)]
+  cost = spending.of_clients(pair)
+  assert cost.least_epsilon == cost.most_epsilon < ONE["add_remove"]
+  assert cost.together_epsilon == pytest.approx(ONE["add_remove"], abs=0.01)
+  dearer = spending.of_clients([*pair, _scores()])
+  assert dearer.least_epsilon == cost.least_epsilon
+  assert dearer.most_epsilon == pytest.approx(ONE["add_remove"], abs=1e-3)
+  person = dataclasses.replace(pair[0].statement, unit="person")
+  other = dataclasses.replace(pair[0], statement=person)
+  assert spending.of_clients([other, pair[1]]).together_epsilon is None
+  seeded = spending.of_clients([*pair, _scores(private=False)])
+  assert set(dataclasses.astuple(seeded)) == {None}
