@@ -79,6 +79,11 @@ def test_several_clients(tmp_path):
   assert 0.3 < summary["clients"]["least_epsilon"] <= 0.4
   assert 0.4 < summary["clients"]["most_epsilon"] <= 0.5
   assert summary["epsilon"] == summary["clients"]["most_epsilon"]
+  # The same answers, with or without two groups: that depends on their noise.
+  for group in (1, 2):
+    path = tmp_path / f"runs/several-{group}/summary.json"
+    clients = json.loads(path.read_bytes())["clients"]
+    assert clients["answered"] == sum(clients["groups"]) == 3
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ all have the same number of samples, and none has a sample of another.
 """
 
 import numpy as np
+from scipy import special
 
 from ecos_jax import config
 from ecos_jax import errors
@@ -36,12 +37,15 @@ def divide(
       f"{max(n * size, n):,} samples, and {data.client} has {len(source):,}"
     )
   rng = np.random.default_rng([seed, n, size, *b"clients"])
-  owners = dirichlet(cells(problem)[0], n, size, data.alpha, rng)
+  domains = problem.domains
+  own = None if domains is None else domains[0]
+  owners = dirichlet(
+    cells(problem)[0], n, size, data.alpha, rng, own, data.domain_alpha
+  )
   rows = np.argsort(owners, kind="stable")[-n * size :]
   owners = owners[rows]
   drawn = files.digest(rows.astype("<i8").data)
   part = pools.Part(source, rows, f"{n} clients {drawn}")
-  domains = problem.domains
   if domains is not None:
     domains = domains[0][rows], domains[1]
   return problem._replace(client=part, owners=owners, domains=domains)
@@ -69,6 +73,8 @@ def dirichlet(
   size: int,
   alpha: float,
   rng: np.random.Generator,
+  domains: np.ndarray | None = None,
+  domain_alpha: float | None = None,
 ) -> np.ndarray:
   """Returns who gets each sample, int64 [n]; -1: nobody.
 
@@ -82,17 +88,24 @@ def dirichlet(
     size: Samples of each; at most n in all.
     alpha: Concentration: many clients are alike if it is large.
     rng: Draws everything.
+    domains: int64 [n], the domain of each sample; None: there is one.
+    domain_alpha: Concentration of the clients' domains, if it is another one:
+      then a client draws a domain by it, and a cell of the domain by `alpha`.
   """
-  names, cell, counts = np.unique(
-    cells, return_inverse=True, return_counts=True
+  names, first, cell, counts = np.unique(
+    cells, return_index=True, return_inverse=True, return_counts=True
   )
   # A cell's samples, in random order.
   order = rng.permutation(len(cells))
   left = [list(order[cell[order] == c]) for c in range(len(names))]
-  # Through logarithms: with a small alpha all gamma variates may underflow.
-  shape = alpha * counts / len(cells)
-  logs = np.log(rng.gamma(shape + 1, size=(clients, len(names))))
-  logs += np.log(rng.random((clients, len(names)))) / shape
+  logs = _log_gamma(alpha * counts / len(cells), clients, rng)
+  if domains is not None and domain_alpha is not None:
+    different, sizes = np.unique(domains, return_counts=True)
+    drawn = _log_gamma(domain_alpha * sizes / len(cells), clients, rng)
+    for i, domain in enumerate(different):
+      inside = domains[first] == domain
+      total = special.logsumexp(logs[:, inside], axis=1, keepdims=True)
+      logs[:, inside] += drawn[:, [i]] - total
   owners = np.full(len(cells), -1)
   for _ in range(size):
     for client in rng.permutation(clients):
@@ -102,6 +115,18 @@ def dirichlet(
       drawn = rng.choice(len(names), p=weights / weights.sum())
       owners[left[drawn].pop()] = client
   return owners
+
+
+def _log_gamma(
+  shape: np.ndarray, clients: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Returns logarithms of gamma variates, [clients, len(shape)].
+
+  A row is proportional to a draw from Dirichlet(shape), before the logarithm:
+  with small shapes all gamma variates may underflow.
+  """
+  logs = np.log(rng.gamma(shape + 1, size=(clients, len(shape))))
+  return logs + np.log(rng.random((clients, len(shape)))) / shape
 
 
 def test_weights(problem: pools.Problem) -> np.ndarray:

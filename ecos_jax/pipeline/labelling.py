@@ -23,6 +23,7 @@ from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import FIELDS
@@ -228,6 +229,7 @@ VOTED = Stage(
     pooling.BANK,
     asking.LAST.codebook,
     asking.LAST.response,
+    grouping.GROUPS,
     selection.PROXY,
   ),
 )
