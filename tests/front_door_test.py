@@ -239,13 +239,21 @@ def test_signed_votes_choose_samples_like_the_clients(parts, answered, asked):
   np.testing.assert_array_equal(
     choice.clusters, codebook.assignment[choice.indices]
   )
+  with pytest.raises(ecos_jax.EcosError, match="`classes` needs an answer"):
+    ecos_jax.choose(
+      pool, codebook, question, answer, 300, KEY, classes="balanced"
+    )
   # By class: the rows of the classes add up to all votes.
   question = ecos_jax.ask(codebook, question=asked, votes=2, classes=3)
   with pytest.raises(ecos_jax.EcosError, match="`labels`"):
     answered(question, private)
   answer = answered(question, private, np.arange(len(private)) % 3)
-  choice = ecos_jax.choose(pool, codebook, question, answer, 300, KEY)
-  assert np.mean(choice.indices // 1000 == 1) > 0.9
+  for classes in ("ignore", "client"):
+    choice = ecos_jax.choose(
+      pool, codebook, question, answer, 300, KEY, classes=classes
+    )
+    assert len(set(choice.indices.tolist())) == 300
+    assert np.mean(choice.indices // 1000 == 1) > 0.9
 
 
 def test_without_words_the_question_is_about_all_that_it_can_be(parts):

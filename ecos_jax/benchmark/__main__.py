@@ -46,11 +46,6 @@ _SCRATCH = cli.define_path(
 _OUTPUT = cli.define_path("output", "benchmark.json", "The JSON file.")
 
 
-def _interrupt(signum: int, frame: object) -> None:
-  del signum, frame
-  raise KeyboardInterrupt
-
-
 def _existing(flag: flags.FlagHolder, path: Path) -> Path:
   if not path.is_dir():
     raise errors.ConfigError(f"--{flag.name}={flag.value}: no such folder")
@@ -71,8 +66,8 @@ def main(argv: list[str]) -> None:
   _existing(_OUTPUT, output.parent)
   scratch = _SCRATCH.value and _existing(_SCRATCH, Path(_SCRATCH.value))
   # Unlike other commands, this one has children and data to clear away.
-  signal.signal(signal.SIGINT, _interrupt)
-  signal.signal(signal.SIGTERM, _interrupt)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
   try:
     run = run_lib.Run(
       chosen,

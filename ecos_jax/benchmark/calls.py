@@ -1,7 +1,7 @@
 """What is timed: one call of an implementation on a case.
 
-A call returns its seconds and whatever else is known of it, as JSON. Its first
-run does not count: it compiles, and finds how much work `converge` takes.
+A call returns JSON: its seconds, and further facts. Its first run does not
+count: it compiles, and finds how much work `converge` takes.
 """
 
 from collections.abc import Callable, Sequence
@@ -143,7 +143,7 @@ def kmeans(
 
   Args:
     library: What is called.
-    name: Of the implementation.
+    name: Name of the implementation.
     case: What to run.
     features: [n, d].
     folder: With the data.

@@ -19,7 +19,7 @@ _FIT_GFLOP = 700
 
 
 class Stage(NamedTuple):
-  """What is known of a stage.
+  """A stage of the benchmark.
 
   Attributes:
     example: A shape, as in --shapes.
@@ -60,7 +60,7 @@ class Case(NamedTuple):
   Attributes:
     stage: One of `STAGES`.
     shape: Images; or n, d, k; or N, d, R, B; or images of a batch.
-    data: Of `converge`: 'blobs' or 'hog'; empty elsewhere.
+    data: 'blobs' or 'hog' for `converge`; empty for other stages.
   """
 
   stage: str
@@ -92,12 +92,12 @@ class Case(NamedTuple):
 
   @property
   def counted(self) -> int:
-    """What the rate counts: images, rows, or chosen samples."""
+    """Number of images, rows or chosen samples, which the rate counts."""
     return self.shape[-1 if self.stage == "sample" else 0]
 
 
 class Options(NamedTuple):
-  """What the flags say, for parent and children; see their help.
+  """The values of the flags, for parent and children; see their help.
 
   `memory_budget` is that of `stream`, in bytes.
   """

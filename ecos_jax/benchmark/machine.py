@@ -43,7 +43,7 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-  """Returns the versions of Python and of those packages that there are."""
+  """Returns the versions of Python and of the packages that are installed."""
   found = {"python": platform.python_version()}
   for name in packages:
     try:

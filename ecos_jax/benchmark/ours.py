@@ -31,7 +31,7 @@ from ecos_jax.training import tasks
 
 _MEMORY_ROWS = 1 << 18
 _MAX_ITERATIONS = 300
-# Of training: classes, images, steps, and batches of the loop by hand.
+# Training: classes, images, steps, and batches of the hand-written loop.
 _CLASSES, _IMAGES, _STEPS, _BATCHES = 10, 2000, 100, 8
 
 
@@ -278,7 +278,7 @@ def call(
   Args:
     name: The implementation.
     case: What to run.
-    options: Of the run.
+    options: Options of the run.
     folder: With the data.
   """
   if case.stage == "train":

@@ -65,7 +65,7 @@ def complete(rows: list[dict[str, Any]], peak_gflops: float) -> None:
   * `suspect`: whether the rate exceeds the peak.
 
   Args:
-    rows: Of one case.
+    rows: The rows of one case.
     peak_gflops: The machine's own rate of a square float32 product.
   """
   named = {found["implementation"]: found for found in rows}

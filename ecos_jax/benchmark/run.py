@@ -36,9 +36,9 @@ def rounds(
   An implementation that fails yields its error, and is not called again.
 
   Args:
-    job: What the children are told, apart from `name`.
+    job: The children's job, without `name`.
     names: The implementations.
-    environment: Of the processes.
+    environment: Environment variables of the processes.
     count: Rounds that count.
   """
   with contextlib.ExitStack() as stack:
@@ -103,7 +103,7 @@ class Run:
 
   @functools.cached_property
   def device(self) -> dict[str, Any]:
-    """What it runs on (`machine.describe`), or an error that it has no JAX."""
+    """The machine, as `machine.describe` returns it."""
     describe = "ecos_jax.benchmark.machine:describe"
     return children.once(describe, _PEAK_SECONDS, self._environment)
 

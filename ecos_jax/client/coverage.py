@@ -109,22 +109,6 @@ def nearest(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
   return votes
 
 
-def coverage(features: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-  """Returns the number of samples nearest to each centroid, [R] int64.
-
-  It is private: it does not leave the client without noise.
-
-  Args:
-    features: [n, d] float; n may be 0.
-    centroids: [R, d] float.
-
-  Raises:
-    ProtocolError: The centroids are not finite, or d differs.
-  """
-  votes = nearest(features, centroids)
-  return np.bincount(votes, minlength=len(centroids))
-
-
 def signs(
   features: np.ndarray, directions: np.ndarray, mean: np.ndarray, votes: int
 ) -> np.ndarray:

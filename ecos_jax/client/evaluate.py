@@ -1,7 +1,7 @@
 """Tells a client how good a model is: `python -m ecos_jax.client.evaluate`.
 
     python -m ecos_jax.client.evaluate --model=model.safetensors \
-      --data=folder:/private/images
+      --data=folder:/private/images --classes=cat,dog
 
 The model is the file that the cloud left in `model/` of its workdir. The data
 are the client's own, with labels. Nothing is written, and the number of samples

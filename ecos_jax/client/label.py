@@ -1,8 +1,9 @@
 """Labels a proxy with private data: `python -m ecos_jax.client.label`.
 
     python -m ecos_jax.client.label --request=label_request.safetensors \
-      --data=folder:/private/images --epsilon=5 --ledger=ledger.jsonl \
-      --create_ledger --max_epsilon=6 --out=labels.safetensors
+      --data=folder:/private/images --classes=cat,dog --epsilon=5 \
+      --ledger=ledger.jsonl --create_ledger --max_epsilon=6 \
+      --out=labels.safetensors
 
 The labels are those of `client.private_knn`: -1 where the client abstains or
 the budget is used up. Ledger and consent are as in `client.respond`. The number

@@ -50,14 +50,14 @@ def of_features(
 ) -> bank_lib.FeatureBank:
   """Returns the bank of a pool of features.
 
-  Of local .npy files it consists of links and a manifest, so the folder of the
-  files is not changed, and may be read-only. Other files are copied, and so are
-  all where the disk knows no links.
+  For local .npy files the bank is links and a manifest, so the folder of the
+  files is not changed, and may be read-only. Other files are copied; so are all
+  files on a disk without links.
 
   Args:
     path: The folder of the bank.
-    pool: Of features.
-    encoder: The identity.
+    pool: A pool of features.
+    encoder: `registry.identity`.
     shard_rows: Rows of a shard that is copied.
 
   Raises:

@@ -28,7 +28,7 @@ from ecos_jax.clustering import centring
 MANIFEST = "bank.json"
 VERSION = 1
 DTYPES = ("float16", "float32")
-# At a mean of so many spreads, float16's rounding is some 7 % of the spread.
+# At a mean of this many spreads, float16 rounds by about 7 % of the spread.
 _FAR = 512.0
 _WINDOW_BYTES = 64 << 20
 _ALIGNMENT = 64
@@ -43,10 +43,10 @@ class Shard(NamedTuple):
   Attributes:
     file: Its name.
     start: The first row.
-    rows: How many.
-    offset: Where the numbers begin, in bytes.
-    size: Of the whole file, in bytes.
-    sha256: Of the whole file, as hex.
+    rows: Number of rows.
+    offset: Bytes before the numbers.
+    size: Bytes of the whole file.
+    sha256: sha256 of the whole file, as hex.
   """
 
   file: str
@@ -208,8 +208,8 @@ class FeatureBank:
 
     Args:
       rows: Rows of a block; the last may have fewer.
-      part: Which rows of each block to read and yield, for a process that needs
-        no others; the first row is still that of the whole block.
+      part: The rows of each block to read and yield, for a process that needs
+        only these; the first row is still that of the whole block.
     """
     n, d = self.shape
     begin, end, _ = part.indices(rows)

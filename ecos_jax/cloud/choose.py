@@ -24,6 +24,7 @@ from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.cloud import codebook as codebook_lib
 from ecos_jax.cloud import density as density_lib
+from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.cloud import question as question_lib
 from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
@@ -78,6 +79,7 @@ def choose(
   threshold: float = config.Sampling.threshold,
   estimate: config.Estimate | str = config.Sampling.estimate,
   density_power: float | None = config.Sampling.density_power,
+  classes: config.Classes | str = config.Sampling.classes,
   within: config.Within | str = config.Sampling.within,
   likely: float = config.Sampling.likely,
   central: float = config.Sampling.central,
@@ -102,6 +104,8 @@ def choose(
       `score`.
     density_power: a: a cluster of n samples and v votes has the weight
       v (v / n)^a; None: 0 if the answer is about directions, and 0.5 if not.
+    classes: For an answer by class: the samples of each label are equally many
+      (`balanced`), or in proportion to the client's classes (`client`).
     within: Inside a cluster: `kcenter`, `nearest` to the centroid or `random`.
     likely: Share of a cluster to choose from, where the client is densest.
     central: Share of these samples to choose from, nearest to the centroid.
@@ -137,6 +141,7 @@ def choose(
       "threshold": threshold,
       "estimate": estimate,
       "density_power": density_power,
+      "classes": classes,
       "within": within,
       "likely": likely,
       "central": central,
@@ -145,7 +150,25 @@ def choose(
   wrong += checks.range_errors(options)
   if wrong:
     raise errors.ConfigError("; ".join(wrong))
-  return samples(features, codebook, combined, options, key)
+  discriminant = None
+  if options.classes is not config.Classes.IGNORE:
+    discriminant = _discriminant(features, codebook, combined, key)
+  return samples(features, codebook, combined, options, key, discriminant)
+
+
+def _discriminant(
+  features: chunks.Features,
+  book: codebook_lib.Codebook,
+  answer: question_lib.Combined,
+  key: jax.Array,
+) -> labels_lib.Discriminant:
+  if answer.sums is None or book.directions is None or len(answer.sums) < 2:
+    raise errors.EcosError(
+      "`classes` needs an answer by class: give `classes` to `question.ask`"
+    )
+  return labels_lib.fit(
+    features, book.directions, answer.sums, answer.scale, key
+  )
 
 
 def samples(
@@ -154,6 +177,7 @@ def samples(
   answer: question_lib.Combined,
   options: config.Sampling,
   key: jax.Array,
+  discriminant: labels_lib.Discriminant | None = None,
   *,
   excluded: np.ndarray = _NONE,
   included: np.ndarray = _NONE,
@@ -170,12 +194,18 @@ def samples(
   has (these are in random order) or more than 512 samples or more than the
   shares `likely` and `central` of it, where candidates depend on the quota.
 
+  With a discriminant the budget is first divided among the classes, and each
+  class chooses so among the samples of its label, which are clusters of their
+  own. Of the first b samples, class k has b B_k / B, rounded down or up.
+
   Args:
     features: [N, d].
     book: The codebook, of R clusters.
     answer: To the question about it.
     options: The rule, and the budget; `method` must be `ecos` or `ecos_paper`.
     key: Random key.
+    discriminant: Of the classes, as `options.classes` wants; None: it ignores
+      them.
     excluded: int64 [m], samples that are not chosen.
     included: int64 [m], samples that were chosen before: they come first, and
       count towards the budget and the quotas.
@@ -186,6 +216,14 @@ def samples(
   """
   options = options.resolved()
   at, means, votes = _estimated(features, book, answer, options, key)
+  covered = scores_lib.covered(votes, book.sizes)
+  parts, size = np.ones(1), len(book.sizes)
+  if discriminant is not None:
+    assert at is not None
+    book, votes = _by_class(features, book, at, discriminant)
+    parts = np.ones_like(discriminant.voters)
+    if options.classes is config.Classes.CLIENT:
+      parts = discriminant.voters
   density = scores_lib.density(votes, book.sizes)
   power = options.density_power
   if power is None:
@@ -195,7 +233,7 @@ def samples(
   rest = _without(book, np.concatenate([excluded, included]))
   before = codebook_lib.counts(old, len(book.sizes))
   budget = options.budget - (len(old) - int(before.sum()))
-  more = top_up(weights, rest.sizes, budget, before)
+  more = _top_up_parts(parts, weights, rest.sizes, budget, before)
   quota = before + more
   if not quota.any():
     raise errors.EcosError("no cluster has votes: there is nothing to choose")
@@ -203,7 +241,7 @@ def samples(
     *(features, rest, density if at is None else at, more, options, key),
     [included[old == r] for r in range(len(before))] if len(old) else (),
   )
-  new = interleave(more)
+  new = _interleave_parts(more.reshape(len(parts), size))
   indices = np.empty(len(new), np.int64)
   indices[np.argsort(new, kind="stable")] = np.concatenate(chosen)
   indices = np.concatenate([included, indices])
@@ -212,13 +250,13 @@ def samples(
   shares /= np.repeat(shares, quota).mean()
   own = [] if at is None else [at.cast(chunks.take(features, indices)).mean(0)]
   if answer.scores is not None:
-    own.append(quota / quota.sum())
+    own.append(quota.reshape(-1, size).sum(axis=0) / quota.sum())
   return Choice(
     indices,
-    clusters.astype(np.int32),
+    np.where(clusters < 0, -1, clusters % size).astype(np.int32),
     np.where(clusters < 0, 0, shares[clusters]).astype(np.float32),
     worth_lib.estimate(means, np.concatenate(own)),
-    scores_lib.covered(votes, book.sizes),
+    covered,
   )
 
 
@@ -274,6 +312,69 @@ def _without(
   assignment[rows] = -1
   sizes = codebook_lib.counts(assignment, len(book.sizes))
   return book._replace(assignment=assignment, sizes=sizes)
+
+
+def _by_class(
+  features: chunks.Features,
+  book: codebook_lib.Codebook,
+  at: density_lib.Density,
+  discriminant: labels_lib.Discriminant,
+) -> tuple[codebook_lib.Codebook, np.ndarray]:
+  """Returns a codebook whose clusters are divided by label, and their votes.
+
+  Its cluster k R + r has the samples of cluster r with label k.
+  """
+  labels, old = discriminant.classify(features), book.assignment
+  size, classes = len(book.sizes), len(discriminant.voters)
+  assignment = np.where(old < 0, -1, labels * size + old).astype(np.int32)
+  book = book._replace(
+    centroids=np.tile(book.centroids, (classes, 1)),
+    assignment=assignment,
+    sizes=codebook_lib.counts(assignment, classes * size),
+  )
+  if at.levels is not None:
+    at = at._replace(levels=np.tile(at.levels, classes))
+  return book, at.in_clusters(features, assignment, len(book.sizes))
+
+
+def _top_up_parts(
+  parts: np.ndarray,
+  weights: np.ndarray,
+  sizes: np.ndarray,
+  budget: int,
+  before: np.ndarray,
+) -> np.ndarray:
+  """As `top_up` of K R clusters, with a budget for each R in a row.
+
+  Args:
+    parts: float64 [K], what the budget is in proportion to.
+    weights: float64 [K R].
+    sizes: int64 [K R].
+    budget: Number of samples, with those taken before.
+    before: int64 [K R].
+  """
+  shape = len(parts), -1
+  weights, sizes = weights.reshape(shape), sizes.reshape(shape)
+  before = before.reshape(shape)
+  left = np.where(weights > 0, sizes, 0).sum(axis=1)
+  more = top_up(parts, left, budget, before.sum(axis=1))
+  rows = zip(weights, sizes, more + before.sum(axis=1), before, strict=True)
+  return np.concatenate(
+    [top_up(*row) if row[2] else np.zeros_like(row[1]) for row in rows]
+  )
+
+
+def _interleave_parts(quotas: np.ndarray) -> np.ndarray:
+  """As `interleave` of K R clusters, with the parts evenly spread as well.
+
+  Args:
+    quotas: int64 [K, R].
+  """
+  parts = interleave(quotas.sum(axis=1))
+  result = np.empty_like(parts)
+  for k, of_part in enumerate(quotas):
+    result[parts == k] = k * quotas.shape[1] + interleave(of_part)
+  return result
 
 
 def top_up(

@@ -45,7 +45,8 @@ class Codebook(NamedTuple):
       these have a large common offset (`clustering.centring`).
     sizes: int64 [R], samples of the pool in each cluster.
     assignment: int32 [N], the cluster of each sample, -1 if it is in none.
-    directions: Directions to vote on; None if only clusters are asked about.
+    directions: Directions to vote on; None if the question is about clusters
+      alone.
   """
 
   centroids: np.ndarray
@@ -116,8 +117,7 @@ def fit(
       0: on all of them.
     iterations: As in `kmeans.fit`.
     tolerance: As in `kmeans.fit`.
-    directions: p, to ask for signed votes on as many directions; d if that is
-      less; 0: none.
+    directions: p, the number of directions to vote on, at most d; 0: none.
     mesh: Devices to share the rows; None for one.
 
   Raises:
@@ -141,7 +141,7 @@ def fit(
 def _axes(
   features: chunks.Features, size: int, key: jax.Array, mesh: jax.sharding.Mesh
 ) -> directions_lib.Directions:
-  """Returns `size` directions, or as many as a feature has numbers."""
+  """Returns `size` directions, but at most d."""
   key = jax.random.fold_in(key, zlib.crc32(b"directions"))
   size = min(size, features.shape[1])
   return directions_lib.fit(features, size, key, mesh=mesh)
@@ -167,12 +167,13 @@ def build(
     config: R, and how to fit.
     key: Random key.
     mesh: The devices.
-    within: Rows that it is about; others get the assignment -1. The fit then
-      needs `lloyd`, and a sample. None for all rows.
-    kept: Whose centroids and directions to take instead of fitting any.
+    within: The clusters whose rows are fitted and assigned; all other rows get
+      the assignment -1. This needs `lloyd` and a sample. None for all rows.
+    kept: A codebook whose centroids and directions are used; nothing is fitted.
 
   Returns:
-    What k-means says of the rows that it was fitted on; None if it was not.
+    The clustering of the rows that k-means was fitted to; None if `kept` is
+    given.
 
   Raises:
     EcosError: R does not lie in 1..N, or the features are not finite; or
@@ -253,7 +254,7 @@ def _fit(
   key: jax.Array,
   mesh: jax.sharding.Mesh,
 ) -> kmeans.KMeans:
-  """Returns k-means on `sample`, with centroids of the type of `features`."""
+  """Returns k-means on `sample`; centroids are rounded to `features`' type."""
   if not 1 <= config.size <= features.shape[0]:
     raise errors.EcosError(
       f"`size` must lie between 1 and the number of samples, "
@@ -274,7 +275,7 @@ def _fit(
   if centring.offset(fitted.centroids).any():
     # Float16 would round away what tells them apart.
     return fitted
-  # So a query takes no more bytes a number than the features do.
+  # Then a query needs as many bytes a number as the features.
   narrow = fitted.centroids.astype(features.dtype)
   return fitted._replace(centroids=narrow.astype(np.float32))
 

@@ -122,7 +122,7 @@ class Earlier(NamedTuple):
   """A bank that has features of some samples of a pool already.
 
   Attributes:
-    bank: Made with the same encoder, of numbers of the same type.
+    bank: A bank of the same encoder and dtype.
     rows: int64 [N], its row for each sample of the pool; -1 if there is none.
   """
 
@@ -148,14 +148,13 @@ def build(
     path: A folder, or a URL that fsspec knows.
     pool: The images; or features, which are copied.
     encoder: Maps a batch of images to float32 [b, d].
-    dtype: Of the numbers in the bank, 'float16' or 'float32'.
+    dtype: Type of the bank, 'float16' or 'float32'.
     shard_rows: Rows of a shard.
     batch_size: Images to encode at once.
     earlier: Where features are copied from instead of being made anew.
 
   Raises:
-    BankError: The pool is empty, the folder holds another bank, or features
-      are not finite.
+    BankError: The folder holds another bank, or features are not finite.
     PreemptedError: The process was told to stop; whole shards are kept.
   """
   if dtype not in bank_lib.DTYPES:
@@ -163,8 +162,6 @@ def build(
       f"`bank.dtype`={dtype}: it must be one of {', '.join(bank_lib.DTYPES)}"
     )
   n = len(pool)
-  if not n:
-    raise storage.BankError("the pool is empty: nothing to encode")
   folder = storage.Folder(path)
   folder.make()
   identity = bank_lib.identity(

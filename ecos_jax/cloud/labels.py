@@ -1,10 +1,13 @@
 """Labels of the pool's samples by the client, on the cloud's side.
 
 Either the client is asked about each sample (`request`, `read`), or the signed
-votes of each class, which the answer to a query holds, say it (`posterior`).
+votes of each class, which the answer to a query holds, say it (`fit`).
 """
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ecos_jax import messages
@@ -71,25 +74,67 @@ def read(data: bytes, request: messages.LabelRequest) -> messages.LabelResponse:
   return response
 
 
-def posterior(
+class Discriminant(NamedTuple):
+  """The probability of each class at a sample, by a linear discriminant.
+
+  With z the whitened coordinates of a sample:
+
+      log P(k) = 1.5 means_k . z - 0.75 |means_k|^2 + log voters_k + constant
+
+  Attributes:
+    directions: What the client voted on.
+    deviations: float32 [p], of the pool's coordinates.
+    means: float64 [K, p], mean votes of each class.
+    voters: float64 [K], the number of voters of each class, positive.
+  """
+
+  directions: directions_lib.Directions
+  deviations: np.ndarray
+  means: np.ndarray
+  voters: np.ndarray
+
+  def posterior(self, features: np.ndarray | jax.Array) -> np.ndarray:
+    """Returns the probability of each class, float64 [n, K].
+
+    Args:
+      features: float32 [n, d].
+    """
+    found = directions_lib.coordinates(features, *self.directions)
+    logs = _MEAN_PER_VOTE * (np.asarray(found) / self.deviations) @ self.means.T
+    logs += np.log(self.voters) - _PENALTY * (self.means**2).sum(axis=1)
+    logs -= logs.max(axis=1, keepdims=True)
+    odds = np.exp(logs)
+    return odds / odds.sum(axis=1, keepdims=True)
+
+  def classify(self, features: chunks.Features) -> np.ndarray:
+    """Returns the likeliest class of every sample, int64 [N].
+
+    Args:
+      features: [N, d], the pool.
+    """
+    mesh = chunks.single_device_mesh()
+    rows, _ = chunks.plan(features.shape, len(self.deviations), mesh)
+    found = [
+      self.posterior(chunk.astype(jnp.float32))[:valid].argmax(axis=1)
+      for _, valid, chunk in chunks.read(features, rows, mesh)
+    ]
+    return np.concatenate(found)
+
+
+def fit(
   features: chunks.Features,
-  indices: np.ndarray,
   directions: directions_lib.Directions,
   sums: np.ndarray,
   scale: float,
   key: jax.Array,
-) -> np.ndarray:
-  """Returns the probability of each class for samples, float64 [b, K].
+) -> Discriminant:
+  """Returns the discriminant of the classes, from the noisy votes of each.
 
-  It is that of a linear discriminant. With z the whitened coordinates of a
-  sample, n_k the voters of class k, and w_k their mean votes, shrunk to those
-  of all classes as far as noise explains the difference:
-
-      log P(k) = 1.5 w_k . z - 0.75 |w_k|^2 + log n_k, up to a constant
+  The mean votes of a class are shrunk to those of all classes as far as noise
+  explains the difference.
 
   Args:
     features: [N, d], the pool.
-    indices: int64 [b], rows of the pool.
     directions: What the client voted on.
     sums: int64 [K, p + 1], the noisy sums of votes by class, and the noisy
       number of voters of each.
@@ -106,11 +151,4 @@ def posterior(
   rows = directions_lib.sample(features.shape[0], key)
   pool = directions_lib.coordinates(chunks.take(features, rows), *directions)
   deviations = np.maximum(np.asarray(pool).std(axis=0), np.finfo("f4").tiny)
-  found = directions_lib.coordinates(
-    chunks.take(features, indices), *directions
-  )
-  logs = _MEAN_PER_VOTE * (np.asarray(found) / deviations) @ means.T
-  logs += np.log(voters.T) - _PENALTY * (means**2).sum(axis=1)
-  logs -= logs.max(axis=1, keepdims=True)
-  odds = np.exp(logs)
-  return odds / odds.sum(axis=1, keepdims=True)
+  return Discriminant(directions, deviations, means, voters[:, 0])

@@ -32,8 +32,8 @@ from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kernels
 
-_DATA = jax.sharding.PartitionSpec("data")
-_REPLICATED = jax.sharding.PartitionSpec()
+_ROWS = jax.P("data")
+_EVERYWHERE = jax.P()
 
 
 class Assignment(NamedTuple):
@@ -212,12 +212,12 @@ def assign_chunk(
   assignment = jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(_DATA, _REPLICATED, _REPLICATED),
-    out_specs=_DATA,
+    in_specs=(_ROWS, _EVERYWHERE, _EVERYWHERE),
+    out_specs=_ROWS,
   )(chunk, valid, centroids)
   if mesh.is_multi_process:
     # Every process gets all of it.
-    sharding = jax.sharding.NamedSharding(mesh, _REPLICATED)
+    sharding = jax.sharding.NamedSharding(mesh, _EVERYWHERE)
     assignment = jax.lax.with_sharding_constraint(assignment, sharding)
   return assignment
 

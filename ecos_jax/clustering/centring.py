@@ -2,9 +2,10 @@
 
 The nearest centroid maximises x.c - |c|^2 / 2. If all features lie far from
 zero and near one another, these products are almost the same, and rounding
-decides between them: float32 errs by some 1e-7 |x|^2. Distances stay the same
-if one vector is subtracted from everything, so a vector near the mean is.
-Features whose mean is not large are used as they are, without a copy.
+decides between them: float32's error is about 1e-7 |x|^2. Subtracting one
+vector from all features and centroids changes no distance, so a vector near the
+mean is subtracted. Features whose mean is not large are used as they are,
+without a copy.
 """
 
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ import numpy as np
 
 from ecos_jax.clustering import chunks
 
-# A mean of so many spreads is large: below it, float32 errs by less than some
-# 1e-5 of the squared spread.
+# A mean of more spreads than this is large: below it, float32's error is under
+# about 1e-5 of the squared spread.
 _LARGE = 16.0
 _ROWS = 1024
 

@@ -17,10 +17,10 @@ from ecos_jax import errors
 from ecos_jax.clustering import kernels
 
 MEMORY_BUDGET = 256 << 20
-# Scores of a block: they stay in a CPU's cache until their argmax is taken.
+# Bytes of the scores of a block: they stay in a CPU's cache for the argmax.
 _CPU_SCORE_BYTES = 2 << 20
-# Of a chunk that is a copy: the allocator reuses memory of this size, and new
-# pages are slow.
+# Size of a chunk that is a copy: the allocator reuses memory of this size, and
+# new pages are slow.
 _CPU_CHUNK_BYTES = 16 << 20
 # On CPU, XLA uses memory without a copy if it begins at a multiple of this.
 _CPU_ALIGNMENT = 64
@@ -29,7 +29,7 @@ _CPU_ALIGNMENT = 64
 # are one chunk, up to this size.
 _HOPPER_ROWS = 16384
 _HOPPER_CHUNK_BYTES = 2 << 30
-_DATA = jax.sharding.PartitionSpec("data")
+_ROWS = jax.P("data")
 _Part = TypeVar("_Part")
 
 
@@ -209,7 +209,7 @@ def read(
   before the next but one is asked for.
   """
   n, d = features.shape
-  sharding = jax.sharding.NamedSharding(mesh, _DATA)
+  sharding = jax.sharding.NamedSharding(mesh, _ROWS)
   own = _own_rows(sharding, (rows, d))
   for start, block in blocks(features, rows, own):
     missing = own.stop - own.start - len(block)

@@ -14,6 +14,7 @@ from ecos_jax.config.enums import ASKING as ASKING
 from ecos_jax.config.enums import SIMULATION_ONLY as SIMULATION_ONLY
 from ecos_jax.config.enums import Algorithm
 from ecos_jax.config.enums import Benchmark
+from ecos_jax.config.enums import Classes
 from ecos_jax.config.enums import ComputeType
 from ecos_jax.config.enums import Estimate
 from ecos_jax.config.enums import FeatureType
@@ -30,18 +31,7 @@ from ecos_jax.config.enums import Unit
 from ecos_jax.config.enums import Unlabelled
 from ecos_jax.config.enums import Within
 from ecos_jax.config.flat import flatten as flatten
-
-
-def number(default: Any, interval: str) -> Any:
-  """Returns a dataclass field whose value must lie in an interval.
-
-  Args:
-    default: The default value; a field that may be None need not lie in it.
-    interval: As in mathematics, an end excluded by a parenthesis: `(0, 1]`,
-      `[1, inf)`.
-  """
-  return dataclasses.field(default=default, metadata={"interval": interval})
-
+from ecos_jax.config.limits import number
 
 _SIGMA = f"[{limits.MIN_SIGMA}, {limits.MAX_SIGMA}]"
 _GAMMA = f"[{limits.MIN_GAMMA}, 1]"
@@ -95,6 +85,9 @@ class Data:
   alpha: float = number(100.0, "(0, inf)")
   """Several clients: how alike they are, the concentration of the Dirichlet
   distribution of their classes and domains. 0.1: most have one class."""
+  domain_alpha: float | None = number(None, "(0, inf)")
+  """Several clients of several domains: the concentration of their domains,
+  where it differs from that of the classes in each; None: `alpha`."""
   client_images: int = number(0, "[0, inf)")
   """Benchmark: samples of each client; 0: all, divided evenly."""
 
@@ -200,6 +193,11 @@ class Sampling:
   """How the proxy is chosen."""
   budget: int = number(1000, "[1, inf)")
   """B, the number of samples in the proxy."""
+  groups: int = number(1, "[1, inf)")
+  """Several clients: in how many groups of alike clients their answers are
+  divided, if the noise allows it; 1: all answers make one proxy."""
+  group: int = number(1, "[1, inf)")
+  """Which of the groups this run makes a proxy for; 1 is the largest."""
   include: str | None = None
   """A list of samples, as in `data.exclude`, that are in the proxy in any case:
   the others are chosen to complete them."""
@@ -212,6 +210,9 @@ class Sampling:
   density_power: float | None = number(None, "[0, inf)")
   """a: a cluster of n samples gets a quota in proportion to v (v / n)^a; None:
   0 where the client votes on directions, and 0.5 where it does not."""
+  classes: Classes = Classes.IGNORE
+  """Labels by votes: the samples of each label are equally many (`balanced`),
+  or in proportion to the client's classes (`client`), or this is ignored."""
   within: Within = Within.KCENTER
   """How samples are chosen inside a cluster."""
   likely: float = number(0.7, "(0, 1]")

@@ -88,6 +88,14 @@ class Within(enum.Enum):
   NEAREST = "nearest"
 
 
+class Classes(enum.Enum):
+  """How the budget is divided among the classes of labels by votes."""
+
+  IGNORE = "ignore"
+  BALANCED = "balanced"
+  CLIENT = "client"
+
+
 class LabelledBy(enum.Enum):
   """How the client labels the proxy."""
 

@@ -31,7 +31,7 @@ def open_folder(
   """Returns the images below a URL, in natural order of their paths.
 
   Args:
-    url: Of a folder, which fsspec knows.
+    url: A folder's URL, of a kind that fsspec knows.
     may_be_empty: Whether no image is no error.
     **options: As in `records.RecordSource`.
 

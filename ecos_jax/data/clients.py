@@ -6,6 +6,7 @@ all have the same number of samples, and none has a sample of another.
 """
 
 import numpy as np
+from scipy import special
 
 from ecos_jax import config
 from ecos_jax import errors
@@ -36,21 +37,25 @@ def divide(
       f"{max(n * size, n):,} samples, and {data.client} has {len(source):,}"
     )
   rng = np.random.default_rng([seed, n, size, *b"clients"])
-  owners = dirichlet(cells(problem)[0], n, size, data.alpha, rng)
+  domains = problem.domains
+  own = None if domains is None else domains[0]
+  owners = dirichlet(
+    cells(problem)[0], n, size, data.alpha, rng, own, data.domain_alpha
+  )
   rows = np.argsort(owners, kind="stable")[-n * size :]
   owners = owners[rows]
   drawn = files.digest(rows.astype("<i8").data)
   part = pools.Part(source, rows, f"{n} clients {drawn}")
-  domains = problem.domains
   if domains is not None:
     domains = domains[0][rows], domains[1]
   return problem._replace(client=part, owners=owners, domains=domains)
 
 
 def cells(problem: pools.Problem) -> tuple[np.ndarray, np.ndarray]:
-  """Returns class and domain of private and of test samples, int64 [n] and [m].
+  """Returns one number for class and domain of each private and test sample.
 
-  They are one number for each sample.
+  Returns:
+    int64 [n] and [m]: class + classes * domain.
   """
   found = []
   for i, source in enumerate((problem.client, problem.test)):
@@ -68,12 +73,14 @@ def dirichlet(
   size: int,
   alpha: float,
   rng: np.random.Generator,
+  domains: np.ndarray | None = None,
+  domain_alpha: float | None = None,
 ) -> np.ndarray:
   """Returns who gets each sample, int64 [n]; -1: nobody.
 
-  Client i gets `size` samples, of cells drawn by q_i ~ Dirichlet(alpha p), with
-  p the shares of the cells among all samples. They draw in turns; a cell that
-  is used up is drawn no more.
+  Client i gets `size` samples. For each it draws a cell from its own
+  distribution q_i ~ Dirichlet(alpha p), where p are the shares of the cells
+  among all samples. Clients draw in turns; empty cells are not drawn.
 
   Args:
     cells: int64 [n], the class or another group of each sample.
@@ -81,17 +88,24 @@ def dirichlet(
     size: Samples of each; at most n in all.
     alpha: Concentration: many clients are alike if it is large.
     rng: Draws everything.
+    domains: int64 [n], the domain of each sample; None: there is one.
+    domain_alpha: Concentration of the clients' domains, if it is another one:
+      then a client draws a domain by it, and a cell of the domain by `alpha`.
   """
-  names, cell, counts = np.unique(
-    cells, return_inverse=True, return_counts=True
+  names, first, cell, counts = np.unique(
+    cells, return_index=True, return_inverse=True, return_counts=True
   )
   # A cell's samples, in random order.
   order = rng.permutation(len(cells))
   left = [list(order[cell[order] == c]) for c in range(len(names))]
-  # Through logarithms: with a small alpha all gamma variates may underflow.
-  shape = alpha * counts / len(cells)
-  logs = np.log(rng.gamma(shape + 1, size=(clients, len(names))))
-  logs += np.log(rng.random((clients, len(names)))) / shape
+  logs = _log_gamma(alpha * counts / len(cells), clients, rng)
+  if domains is not None and domain_alpha is not None:
+    different, sizes = np.unique(domains, return_counts=True)
+    drawn = _log_gamma(domain_alpha * sizes / len(cells), clients, rng)
+    for i, domain in enumerate(different):
+      inside = domains[first] == domain
+      total = special.logsumexp(logs[:, inside], axis=1, keepdims=True)
+      logs[:, inside] += drawn[:, [i]] - total
   owners = np.full(len(cells), -1)
   for _ in range(size):
     for client in rng.permutation(clients):
@@ -103,11 +117,23 @@ def dirichlet(
   return owners
 
 
-def test_weights(problem: pools.Problem) -> np.ndarray:
-  """Returns what each test sample counts for each client, [clients, m] float.
+def _log_gamma(
+  shape: np.ndarray, clients: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Returns logarithms of gamma variates, [clients, len(shape)].
 
-  A row sums to 1 and gives each class and domain the share that it has among
-  the client's own samples, as far as the test has it.
+  A row is proportional to a draw from Dirichlet(shape), before the logarithm:
+  with small shapes all gamma variates may underflow.
+  """
+  logs = np.log(rng.gamma(shape + 1, size=(clients, len(shape))))
+  return logs + np.log(rng.random((clients, len(shape)))) / shape
+
+
+def test_weights(problem: pools.Problem) -> np.ndarray:
+  """Returns the weight of each test sample for each client, [clients, m] float.
+
+  Each row sums to 1. It gives each class and domain the share that it has among
+  the client's own samples; what the test set lacks is left out.
   """
   own, tested = cells(problem)
   owners = np.zeros(len(own), int) if problem.owners is None else problem.owners

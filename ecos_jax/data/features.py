@@ -53,7 +53,7 @@ class FeatureSource:
     name: The name of the file without its suffix, or of the folder.
     files: The files, in the order of their rows.
     dimension: d, the length of a feature.
-    dtype: That of the features, as numpy joins those of the files.
+    dtype: The type of the features: what numpy promotes those of all files to.
     classes: 0: there are no labels.
   """
 
@@ -65,7 +65,7 @@ class FeatureSource:
     Args:
       path: Files of floating-point [rows, d], as in `locations.find`. Of a
         folder the .npy files are taken, or else .npz, or else tables.
-      column: Of tables; None: the only one of lists of numbers.
+      column: A table's column; None: the only one with lists of numbers.
 
     Raises:
       EcosError: There is no such file, or the files differ in d.
@@ -168,7 +168,7 @@ class FeatureSource:
     """Returns the metadata at `indices` [n]; None if there is no such file.
 
     Raises:
-      EcosError: The rows of metadata are not as many as the features, or one is
+      EcosError: The numbers of rows and of features differ, or a row is
         damaged.
     """
     if self._rows is None:

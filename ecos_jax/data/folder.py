@@ -63,8 +63,8 @@ class FolderSource:
         from private data. None: there are no classes.
       part: The first and the last percent of the files to take, in the order of
         a hash of their names: no file changes the place of another.
-      listing: The file that keeps the listing; None: it is not kept.
-      may_be_empty: Whether no image is no error.
+      listing: File that keeps the listing; None: it is not kept.
+      may_be_empty: Whether there may be no image.
       ground: As in `images.rgb`.
 
     Raises:

@@ -7,8 +7,9 @@ concept is the name of an icon, such as `computer`; many themes draw the same.
 
 The concepts of the client's theme are split at random: a third is the client's,
 a third is for testing, and a third is left to the pool. The pool has all other
-themes, without the concepts of the client and of the test: no concept is in two
-of the three. With the split `ood` the client has the pool's third as well.
+themes, without the concepts of the client and of the test. So each concept is
+in at most one of client, pool and test. With the split `ood` the client has the
+pool's third as well.
 
 The folder `data.dir` holds one file:
 

@@ -1,11 +1,11 @@
 """What is in a folder: its image files, and how many files of other kinds.
 
-The folder is listed once: the name, size, time of change and digest of each
-image file, and why it cannot be read, if so. The listing can be kept in a file.
-The next time, only folders are looked at: if one has changed, all are listed
-again, and new or changed files are read.
+A listing has the name, size, time of change and digest of each image file, and
+for a file that cannot be read the reason. It can be kept in a file. The next
+time, only the folders' times of change are compared: if one has changed, all
+are listed again, and new or changed files are read.
 
-No file or folder ends a listing: what cannot be opened is listed as unreadable.
+What cannot be opened is listed as unreadable; it does not end the listing.
 """
 
 import collections
@@ -33,7 +33,7 @@ _VERSION = [2, *image_files.SUFFIXES]
 # A folder that changed just now may change again at the same time stamp.
 _SETTLED_NS = 2_000_000_000
 _AT_ONCE = 64  # files that a thread checks at once, and such parts that wait
-# What is no such ending may be part of a private name.
+# Text that does not match may be part of a private name.
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,5}")
 
 
@@ -43,9 +43,9 @@ class File(NamedTuple):
   Attributes:
     name: Its path below the folder.
     size: In bytes.
-    time: Of its last change, in ns.
+    time: Time of its last change, in ns.
     why: Why it cannot be read, None if it can.
-    digest: That of its content, see `images.digest`.
+    digest: `images.digest` of its content.
   """
 
   name: str
@@ -68,7 +68,7 @@ class Listing(NamedTuple):
 
 
 def suffixes(others: dict[str, int]) -> str:
-  """Returns the numbers of other files as a text, the most frequent first."""
+  """Returns a text that counts other files by suffix, most frequent first."""
   kinds = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
   return ", ".join(
     f"{count:,} {suffix}"
@@ -81,7 +81,7 @@ _NEED_HEIF = set(image_files.HEIF_SUFFIXES) - set(image_files.SUFFIXES)
 
 
 def read(path: Path, file: File) -> bytes | None:
-  """Returns the content of a listed file; None if it is another than listed.
+  """Returns the content of a listed file; None if it changed since.
 
   Args:
     path: The folder.
@@ -103,7 +103,7 @@ def listed(path: Path, kept: Path | None) -> Listing:
 
   Args:
     path: The folder.
-    kept: The file that keeps the listing; None: it is not kept.
+    kept: File that keeps the listing; None: it is not kept.
   """
   known: dict[str, File] = {}
   if kept is not None and (found := _kept(kept)) is not None:
@@ -228,7 +228,7 @@ def _kind(entry: os.DirEntry) -> Literal["folder", "link", "file", "other"]:
 
 
 def _suffix(name: str) -> str:
-  # Of a million names: a Path for each would take seconds.
+  # For a million names, making a Path each would take seconds.
   suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
   return suffix if _SUFFIX.fullmatch(suffix) else "without a suffix"
 

@@ -26,7 +26,8 @@ class File(NamedTuple):
   Attributes:
     fs: Its file system, of fsspec.
     path: Its path there.
-    name: The path below the folder that a pattern names for certain.
+    name: Its path below the last folder that the pattern names without a
+      wildcard.
     size: In bytes.
     version: A text that changes with the file.
   """
@@ -76,10 +77,10 @@ def find(
   Args:
     pattern: A file, a folder, or files by `*`, `?`, `[a-z]`, `{a,b}` and
       `{000..099}`; a local path or a URL that fsspec knows.
-    suffixes: Of the files to take if it names a folder; hidden ones are left
+    suffixes: Endings of the files to take from a folder; hidden files are left
       out.
-    depth: Of the folders to look in; None: all.
-    may_be_empty: Whether a folder without such files is no error.
+    depth: How many levels of folders to look in; None: all.
+    may_be_empty: Whether a folder may have no such file.
 
   Raises:
     EcosError: There is no such file, or the package for the URL is missing.

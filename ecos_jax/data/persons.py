@@ -1,4 +1,4 @@
-"""Whose the private samples are, where persons are the unit of the guarantee.
+"""The person of each private sample, where the unit of privacy is a person.
 
 | `persons` | ids |
 |---|---|
@@ -22,15 +22,15 @@ from ecos_jax.data import pools
 
 
 def read(source: pools.Source, text: str | None) -> np.ndarray:
-  """Returns whose the samples of a source are, [n] integers or strings.
+  """Returns the person of each sample, [n] integers or strings.
 
   Args:
     source: The private samples.
     text: The argument `persons`.
 
   Raises:
-    EcosError: Nothing says it, or not of every sample. The text has no count
-      and no file, which are private.
+    EcosError: The person of a sample is not known. The message names no file
+      and no number of samples, which are private.
   """
   if text is None:
     ids = getattr(source, "persons", None)
@@ -57,7 +57,7 @@ def read(source: pools.Source, text: str | None) -> np.ndarray:
       raise errors.EcosError(
         "not every sample has an integer or text in this column of the metadata"
       )
-    # A space more or less makes no other person.
+    # Ids that differ in spaces alone are one person.
     return np.array([str(i).strip() for i in ids], np.str_)
 
 

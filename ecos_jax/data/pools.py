@@ -6,8 +6,8 @@ needs. It also returns the file of a sample, so that a proxy dataset holds the
 bytes of the pool unchanged. A source may instead hold features, which were made
 from images elsewhere.
 
-A pool is a row of sources. The global index of a sample is its index in its
-source plus the number of samples in the sources before.
+A pool is a sequence of sources. The global index of a sample is its index in
+its source plus the number of samples in the sources before.
 
 Clients read their private images with this module too, so it needs only numpy
 and Pillow; TFDS is imported when a source needs it.
@@ -76,8 +76,8 @@ class Part:
 
     Args:
       source: The source.
-      indices: int64 [n], those samples.
-      what: Says which they are: part of the digest.
+      indices: int64 [n], the samples of this part.
+      what: How they were chosen; part of the digest.
     """
     self._source, self._indices, self._what = source, indices, what
     self.name, self.classes = source.name, source.classes
@@ -129,8 +129,9 @@ def open_source(
     classes: Names of the classes, in the order of their labels: see
       `FolderSource`, `RecordSource` and `TfdsSource`. Or `classes.NUMBERS`:
       labels are the numbers that a source has, which arrays have in any case.
-    listing: As in `FolderSource`; for an array file, that keeps its digest.
-    may_be_empty: As in `FolderSource`.
+    listing: File that keeps what is found, so that the next run reads only what
+      changed; None: nothing is kept.
+    may_be_empty: Whether a folder, bucket or table may have no image.
     ground: As in `images.rgb`.
 
   Raises:
@@ -188,7 +189,7 @@ def _distinct(sources: Sequence[Source]) -> tuple[str, ...]:
 
 
 class Pool:
-  """A row of sources, read by global index.
+  """A sequence of sources, read by global index.
 
   Attributes:
     source_names: Names of the sources, in order: `train`, `train:2`, if two
@@ -318,7 +319,7 @@ class Pool:
     return found
 
   def keys(self, indices: np.ndarray) -> list[str]:
-    """Returns what samples are called in their sources: a path, or a row."""
+    """Returns the names of samples in their sources: paths, or row numbers."""
     keys = [""] * len(indices)
     for source, rows, local in self.by_source(indices):
       own = getattr(source, "keys", lambda rows: list(map(str, rows.tolist())))
@@ -327,10 +328,10 @@ class Pool:
     return keys
 
   def fingerprints(self) -> np.ndarray:
-    """Returns 16 bytes of each sample, [N] V16: equal if its content is.
+    """Returns 16 bytes for each sample, [N] V16; equal bytes: equal content.
 
-    Samples of a source that does not read its content have new ones with each
-    change of the source.
+    A source that does not read the content of its samples gives all of them new
+    bytes whenever it changes.
     """
     parts = []
     for source in self._sources:

@@ -31,8 +31,8 @@ def load(
   """Returns the data that a configuration names.
 
   Args:
-    data: That part of the configuration.
-    seed: Of a benchmark, as in `digits.load` and `icons.load`.
+    data: The part `data` of the configuration.
+    seed: Seed of a benchmark, as in `digits.load` and `icons.load`.
     remote: Whether the client is another machine: then its data and the test
       data are unknown here.
     listings: Folder where each `FolderSource` keeps its listing; None: no

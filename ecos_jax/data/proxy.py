@@ -190,9 +190,9 @@ def write_csv(
     indices: int64 [B], pool indices of the samples.
     clusters: int32 [B], their clusters, -1 for none.
     weights: float32 [B], as in `write_index`.
-    ranks: int64 [B], from 0 on: any first ranks are a proxy of a smaller
-      budget. None: there is no such order.
-    scores: int64 [R], the noisy votes of each cluster, if there are.
+    ranks: int64 [B], from 0: the samples of rank below b are the proxy of
+      budget b. None: there is no such order.
+    scores: int64 [R], the noisy votes of each cluster; None if there are none.
   """
   keys, sources = pool.keys(indices), pool.source_of(indices)
   order = np.arange(len(indices)) if ranks is None else np.argsort(ranks)

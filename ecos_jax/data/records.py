@@ -37,12 +37,12 @@ class Found(NamedTuple):
   """An image in a container.
 
   Attributes:
-    name: Which is its own in the source.
+    name: Unique in the source.
     place: Where it is in the container.
     data: The bytes of its file; None: they are at `place`, not yet read.
     label: Its class as a number, -1 if it has none.
     label_name: Its class by name.
-    why: Why it cannot be read.
+    why: Why it cannot be read; None if it can.
   """
 
   name: str
@@ -53,7 +53,7 @@ class Found(NamedTuple):
   why: str | None = None
 
   def labelled(self, label: object) -> "Found":
-    """Returns it with the class that a container gives: a number or a name."""
+    """Returns the image with a class, if it is a number or a name."""
     if isinstance(label, str):
       return self._replace(label_name=label)
     if type(label) is int and 0 <= label < limits.MAX_CLASSES:
@@ -62,7 +62,7 @@ class Found(NamedTuple):
 
 
 class Record(NamedTuple):
-  """What is kept of an image; `why` says why it cannot be read."""
+  """What is kept of an image; the fields are those of `Found`."""
 
   name: str
   place: tuple[int, ...]
@@ -102,7 +102,7 @@ class RecordSource:
   """Images in containers, in the order of these.
 
   Attributes:
-    name: Of the source.
+    name: The source's name.
     unreadable: Images, and containers, that cannot be read.
     classes: Number of classes.
   """
@@ -120,13 +120,13 @@ class RecordSource:
     """Reads the containers, or what was kept of them.
 
     Args:
-      name: Of the source.
+      name: The source's name.
       containers: In order.
-      classes: Names of classes, in the order of their labels. None, or
-        `classes.NUMBERS`: the labels are the numbers in the containers; with
-        the latter, folders of a bucket have numbers too.
-      listing: The file that keeps what was found; None: it is not kept.
-      may_be_empty: Whether no image is no error.
+      classes: Names of classes, in the order of their labels. None: labels are
+        the numbers in the containers. `classes.NUMBERS`: so they are, or the
+        numbers that folders of a bucket have as names.
+      listing: File that keeps what was found; None: nothing is kept.
+      may_be_empty: Whether there may be no image.
       ground: As in `images.rgb`.
 
     Raises:

@@ -42,8 +42,8 @@ def open_rows(
 
   Args:
     file: The file.
-    column: Of a table; None: the only one of lists of numbers.
-    reader: Which all tables of a source share.
+    column: A table's column; None: the only one with lists of numbers.
+    reader: Reads tables; all those of a source share it.
 
   Raises:
     EcosError: It does not hold floating-point [n, d].
@@ -88,7 +88,7 @@ class Mapped:
 
 
 class Ranges:
-  """An .npy file in a bucket, of which ranges are read."""
+  """An .npy file in a bucket; ranges of its bytes are read."""
 
   def __init__(self, file: locations.File):
     """Reads the header."""

@@ -22,7 +22,7 @@ def _column(schema: Any, wanted: str | None) -> str:
   not followed.
 
   Args:
-    schema: Of the table, in Arrow.
+    schema: The table's columns, in Arrow.
     wanted: As in `tables.choose`.
 
   Raises:
@@ -54,7 +54,7 @@ class TableShard:
     Args:
       file: The table.
       column: The column; None: the only one of images.
-      reader: Which all tables of a source share.
+      reader: Reads tables; all those of a source share it.
     """
     self.name, self.version = file.name, f"{file.version} {column}"
     self._table = tables.Table(file)
@@ -134,7 +134,7 @@ def download(name: str, configuration: str, split: str) -> str:
 
   Args:
     name: OWNER/NAME.
-    configuration: Of the dataset; most have only `default`.
+    configuration: The dataset's configuration; most have only `default`.
     split: Such as `train`.
 
   Raises:

@@ -31,7 +31,7 @@ class _Opened(NamedTuple):
 
   Attributes:
     schema: Its columns, in Arrow.
-    sizes: Rows of each of its groups, which can be read alone.
+    sizes: Number of rows of each group; a group can be read alone.
     batches: Yields the record batches of a group, with some columns.
   """
 
@@ -158,7 +158,10 @@ class Table:
 
 
 class Reader:
-  """Reads rows of a column, on from where it stopped; one file is open."""
+  """Reads rows of a column; rows in ascending order are read once.
+
+  It keeps its place in one open table.
+  """
 
   def __init__(self):
     """Opens nothing yet."""
@@ -209,7 +212,7 @@ def choose(
   """Returns which column of a table to read.
 
   Args:
-    schema: Of the table, in Arrow.
+    schema: The table's columns, in Arrow.
     wanted: The column that a user named; None: the only one that can be it.
     what: What the column must hold, for errors.
     found: The columns that can be it, and for each what to return.
@@ -246,9 +249,9 @@ def find(
   """Returns the tables that a pattern names; see `locations.find`.
 
   Args:
-    pattern: As there.
-    suffixes: As there.
-    depth: As there.
+    pattern: As in `locations.find`.
+    suffixes: As in `locations.find`.
+    depth: As in `locations.find`.
 
   Raises:
     EcosError: There is none, or it is a folder of several splits.

@@ -52,7 +52,7 @@ def of_rows(
   Args:
     source: Images, or features already.
     indices: int [n].
-    encoder: Of images; None for features.
+    encoder: Encodes images; None for features.
     batch_size: Images to encode at once.
 
   Raises:

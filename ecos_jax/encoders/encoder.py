@@ -1,4 +1,4 @@
-"""What an encoder is: a map from images to features, and what identifies it."""
+"""The encoder: a map from images to features, and its identity."""
 
 from collections.abc import Callable
 import dataclasses
@@ -18,7 +18,7 @@ class Encoder:
     name: One of `registry.names()`, or `module:function`.
     image_size: Images are [b, image_size, image_size, 3] uint8.
     dimension: d, the length of a feature.
-    settings: What determines the output; `weights` is the weights' digest.
+    settings: Everything that determines the output; `weights` is a digest.
     digest: sha256 (hex) over name and settings.
     apply: uint8 [b, image_size, image_size, 3] -> float32 [b, d]; can be
       jitted. Weights are arguments of a `jax.tree_util.Partial`.

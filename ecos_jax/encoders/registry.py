@@ -203,9 +203,10 @@ def get(
 
 
 def on_ground(encoder: Encoder, ground: str) -> Encoder:
-  """Returns the encoder of images that are laid on a ground; white is usual.
+  """Returns an encoder of images whose transparent parts show a colour.
 
-  The ground is one of the settings, so that cloud and client have the same.
+  A colour other than white is one of the settings, so that cloud and client use
+  the same.
 
   Args:
     encoder: The encoder.
@@ -229,7 +230,7 @@ def _partial(apply: Callable) -> jax.tree_util.Partial:
 @functools.lru_cache(maxsize=4)
 def _on_devices(apply: Callable, mesh: jax.sharding.Mesh) -> Callable:
   """Returns `apply` with its weights on every device."""
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  everywhere = jax.sharding.NamedSharding(mesh, jax.P())
   return jax.device_put(_partial(apply), everywhere)
 
 
@@ -237,13 +238,12 @@ def _on_devices(apply: Callable, mesh: jax.sharding.Mesh) -> Callable:
 def _features(
   apply: Callable, images: jax.Array, mesh: jax.sharding.Mesh
 ) -> jax.Array:
-  spec = jax.sharding.PartitionSpec
   # Each device encodes its own images: features do not depend on their number.
   return jax.shard_map(
     lambda apply, images: apply(images),
     mesh=mesh,
-    in_specs=(spec(), spec("data")),
-    out_specs=spec("data"),
+    in_specs=(jax.P(), jax.P("data")),
+    out_specs=jax.P("data"),
     check_vma=False,
   )(apply, images)
 
@@ -272,7 +272,7 @@ def encode(
       f"{images.dtype} {list(images.shape)}"
     )
   mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
-  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  split = jax.sharding.NamedSharding(mesh, jax.P("data"))
   batch_size = -(-batch_size // mesh.size) * mesh.size
   apply = _on_devices(encoder.apply, mesh)
   features = np.empty((len(images), encoder.dimension), np.float32)

@@ -1,4 +1,4 @@
-"""What a GPU computes is right, and how fast: one command, some minutes.
+"""Checks what a GPU computes, and how fast, in some minutes.
 
   python -m ecos_jax.gpu_check --output=gpu_check.json
 

@@ -1,4 +1,4 @@
-"""What a GPU computes, beside float64 and beside the CPU of its machine."""
+"""Compares what a GPU computes with float64 and with the CPU."""
 
 from collections.abc import Iterator
 import concurrent.futures
@@ -134,7 +134,7 @@ def ties(tiny: bool) -> Iterator[dict]:
 
 
 def memory(tiny: bool) -> Iterator[dict]:
-  """Yields what the compiled programs keep besides arguments and results."""
+  """Yields the temporary memory of the compiled programs."""
   mesh = chunks.single_device_mesh()
   n, d, k = (4096, 16, 500) if tiny else (1 << 20, 128, 1024)
   on_gpu = mesh.devices.flat[0].platform == "gpu"
@@ -242,7 +242,7 @@ def encoders_as_on_cpu(tiny: bool) -> Iterator[dict]:
 
 
 def job(tiny: bool) -> Iterator[dict]:
-  """Yields what the main job gives, killed and resumed, and in one go."""
+  """Yields the result of the main job: killed and resumed, and in one go."""
   root = Path(ecos_jax.__file__).parents[1]
   config = root / "configs" / "digits_manual.py"
   _require(config.is_file(), f"{config} is not here: run in a checkout")

@@ -1,4 +1,4 @@
-"""How fast a GPU does the heavy stages; flash-kmeans's figures are published.
+"""Times of the heavy stages on a GPU, beside flash-kmeans's published ones.
 
 Times are medians of rounds of several calls in a row, whose results are awaited
 once. Arrays lie on the device unless said.
@@ -74,7 +74,7 @@ def _arrays(n: int, d: int, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _programs(features, centroids, tiny: bool) -> dict[str, float]:
-  """Returns ms of an assignment and of an iteration of Lloyd."""
+  """Returns the milliseconds of an assignment and of a Lloyd iteration."""
   mesh, n = MESH(), len(features)
   plan = chunks.plan(features.shape, len(centroids), mesh, in_memory=True)
   options = {"mesh": mesh, "block": plan.block}
@@ -194,7 +194,7 @@ def encoders(tiny: bool) -> Iterator[dict]:
 
 
 def training(tiny: bool) -> Iterator[dict]:
-  """Yields ms of a training step, of our loop and of a bare one."""
+  """Yields the milliseconds of a training step: of our loop, and a bare one."""
   for batch in (4,) if tiny else (64, 256):
     row: dict[str, Any] = {"images": batch}
     for name, make in (("bare", ours.bare_training), ("ours", ours.training)):

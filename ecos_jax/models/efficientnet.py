@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 DIMENSION = 1280
-# Of the pixels, 0 to 255, that the published weights want.
+# Mean and standard deviation of pixels, 0 to 255, for the published weights.
 MEAN = (127.0, 127.0, 127.0)
 STD = (128.0, 128.0, 128.0)
 
@@ -35,7 +35,7 @@ _STAGES = (
   (6, 192, 4, 2, 5),
   (6, 320, 1, 1, 3),
 )
-# Style is read after the stem and after so many stages.
+# Style is read after the stem and after each of this many stages.
 _STYLE_STAGES = 3
 # Style varies less than content, so it gets a larger weight.
 _STYLE_WEIGHT = 2.0
@@ -194,7 +194,7 @@ class _Block(nnx.Module):
 
 
 class _Shift(nnx.Module):
-  """What is left of a batch norm once its scale is in the kernel before it."""
+  """A folded batch norm: its scale is in the kernel before it."""
 
   def __init__(self, bias: Any, dtype: Any):
     self.bias = nnx.Param(bias)
@@ -220,7 +220,7 @@ class EfficientNetLite0(nnx.Module):
     Args:
       num_classes: Number of logits.
       rngs: For the initial weights.
-      dtype: What to compute in.
+      dtype: The type to compute in.
       style: Whether `features` has the style as well.
     """
     options = {"rngs": rngs, "dtype": dtype}

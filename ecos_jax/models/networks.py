@@ -6,6 +6,7 @@ weights are trained, and batch norms use the statistics of the batch.
 
 from collections.abc import Callable
 import functools
+from pathlib import Path
 
 from flax import nnx
 
@@ -47,13 +48,19 @@ def check(name: str, weights: str | None = None) -> None:
     raise errors.EcosError(
       f"`train.model`={name} is not known: take one of {', '.join(names())}"
     )
-  if name in weights_lib.PUBLISHED:
-    weights_lib.find(weights or weights_lib.PUBLISHED[name].source, _FLAG)
-  elif weights is not None:
+  if _file(name, weights) is None and weights is not None:
     raise errors.EcosError(
       f"{_FLAG}={weights}: there are none for {name}, which is trained from "
       "the start"
     )
+
+
+def _file(name: str, weights: str | None) -> Path | None:
+  """Returns the file of weights that a network starts from, if any."""
+  published = weights_lib.PUBLISHED.get(name)
+  if published is None:
+    return None
+  return weights_lib.find(weights or published.source, _FLAG)
 
 
 def get(name: str, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -94,10 +101,10 @@ def start(
   Raises:
     EcosError: The name is unknown, or the weights do not fit.
   """
-  published = weights_lib.PUBLISHED.get(name)
-  if published is None:
+  path = _file(name, weights)
+  if path is None:
     return get(name, num_classes, rngs)
-  path = weights_lib.find(weights or published.source, _FLAG)
+  published = weights_lib.PUBLISHED[name]
   tensors = weights_lib.read(path, _FLAG)
   model = nnx.eval_shape(lambda: get(name, num_classes, nnx.Rngs(0)))
   weights_lib.assign(model, tensors, published, f"{_FLAG}: {path}")
@@ -111,8 +118,5 @@ def start(
 
 def digest(name: str, weights: str | None) -> str | None:
   """Returns the sha256 of the weights' file that `start` reads, if any."""
-  published = weights_lib.PUBLISHED.get(name)
-  if published is None:
-    return None
-  path = weights_lib.find(weights or published.source, _FLAG)
-  return files.digest(path.read_bytes())
+  path = _file(name, weights)
+  return None if path is None else files.digest(path.read_bytes())

@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-# Of ImageNet's pixels, 0 to 255.
+# Mean and standard deviation of ImageNet's pixels, 0 to 255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 

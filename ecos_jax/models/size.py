@@ -46,7 +46,7 @@ def _count(program: Any) -> int:
     inner = [
       times * _count(jaxpr) for jaxpr in core.jaxprs_in_params(equation.params)
     ]
-    # Of the branches of a condition, one for each platform, only one runs.
+    # A condition has a branch for each platform; only one of them runs.
     branches = equation.primitive.name == "cond"
     total += max(inner, default=0) if branches else sum(inner)
   return total

@@ -59,10 +59,10 @@ class _Unpickler(pickle._Unpickler):
   """Knows the names in state dicts, and no others."""
 
   def find_class(self, module: str, name: str) -> Any:
-    """Returns what stands for a name in the file.
+    """Returns the replacement for a name in the file.
 
     Raises:
-      UnpicklingError: It is none of those in state dicts.
+      UnpicklingError: State dicts do not use this name.
     """
     if (module, name) == ("collections", "OrderedDict"):
       return collections.OrderedDict

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 DIMENSION = 384
-# Of ImageNet's pixels, 0 to 255.
+# Mean and standard deviation of ImageNet's pixels, 0 to 255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -111,7 +111,7 @@ class VisionTransformer(nnx.Module):
       patch: Height and width of a patch.
       grid: The weights have [grid, grid] positions.
       layer_scale: Whether there is LayerScale.
-      dtype: What to compute in.
+      dtype: The type to compute in.
     """
     options = {"rngs": rngs, "dtype": dtype}
     init = nnx.initializers.truncated_normal(0.02)

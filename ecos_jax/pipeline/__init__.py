@@ -1,6 +1,7 @@
 """The whole job: from a pool to a model trained on its proxy.
 
-    pool -> bank -> codebook -> query -> response -> proxy -> labels -> model
+    pool -> bank -> codebook -> query -> response -> (groups) -> proxy -> labels
+    -> model
 
 `order` is this line; each stage is declared in the module that does its work.
 """
@@ -24,6 +25,7 @@ from ecos_jax.models import networks
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import grown
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
@@ -53,6 +55,8 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
   if method in config_lib.ASKING:
     for asked in asking.rounds(config):
       yield from asked
+  if config.sampling.groups > 1:
+    yield grouping.GROUPS
   if method is not config_lib.Method.LOCAL:
     yield selection.PROXY
   if labelling.wanted(config):

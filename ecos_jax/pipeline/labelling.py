@@ -18,12 +18,12 @@ from ecos_jax import messages
 from ecos_jax import workdir
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
-from ecos_jax.cloud import question
 from ecos_jax.config import limits
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import FIELDS
@@ -195,19 +195,8 @@ LABELS = Stage(
 
 def _voted(job: Job, path: Path) -> LabelsResult:
   """Labels the proxy by the votes of each class."""
-  indices, book = job.read(selection.PROXY), job.read(asking.LAST.codebook)
-  answer = question.combine(
-    job.read(asking.LAST.response), job.read(asking.LAST.query)
-  )
-  assert answer.sums is not None and book.directions is not None
-  posterior = labels_lib.posterior(
-    job.read(pooling.BANK),
-    indices,
-    book.directions,
-    answer.sums,
-    answer.scale,
-    job.key("labels"),
-  )
+  features = job.read(pooling.BANK).take(job.read(selection.PROXY))
+  posterior = selection.discriminant(job).posterior(features)
   labels = posterior.argmax(axis=1)
   labels[posterior.max(axis=1) < job.config.labelling.certain] = -1
   answered = int((labels >= 0).sum())
@@ -240,6 +229,7 @@ VOTED = Stage(
     pooling.BANK,
     asking.LAST.codebook,
     asking.LAST.response,
+    grouping.GROUPS,
     selection.PROXY,
   ),
 )

@@ -13,13 +13,14 @@ from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.cloud import baselines
 from ecos_jax.cloud import choose
-from ecos_jax.cloud import question
+from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.clustering import start as start_lib
 from ecos_jax.data import lists as lists_lib
 from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.encoders import encode
 from ecos_jax.pipeline import asking
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline.stages import FIELDS
 from ecos_jax.pipeline.stages import Job
@@ -81,7 +82,7 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
     path / LIST,
     *(pool, indices, clusters, weights),
     ranks=ranks,
-    scores=_answer(job).scores if asked else None,
+    scores=grouping.answer(job).scores if asked else None,
   )
   client, share = job.problem.client_source, None
   if client is not None:
@@ -140,6 +141,7 @@ PROXY = Stage(
     pooling.BANK,
     asking.LAST.codebook,
     asking.LAST.response,
+    grouping.GROUPS,
   ),
   brought=lambda job: {
     field: lists_lib.read(path).digest
@@ -202,10 +204,16 @@ def check(config: config_lib.Config) -> None:
       lists_lib.read(path)
 
 
-def _answer(job: Job) -> question.Combined:
-  """Returns what the clients answered, added up."""
-  return question.combine(
-    job.read(asking.LAST.response), job.read(asking.LAST.query)
+def discriminant(job: Job) -> labels_lib.Discriminant:
+  """Returns what the votes of each class tell of the pool's classes."""
+  answer, book = grouping.answer(job), job.read(asking.LAST.codebook)
+  assert answer.sums is not None and book.directions is not None
+  return labels_lib.fit(
+    job.read(pooling.BANK),
+    book.directions,
+    answer.sums,
+    answer.scale,
+    job.key("labels"),
   )
 
 
@@ -221,12 +229,14 @@ def _choose(job: Job) -> tuple[choose.Choice, np.ndarray | None]:
   listed, ranks = lists(job), None
   match options.method:
     case Method.ECOS | Method.ECOS_PAPER:
+      classes = options.classes is not config_lib.Classes.IGNORE
       choice = choose.samples(
         pooling.checked_bank(job, alone=True),
         job.read(asking.LAST.codebook),
-        _answer(job),
+        grouping.answer(job),
         options,
         key,
+        discriminant(job) if classes else None,
         **listed,
       )
       order = np.lexsort((choice.indices, choice.clusters))

@@ -10,6 +10,7 @@ from ecos_jax.models import delivery
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import client
 from ecos_jax.pipeline import distillation
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import labelling
 from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import pooling
@@ -67,11 +68,17 @@ class Clients(spending.Clients):
     nearer: By how much the proxy is nearer to the clients' data than a random
       one, at least. Both are estimates from the sum (`cloud.worth.Worth`), and
       null without a proxy.
+    groups: Answers in each group of clients, the largest first: one group if
+      the noise does not tell more apart, and none if none were asked for.
+    group: The group whose answers made the proxy, from 1: `signal` and `nearer`
+      are about these.
   """
 
   answered: int
   signal: float | None
   nearer: float | None
+  groups: list[int] = dataclasses.field(default_factory=list)
+  group: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,11 +188,15 @@ def _clients(job: Job) -> Clients | None:
   if job.get(asking.LAST.response) is None:
     return None
   answers, proxy = job.read(asking.LAST.response), job.get(selection.PROXY)
+  found = job.get(grouping.GROUPS)
+  groups = found.sizes if found else []
   return Clients(
     **dataclasses.asdict(spending.of_clients(answers)),
     answered=len(answers),
     signal=proxy.signal if proxy else None,
     nearer=proxy.nearer if proxy else None,
+    groups=groups,
+    group=job.config.sampling.group if len(groups) > 1 else 1,
   )
 
 
@@ -291,6 +302,11 @@ def _answered(clients: Clients) -> str:
     text += f", each at epsilon {high if low == high else f'{low} to {high}'}"
     if (together := clients.together_epsilon) is not None:
       text += f" ({together:.4g} for a person who is with all of them)"
+  if len(clients.groups) > 1:
+    sizes = ", ".join(f"{size:,}" for size in clients.groups)
+    text += f"; the proxy is of group {clients.group} (groups of {sizes})"
+  elif clients.groups:
+    text += "; groups NOT told apart: one proxy for all"
   return text
 
 

@@ -59,7 +59,7 @@ def coverage(clusters: collect.Clusters, threshold: float | None) -> str:
   of the true votes.
 
   Args:
-    clusters: Of a run.
+    clusters: The clusters of a run.
     threshold: The lowest score that passes, in sigma; None without a filter.
   """
   scores, sigma = clusters.scores, clusters.sigma

@@ -21,6 +21,7 @@ from ecos_jax.cloud import scores
 from ecos_jax.config import reading
 from ecos_jax.pipeline import asking
 from ecos_jax.pipeline import brought
+from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
 from ecos_jax.training import metrics
@@ -52,10 +53,10 @@ class Clusters(NamedTuple):
 
 
 class Votes(NamedTuple):
-  """What the client's answer says of directions.
+  """The client's answer about directions.
 
   Attributes:
-    directions: What it voted on.
+    directions: The directions that it voted on.
     count: m, on how many of them a sample votes.
     means: float64 [p], the noisy mean votes of its samples.
     noise: Standard deviation of the noise in each.
@@ -187,6 +188,11 @@ def _read(
     book = codebook_lib.read(path / "codebook", _digest(stages, "codebook"))
     folder, digest = path / "response", _digest(stages, "response")
     responses = brought.read(folder, asking.RESPONSE, digest)
+    if "groups" in stages:
+      assert grouping.GROUPS.read is not None
+      members = grouping.GROUPS.read(path / "groups", _digest(stages, "groups"))
+      group = config.sampling.group
+      responses = grouping.of_group(responses, members, group)
     file = path / "query" / asking.QUERY
     query = messages.Query.from_bytes(
       workdir.read_bytes(file, _digest(stages, "query"))

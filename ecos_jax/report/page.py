@@ -21,7 +21,7 @@ from ecos_jax.report import collect
 from ecos_jax.report import pictures
 from ecos_jax.report import projection
 
-# So many sources are named; the others are shown together.
+# At most this many sources are named; the others are shown together.
 _SOURCES = 24
 _MESSAGES = {
   **{"first_query": "down", "first_response": "up"},
@@ -62,7 +62,7 @@ class Chart(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """What the page shows of a run; None for what it did not have.
+  """The parts of the page about a run; None for parts that it has not.
 
   Attributes:
     run: The run.

@@ -70,9 +70,9 @@ class Pictures(NamedTuple):
   """The images of a run.
 
   Attributes:
-    most: The clusters with the highest scores.
+    most: The clusters with the highest scores, highest first.
     least: The clusters with the lowest scores, lowest first.
-    directions: Those on which the client differs most from the pool.
+    directions: The directions on which client and pool differ most.
     proxy: Samples of the proxy, by source.
     away: Why the pool's images cannot be read; None if they can.
   """

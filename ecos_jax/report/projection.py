@@ -27,14 +27,14 @@ _NEIGHBOURS = 15  # of UMAP, its own default
 
 
 class Kind(enum.Enum):
-  """How features become two numbers."""
+  """How features are mapped to two dimensions."""
 
   PCA = "pca"
   UMAP = "umap"
 
 
 class Projection(NamedTuple):
-  """Where samples lie on a map.
+  """The places of samples on a map.
 
   Attributes:
     pool: float [m, 2], samples of the pool.

@@ -1,8 +1,8 @@
-"""What only a simulation can know of a trial, since it reads the client's data.
+"""Metrics that only a simulation can compute: they read the client's data.
 
-NOT PRIVATE, none of it: the distance between the proxy and the client's data,
-the number of its samples, its work, the accuracy of a linear classifier. A
-study keeps these beside a trial's summary, never in a run or its workdir.
+NONE OF THEM IS PRIVATE: the distance between the proxy and the client's data,
+its number of samples, its work, the accuracy of a linear classifier. A study
+keeps these beside a trial's summary, never in a run or its workdir.
 """
 
 from collections.abc import Callable, Collection
@@ -51,7 +51,9 @@ def measure(
     wanted: Names of metrics; unknown ones are ignored. `distance`: see
       `squared_mmd`. `linear`: accuracy of `_linear`. `mean_client`,
       `worst_client`: accuracy on test samples with each client's classes and
-      domains, of the model, or without one of `_linear`. `upload`, `download`:
+      domains, of the model, or without one of `_linear`; of the clients whose
+      answers made the proxy; `members`: how many these are. `grouping`: see
+      `_grouping`. `upload`, `download`:
       bytes of the client's images and of the pool's as pixels, one byte a
       channel. `upload_files`, `download_files`: the same as PNG, or as the
       files that they are. `client_multiply_adds`: see `_client_work`.
@@ -74,7 +76,9 @@ def measure(
   def of_clients() -> np.ndarray | None:
     train = config.train.steps
     right = _of_model(config, path, problem) if train else linear()
-    return None if right is None else clients.test_weights(problem) @ right
+    if right is None:
+      return None
+    return (clients.test_weights(problem) @ right)[_own(config, path)]
 
   def of_proxy(metric: Callable[..., Any]) -> Any:
     chosen = path / "proxy" / "indices.npy"
@@ -87,6 +91,8 @@ def measure(
     "linear": lambda: reduced(linear(), np.mean),
     "mean_client": lambda: reduced(of_clients(), np.mean),
     "worst_client": lambda: reduced(of_clients(), np.min),
+    "members": lambda: float(_own(config, path).sum()),
+    "grouping": lambda: _grouping(config, path, problem),
     "upload": lambda: len(client) * size**2 * 3,
     "download": lambda: len(problem.pool) * size**2 * 3,
     "upload_files": lambda: _file_bytes(client),
@@ -96,6 +102,38 @@ def measure(
     ),
   }
   return {name: known[name]() for name in known if name in wanted}
+
+
+def _members(config: config_lib.Config, path: Path) -> np.ndarray:
+  """Returns the group of each client, int64 [n]; all 0 without groups."""
+  file = path / "groups" / "members.npy"
+  if not file.exists():
+    return np.zeros(config.data.clients, np.int64)
+  return workdir.load_array(file)
+
+
+def _own(config: config_lib.Config, path: Path) -> np.ndarray:
+  """Returns whose answers made the proxy, bool [n]."""
+  members = _members(config, path)
+  return (members == config.sampling.group - 1) | (members.max() == 0)
+
+
+def _grouping(
+  config: config_lib.Config, path: Path, problem: problem_lib.Problem
+) -> float | None:
+  """Returns how well the groups are those of each client's main domain.
+
+  It is the adjusted Rand index: 1 for the same groups, 0 for random ones.
+  """
+  # Imported here: optional, and slow.
+  from sklearn import metrics
+
+  members, owners = _members(config, path), problem.owners
+  if owners is None or problem.domains is None:
+    return None
+  own = problem.domains[0]
+  main = [np.bincount(own[owners == i]).argmax() for i in range(len(members))]
+  return float(metrics.adjusted_rand_score(main, members))
 
 
 def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
@@ -129,10 +167,10 @@ def _features(
   """Returns the features of some samples, float32 [n, d].
 
   Args:
-    config: Of the trial.
+    config: The trial's configuration.
     source: The samples, or features already.
     indices: int [n].
-    encoder: Of images; None for that of the trial.
+    encoder: Encodes images; None for the trial's encoder.
   """
   encoder = encoder or stages.encoder(config)
   return encode.of_rows(source, indices, encoder, config.encoder.batch_size)

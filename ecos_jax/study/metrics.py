@@ -38,6 +38,8 @@ METRICS = {
   "linear": _percent("linear accuracy", "simulation.linear"),
   "mean_client": _percent("mean client", "simulation.mean_client"),
   "worst_client": _percent("worst client", "simulation.worst_client"),
+  "members": Metric("clients", "simulation.members"),
+  "grouping": Metric("Rand index", "simulation.grouping", ".2f"),
   "signal": _percent("signal", "summary.clients.signal"),
   "share": _percent("share", "summary.proxy_client_share"),
   "epsilon": Metric("epsilon", "summary.noise_epsilon", ".3g"),

@@ -73,10 +73,10 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Quoted:
-  """What the paper reports on the same question.
+  """The paper's figures on the same question.
 
   Attributes:
-    text: What the figures are, and how the paper's setting differs.
+    text: The figures' meaning, and how the paper's setting differs.
     rows: A table; the first row is its head.
   """
 
@@ -112,14 +112,14 @@ class Study(config_lib.Config):
 
   Attributes:
     base: FILE[:ARGUMENT] that the configuration comes from.
-    name: Marks its place in a document.
+    name: Names the study's section in a document.
     title: Heading of the results.
-    about: Markdown below it: what was chosen, and why.
+    about: Markdown below the heading: what was chosen, and why.
     grids: Each grid gives a trial for every combination of its fields' values;
       the study has the trials of all grids.
     tables: The first is shown with the results, the others are CSV files.
     plots: What is drawn.
-    labels: What to show instead of a value, by field.
+    labels: For each field, texts to show instead of its values.
     paper: The paper's numbers, for comparison.
   """
 
@@ -251,7 +251,7 @@ def of(base: str, **fields: Any) -> Study:
 
   Args:
     base: FILE[:ARGUMENT] with get_config(), as `ecos_jax.train` takes it.
-    fields: Those of `Study`.
+    **fields: The other fields of `Study`.
   """
   config = read(base)
   return Study(**vars(config), base=base, **fields)

@@ -164,7 +164,7 @@ def run(
 
   Args:
     study: The study.
-    trials: Those to look at.
+    trials: The trials to run, unless they are done.
     workdir: The folder of the study, locked by the caller.
     count: How many processes; by default one per core, as memory allows.
 

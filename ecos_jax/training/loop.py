@@ -40,9 +40,9 @@ class Result(NamedTuple):
     model: In evaluation mode.
     accuracy: On the test images; None without any.
     steps: Steps that led to the model, in all calls.
-    seconds: Of this call.
-    images_per_second: After the first step of this call, which compiles; 0 if
-      there was no other step.
+    seconds: Duration of this call.
+    images_per_second: Rate after the first step of this call, which compiles; 0
+      if there was only one step.
     input_wait_share: Share of the time that the loop waited for images. Devices
       work meanwhile, so it is an upper bound of what input costs.
     saving_seconds: Spent on checkpoints after the first step of this call.
@@ -58,7 +58,7 @@ class Result(NamedTuple):
 
 
 class _Timing(NamedTuple):
-  """Seconds after the first step, and of these waiting for input and saving."""
+  """Seconds after the first step: in all, waiting for input, and saving."""
 
   total: float
   waiting: float

@@ -21,10 +21,9 @@ Shardings = tuple[jax.sharding.NamedSharding, jax.sharding.NamedSharding]
 
 def shardings(mesh: jax.sharding.Mesh) -> Shardings:
   """Returns two shardings: replicated, and split over the axis `data`."""
-  spec = jax.sharding.PartitionSpec
   return (
-    jax.sharding.NamedSharding(mesh, spec()),
-    jax.sharding.NamedSharding(mesh, spec("data")),
+    jax.sharding.NamedSharding(mesh, jax.P()),
+    jax.sharding.NamedSharding(mesh, jax.P("data")),
   )
 
 

@@ -29,7 +29,7 @@ class Stream(NamedTuple):
 
   Attributes:
     source: The images.
-    ratio: Number of images in a step, in multiples of the batch size.
+    ratio: Images in a step, as a multiple of the batch size.
     labelled: Whether the loss reads `label`; then some labels must be known.
   """
 
@@ -59,7 +59,7 @@ class Task(Protocol):
     Args:
       model: In training mode; maps views to logits.
       batches: The arrays of each stream, by its name.
-      key: Of this step.
+      key: Random key of this step.
     """
     ...
 

@@ -23,6 +23,7 @@ from ecos_jax.client import audit
 from ecos_jax.client import coverage
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import mechanisms
+from tests.client.queries import counts_of
 
 CONFIDENCE = 0.9999
 DELTA = 1e-5
@@ -200,9 +201,7 @@ def test_neighbours_differ_in_one_vote():
     ("replace_one", 0, [0, 1, -1]),
   ):
     query, without, present = audit.neighbours(relation, shift)
-    counts = [
-      coverage.coverage(data, query.centroids) for data in (without, present)
-    ]
+    counts = [counts_of(data, query.centroids) for data in (without, present)]
     assert (counts[1] - counts[0]).tolist() == change
 
 

@@ -13,6 +13,7 @@ from ecos_jax import messages
 from ecos_jax.client import coverage
 from ecos_jax.privacy import mechanisms
 from tests.client.queries import TERMS
+from tests.client.queries import counts_of
 from tests.client.queries import query_of
 
 ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -47,8 +48,8 @@ def hostile(draw):
 def test_one_sample_changes_one_count_by_one(case, data):
   features, centroids = case
   row = data.draw(st.integers(0, len(features) - 1))
-  present = coverage.coverage(features, centroids)
-  absent = coverage.coverage(np.delete(features, row, axis=0), centroids)
+  present = counts_of(features, centroids)
+  absent = counts_of(np.delete(features, row, axis=0), centroids)
   difference = present - absent
   assert difference.sum() == 1
   assert np.abs(difference).sum() == 1
@@ -132,11 +133,11 @@ def test_ties_go_to_the_lowest_index():
 def test_a_sample_that_is_not_finite_votes_as_if_it_were_zero():
   centroids = np.array([[5, 5], [0, 0]], np.float32)
   features = np.array([[np.nan, np.inf], [-np.inf, 2], [1e300, 0]])
-  assert coverage.coverage(features, centroids).tolist() == [0, 3]
+  assert counts_of(features, centroids).tolist() == [0, 3]
 
 
 def test_no_sample_gives_no_votes():
-  counts = coverage.coverage(np.zeros((0, 3)), np.zeros((4, 3), np.float32))
+  counts = counts_of(np.zeros((0, 3)), np.zeros((4, 3), np.float32))
   assert counts.tolist() == [0, 0, 0, 0]
 
 
@@ -144,13 +145,13 @@ def test_no_sample_gives_no_votes():
 def test_centroids_that_are_not_finite_are_refused(value):
   centroids = np.array([[0, 0], [0, value]], np.float32)
   with pytest.raises(messages.ProtocolError, match="NaN"):
-    coverage.coverage(np.zeros((1, 2)), centroids)
+    coverage.nearest(np.zeros((1, 2)), centroids)
 
 
 def test_features_of_another_dimension_are_refused():
   for features in (np.zeros((5, 3)), np.zeros(1237)):
     with pytest.raises(messages.ProtocolError, match="d = 2") as refusal:
-      coverage.coverage(features, np.zeros((4, 2), np.float32))
+      coverage.nearest(features, np.zeros((4, 2), np.float32))
     assert "1237" not in str(refusal.value)
 
 
@@ -354,7 +355,7 @@ def test_the_response_is_coverage_with_the_stated_noise(features):
   assert {r.query_digest for r in responses} == {query.digest}
   assert {r.statement for r in responses} == {mechanism.statement}
   noise = np.stack([r.scores for r in responses])
-  noise = noise - coverage.coverage(features, query.centroids)
+  noise = noise - counts_of(features, query.centroids)
   assert abs(noise.mean()) < 6 * 4 / noise.size**0.5
   assert stats.kstest(noise.ravel() / 4, "norm").statistic < 0.1
 

@@ -1,8 +1,9 @@
-"""A query about centroids, and its terms."""
+"""A query about centroids, its terms, and its exact answer."""
 
 import numpy as np
 
 from ecos_jax import messages
+from ecos_jax.client import coverage
 from ecos_jax.encoders import registry
 
 TERMS = messages.Terms(10.0, 0.8, 1e-5, "add_remove")
@@ -18,3 +19,12 @@ def query_of(rows, encoder=None, **changes):
     "terms": TERMS,
   }
   return messages.Query(**fields | changes)
+
+
+def counts_of(features, centroids):
+  """Returns how many samples vote for each centroid, without noise."""
+  query = query_of(centroids)
+  votes = coverage.cast(query, features)
+  everyone = np.ones((1, len(features)), np.bool_)
+  (counts,), _ = coverage.exact(votes, query, everyone)
+  return counts

@@ -3,8 +3,8 @@ from PIL import Image
 import pytest
 
 from ecos_jax import messages
-from ecos_jax.client import coverage
 from ecos_jax.encoders import registry
+from tests.client.queries import counts_of
 from tests.client.queries import query_of
 
 
@@ -52,7 +52,7 @@ def test_nothing_private_leaves_and_nothing_heavy_is_loaded(
   assert process.stdout.splitlines()[-1] == "[]"
   out = (tmp_path / "out").read_bytes()
   response = messages.Response.from_bytes(out)
-  exact = coverage.coverage(features, query.centroids)
+  exact = counts_of(features, query.centroids)
   assert np.abs(response.scores - exact).max() < 120
   written = out + (tmp_path / "ledger").read_bytes()
   printed = (process.stdout + process.stderr).encode()

@@ -10,8 +10,10 @@ import pytest
 
 from ecos_jax import config
 from ecos_jax import errors
+from ecos_jax.client import coverage
 from ecos_jax.cloud import choose
 from ecos_jax.cloud import codebook
+from ecos_jax.cloud import labels
 from ecos_jax.cloud import question
 from ecos_jax.cloud import sampling
 from tests.cloud import banks
@@ -303,6 +305,68 @@ def test_what_is_added_keeps_away_from_what_is_there():
     included=np.array([3, 250]),
   )
   assert sorted(place[got.indices]) == list(range(9))
+
+
+@pytest.fixture(name="by_class", scope="module")
+def _by_class():
+  """A pool of three classes, its codebook, and an answer by class."""
+  random = np.random.default_rng(5)
+  places = 4 * random.normal(size=(3, 12))
+  truth = random.integers(0, 3, 3000)
+  pool = (places[truth] + random.normal(size=(3000, 12))).astype(np.float32)
+  book = codebook.fit(pool, 4, KEY, directions=8)
+  assert book.directions is not None
+  # The client has 300, 150 and 50 of the classes.
+  own = [np.flatnonzero(truth == k)[:n] for k, n in enumerate((300, 150, 50))]
+  votes = coverage.signs(pool, *book.directions, 4)
+  sums = [np.append(votes[r].sum(0, dtype=np.int64), len(r)) for r in own]
+  answer = question.Combined(
+    np.bincount(book.assignment[np.concatenate(own)], minlength=4),
+    1.0,
+    sums=np.stack(sums),
+    scale=1.0,
+    votes=4,
+  )
+  fitted = labels.fit(pool, book.directions, answer.sums, 1.0, KEY)
+  assert np.mean(fitted.classify(pool) == truth) > 0.9
+  return pool, book, answer, fitted
+
+
+@pytest.mark.parametrize(
+  ("classes", "expected"), [("balanced", [40] * 3), ("client", [72, 36, 12])]
+)
+def test_the_budget_is_divided_among_the_labels(by_class, classes, expected):
+  pool, book, answer, fitted = by_class
+  options = config.Sampling(budget=120, classes=config.Classes(classes))
+  got = choose.samples(pool, book, answer, options, KEY, fitted)
+  label = fitted.classify(pool)
+  np.testing.assert_array_equal(np.bincount(label[got.indices]), expected)
+  assert len(set(got.indices.tolist())) == 120
+  np.testing.assert_array_equal(book.assignment[got.indices], got.clusters)
+  # Every prefix has its part of each class.
+  for b in range(121):
+    counts = np.bincount(label[got.indices[:b]], minlength=3)
+    assert np.all(abs(counts - b * np.array(expected) / 120) < 1)
+  # What was chosen before counts: here only samples of the first class.
+  before = np.flatnonzero(label == 0)[:50]
+  more = choose.samples(
+    pool, book, answer, options, KEY, fitted, included=before
+  )
+  np.testing.assert_array_equal(more.indices[:50], before)
+  assert len(set(more.indices.tolist())) == 120
+  taken = np.bincount(label[more.indices])
+  over = max(50, expected[0])
+  rest = np.array(expected[1:]) / sum(expected[1:]) * (120 - over)
+  np.testing.assert_array_equal(taken, [over, *rest.astype(int)])
+
+
+def test_a_class_that_is_too_small_gives_all_it_has(by_class):
+  pool, book, answer, fitted = by_class
+  label = fitted.classify(pool)
+  few = np.flatnonzero(label == 2)[5:]
+  options = config.Sampling(budget=65, classes=config.Classes.BALANCED)
+  got = choose.samples(pool, book, answer, options, KEY, fitted, excluded=few)
+  np.testing.assert_array_equal(np.bincount(label[got.indices]), [30, 30, 5])
 
 
 def test_no_votes_choose_nothing():

@@ -179,17 +179,6 @@ def test_refuses_features_whose_differences_float16_rounds_away(tmp_path):
   build(tmp_path / "32", encoder=encoder)
 
 
-def test_refuses_an_empty_pool_and_an_unknown_dtype(tmp_path):
-  with pytest.raises(BankError, match="empty"):
-    build(tmp_path, EmptyPool())
+def test_refuses_an_unknown_dtype(tmp_path):
   with pytest.raises(BankError, match=r"`bank\.dtype`=int8.*float16, float32"):
     build(tmp_path, dtype="int8")
-
-
-class EmptyPool:
-  """A pool without samples."""
-
-  digest = "0" * 64
-
-  def __len__(self):
-    return 0

@@ -111,8 +111,12 @@ def _blobs():
 
 def _posterior(blobs, sums, scale):
   pool, _, axes, _ = blobs
-  rows = np.arange(1000, 3000)
-  return labels.posterior(pool, rows, axes, sums, scale, jax.random.key(2))
+  fitted = labels.fit(pool, axes, sums, scale, jax.random.key(2))
+  found = fitted.posterior(pool[1000:])
+  np.testing.assert_array_equal(
+    fitted.classify(pool)[1000:], found.argmax(axis=1)
+  )
+  return found
 
 
 def test_the_votes_of_each_class_label_the_pool(blobs):

@@ -146,6 +146,21 @@ def test_labels_that_cannot_be_are_refused_each_naming_its_flag():
   )
 
 
+@pytest.mark.parametrize("task", ["manual", "client"])
+def test_classes_that_nobody_tells_are_refused(task):
+  config = config_lib.Config()
+  config.sampling.classes = config_lib.Classes.BALANCED
+  config.train.task = config_lib.Task(task)
+  config.labelling.by = config_lib.LabelledBy.KNN
+  with pytest.raises(
+    errors.ConfigError, match=r"`sampling\.classes`=balanced needs"
+  ):
+    checks.validate(config)
+  config.train.task = config_lib.Task.CLIENT
+  config.labelling.by = config_lib.LabelledBy.VOTES
+  checks.validate(config)
+
+
 @pytest.mark.parametrize(
   ("unlabelled", "method", "said"),
   [

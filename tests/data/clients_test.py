@@ -102,3 +102,32 @@ def test_clients_of_several_domains():
   assert np.mean(most) > 0.5
   with pytest.raises(errors.EcosError, match="several, with"):
     problem.load(config.Data(client="mnist+mnist"), 1)
+
+
+def test_domains_have_a_concentration_of_their_own():
+  random = np.random.default_rng(0)
+  # Domains 3 and 7, of six and four tenths, with ten classes each.
+  domains = np.where(random.random(60_000) < 0.6, 3, 7)
+  cells = random.integers(10, size=len(domains)) + 10 * domains
+
+  def shares(alpha, domain_alpha):
+    owners = clients.dirichlet(
+      *(cells, 100, 100, alpha, np.random.default_rng(1)),
+      *(domains, domain_alpha),
+    )
+    given = [owners == i for i in range(100)]
+    of_first = np.array([np.mean(domains[rows] == 3) for rows in given])
+    classes = np.array(
+      [np.bincount(cells[rows] % 10, minlength=10) for rows in given]
+    )
+    return of_first, classes / 100
+
+  # One domain of each client, and every class in it.
+  of_first, classes = shares(2000.0, 0.05)
+  assert np.mean((of_first < 0.1) | (of_first > 0.9)) > 0.8
+  assert np.mean(of_first) == pytest.approx(0.6, abs=0.2)
+  assert classes.max() < 0.35
+  # The other way round.
+  of_first, classes = shares(0.1, 1e4)
+  assert np.abs(of_first - 0.6).max() < 0.25
+  assert np.mean(classes.max(axis=1)) > 0.4

@@ -406,10 +406,13 @@ def test_two_machines(client, tmp_path, capsys):
         assert not re.search(rf"(?<![\d.]){len(images)}\b", data.decode()), file
 
 
-@pytest.mark.parametrize("question", ["both", "signs"])
-def test_one_answer_chooses_and_labels(tmp_path, question):
+@pytest.mark.parametrize(
+  ("question", "classes"), [("both", "balanced"), ("signs", "ignore")]
+)
+def test_one_answer_chooses_and_labels(tmp_path, question, classes):
   config = _config(budget=64)
   config.codebook.question = config_lib.Question(question)
+  config.sampling.classes = config_lib.Classes(classes)
   config.labelling.by = config_lib.LabelledBy.VOTES
   config.labelling.certain, config.labelling.soft = 0.4, True
   config.privacy.sigma = 1.0
@@ -431,6 +434,8 @@ def test_one_answer_chooses_and_labels(tmp_path, question):
   assert summary["bytes_up"] == len(response.to_bytes())
   labels = np.load(tmp_path / "labels/labels.npy")
   posterior = np.load(tmp_path / "labels/posterior.npy")
+  each = np.bincount(posterior.argmax(axis=1), minlength=10)
+  assert (np.ptp(each) <= 1) == (classes == "balanced")
   sure = posterior.max(axis=1) >= 0.4
   np.testing.assert_array_equal(
     labels, np.where(sure, posterior.argmax(axis=1), -1)

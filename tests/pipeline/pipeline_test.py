@@ -35,6 +35,7 @@ from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 from ecos_jax.report import collect
 from ecos_jax.report import page
+from tests.client.queries import counts_of
 
 
 def _config(**sampling) -> config_lib.Config:
@@ -171,7 +172,7 @@ def test_the_exact_coverage_is_not_in_the_workdir(finished, two_rounds):
   books = [path / "codebook", *two_rounds[1].glob("*codebook")]
   assert len(books) == 3
   for book in books:
-    exact = coverage.coverage(features, codebook.read(book).centroids)
+    exact = counts_of(features, codebook.read(book).centroids)
     _assert_nowhere(book.parent, exact.astype("<i8").tobytes())
     _assert_nowhere(book.parent, exact.astype("<i4").tobytes())
 
@@ -341,7 +342,7 @@ def test_two_machines(remote, respond, capsys):
   # Nothing of the client but its answer is in the cloud's workdir.
   for image in images[::50]:
     _assert_nowhere(cloud, image.tobytes()[:64])
-  exact = coverage.coverage(
+  exact = counts_of(
     registry.encode(registry.get("hog_grey"), images),
     codebook.read(cloud / "codebook").centroids,
   )

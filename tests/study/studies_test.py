@@ -34,6 +34,7 @@ def test_a_study_is_valid_in_full_and_named_for_its_file(name):
     "icons": icons.THEMES,
     "persons": ("mnist_m",),
     "clients": ("usps", "mnist", "mnist_m", "synthdigits"),
+    "unlabelled": ("usps", "mnist_m", "synthdigits"),
   }
   clients = own.get(name, digits.DOMAINS)
   assert {t.config.data.client for t in study.trials()} == set(clients)

@@ -5,9 +5,11 @@ device memory. There is none for TPUs: XLA's own program needs no temporary for
 the scores there (docs/scaling.md has the compiler's figures).
 
 The flag --assignment says which program finds the nearest centroids there:
-`kernel`; `fast`, the kernel with one product instead of two or three in the
-iterations of k-means, whose labels may differ where two centroids are almost
-equally near, and the kernel elsewhere; or `xla`.
+
+* `kernel`: the kernel.
+* `fast`: the kernel too, but while k-means iterates it makes one product, not
+  two or three. Labels may differ where two centroids are almost equally near.
+* `xla`: XLA's program.
 """
 
 import os
@@ -17,7 +19,7 @@ from absl import flags
 import jax
 
 ASSIGNMENTS = ("kernel", "fast", "xla")
-# In the environment, so that child processes do the same.
+# An environment variable, so that child processes use the same program.
 VARIABLE = "ECOS_JAX_ASSIGNMENT"
 
 

@@ -27,19 +27,19 @@ import jax.numpy as jnp
 
 from ecos_jax.clustering.kernels import parts as parts_lib
 
-# Of one multiplying warpgroup and one step.
+# Sizes of one step of a multiplying warpgroup.
 _ROWS, _CENTROIDS, _FEATURES = 64, 128, 64
 _TILE_ROWS = 2 * _ROWS
 _LOADER = 2
 # Shared memory for tiles; a program may have 227 KiB in all.
 _SHARED_BYTES = 231_000
 _MIN_SLOTS, _MAX_SLOTS = 3, 6
-# Of an H100 SXM, where nothing tells.
+# Of an H100 SXM; used where JAX does not know the number.
 _MULTIPROCESSORS = 132
 
 
 def _multiply(rows, centroids):
-  """Returns float32 products of the parts of rows and of centroids, summed."""
+  """Returns the float32 sum of the products of the parts."""
 
   def accumulate(accumulator):
     for i, j in parts_lib.pairs(len(rows), len(centroids)):
