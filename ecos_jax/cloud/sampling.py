@@ -212,12 +212,7 @@ def _neighbours(centroids: np.ndarray, clusters: list[int]) -> np.ndarray:
 
 @jax.jit
 def _products(features: jax.Array, centroids: jax.Array) -> jax.Array:
-  """Returns the inner products in each set, float32 [g, m, k].
-
-  Args:
-    features: float32 [g, m, d].
-    centroids: float32 [g, k, d].
-  """
+  """Returns the products of [g, m, d] and [g, k, d] in each set, [g, m, k]."""
   return jnp.einsum(
     "gmd,gkd->gmk", features, centroids, precision=jax.lax.Precision.HIGHEST
   )
