@@ -250,6 +250,10 @@ def run(
         _fail(missing)
       distributed.fail(error)
 
+  # Otherwise --help would leave out the flags that other modules define.
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    for flag in defined if module.startswith("ecos_jax.") else ():
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   _open_streams()
   for option, value in _JAX.items():
     jax.config.update(option, value)

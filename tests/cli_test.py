@@ -141,6 +141,14 @@ def test_paths_are_expanded_and_addresses_refused(tmp_path):
     assert line.startswith(f"error: flag {wrong}: it must be a path")
 
 
+def test_help_lists_the_options_whichever_module_defines_them():
+  command = [sys.executable, "-m", "ecos_jax.client.ledger", "--help"]
+  told = subprocess.run(command, capture_output=True, text=True).stdout
+  for flag in ("ledger", "max_epsilon", "delta", "relation", "unit", "out"):
+    assert f"\n  --{flag}:" in told
+  assert "--logtostderr" not in told
+
+
 def test_a_name_that_is_not_utf8_does_not_end_a_command():
   """A client's answer was in the ledger when the name of the file was shown."""
   code = """

@@ -97,7 +97,8 @@ def test_images_in_a_folder(tmp_path):
   for i in range(200):
     _save(tmp_path / f"private/{i}.png", 180, 1000 + i)
   (tmp_path / "images/dog/bad.png").write_bytes(b"no image")
-  recipe = _recipe("folder:images").replace("steps=300", "steps=2")
+  few = "steps=2 --config.train.batch_size=16"
+  recipe = _recipe("folder:images").replace("steps=300", few)
   out = _run(f"{recipe}\ncloud  # once more", tmp_path)
   assert "1 files that cannot be read" in out
   assert "Nothing to do" in out

@@ -31,18 +31,7 @@ from ecos_jax.config.enums import Unit
 from ecos_jax.config.enums import Unlabelled
 from ecos_jax.config.enums import Within
 from ecos_jax.config.flat import flatten as flatten
-
-
-def number(default: Any, interval: str) -> Any:
-  """Returns a dataclass field whose value must lie in an interval.
-
-  Args:
-    default: The default value; a field that may be None need not lie in it.
-    interval: As in mathematics, an end excluded by a parenthesis: `(0, 1]`,
-      `[1, inf)`.
-  """
-  return dataclasses.field(default=default, metadata={"interval": interval})
-
+from ecos_jax.config.limits import number
 
 _SIGMA = f"[{limits.MIN_SIGMA}, {limits.MAX_SIGMA}]"
 _GAMMA = f"[{limits.MIN_GAMMA}, 1]"

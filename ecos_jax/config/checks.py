@@ -260,74 +260,56 @@ def _group_errors(config: config_lib.Config) -> Iterator[str]:
     )
 
 
-def _labelling_errors(config: config_lib.Config) -> list[str]:
-  by_votes = (
-    config.train.task is config_lib.Task.CLIENT
-    and config.labelling.by is config_lib.LabelledBy.VOTES
-    and config.train.steps > 0
-  )
-  classes, found = config.sampling.classes, []
-  if classes is not config_lib.Classes.IGNORE and not by_votes:
-    found.append(
+def _labelling_errors(config: config_lib.Config) -> Iterator[str]:
+  method, classes = config.sampling.method, config.sampling.classes
+  by_client = config.train.task is enums.Task.CLIENT
+  by_votes = by_client and config.labelling.by is enums.LabelledBy.VOTES
+  if classes is not enums.Classes.IGNORE and not (
+    by_votes and config.train.steps
+  ):
+    yield (
       f"`sampling.classes`={classes.value} needs labels by votes: give "
       "`train.task`=client, `labelling.by`=votes and `train.steps`"
     )
-  if config.train.task is not config_lib.Task.CLIENT:
-    return found
-  if config.privacy.relation is not config_lib.Relation.ADD_REMOVE:
-    found.append(
-      "`privacy.relation` must be add_remove with "
-      "`train.task`=client: for labels no other bound is proven, got "
+  if by_client and config.privacy.relation is not enums.Relation.ADD_REMOVE:
+    yield (
+      "`privacy.relation` must be add_remove with `train.task`=client: for "
+      "labels no other bound is proven, got "
       f"{config.privacy.relation.value}"
     )
-  if (
-    config.labelling.by is config_lib.LabelledBy.VOTES
-    and config.codebook.question is config_lib.Question.COUNTS
-  ):
-    found.append(
+  if by_votes and config.codebook.question is enums.Question.COUNTS:
+    yield (
       "`labelling.by`=votes needs votes on directions: give "
       "`codebook.question`=both or signs"
     )
-  elif (
-    config.labelling.by is config_lib.LabelledBy.VOTES
-    and config.sampling.method is not config_lib.Method.ECOS
-  ):
-    found.append(
-      "`labelling.by`=votes needs the client's answer, and "
-      f"`sampling.method`={config.sampling.method.value} asks nothing"
+  elif by_votes and method is not enums.Method.ECOS:
+    yield (
+      "`labelling.by`=votes needs the client's answer, and `sampling.method`="
+      f"{method.value} asks nothing"
     )
-  if (
-    config.labelling.by is config_lib.LabelledBy.KNN and config.data.clients > 1
-  ):
-    found.append(
+  if by_client and not by_votes and config.data.clients > 1:
+    yield (
       "`labelling.by`=knn is for one client: give `labelling.by`=votes, or "
       "`data.clients`=1"
     )
-  return found
 
 
-def _unlabelled_errors(config: config_lib.Config) -> list[str]:
-  unlabelled, kinds = config.train.unlabelled, config_lib.Unlabelled
+def _unlabelled_errors(config: config_lib.Config) -> Iterator[str]:
+  unlabelled, kinds = config.train.unlabelled, enums.Unlabelled
+  method = config.sampling.method
   given = f"`train.unlabelled`={unlabelled.value}"
-  found = []
   if unlabelled is not kinds.ALL and not config.train.unlabelled_ratio:
-    found.append(
-      f"{given} needs FixMatch: give `train.unlabelled_ratio` of 1 or more"
-    )
-  if (
-    unlabelled is kinds.COVERED
-    and config.sampling.method not in config_lib.ASKING
-  ):
-    found.append(
+    yield f"{given} needs FixMatch: give `train.unlabelled_ratio` of 1 or more"
+  if unlabelled is kinds.COVERED and method not in enums.ASKING:
+    yield (
       f"{given} needs the client's answer, and `sampling.method`="
-      f"{config.sampling.method.value} asks nothing"
+      f"{method.value} asks nothing"
     )
-  if unlabelled is kinds.ABSTAINED and (
-    config.train.task is not config_lib.Task.CLIENT
-    or config.sampling.method is config_lib.Method.LOCAL
-  ):
-    found.append(f"{given} needs labels by the client: `train.task`=client")
-  return found
+  labelled = (
+    config.train.task is enums.Task.CLIENT and method is not enums.Method.LOCAL
+  )
+  if unlabelled is kinds.ABSTAINED and not labelled:
+    yield f"{given} needs labels by the client: `train.task`=client"
 
 
 def check_pool(config: config_lib.Config, size: int) -> None:

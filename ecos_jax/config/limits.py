@@ -4,6 +4,9 @@ The configuration refuses what the client would refuse later, so both read the
 limits here.
 """
 
+import dataclasses
+from typing import Any
+
 # The privacy accounting is exact in double precision within these limits.
 MIN_SIGMA, MAX_SIGMA = 0.25, 16384.0
 MIN_DELTA, MAX_DELTA = 1e-9, 0.1
@@ -38,3 +41,14 @@ def max_sigma(shift: int) -> float:
     shift: The square of the L2 sensitivity.
   """
   return min(MAX_SIGMA / shift**0.5, 2**18 / shift)
+
+
+def number(default: Any, interval: str) -> Any:
+  """Returns a dataclass field whose value must lie in an interval.
+
+  Args:
+    default: The default value; a field that may be None need not lie in it.
+    interval: As in mathematics, an end excluded by a parenthesis: `(0, 1]`,
+      `[1, inf)`.
+  """
+  return dataclasses.field(default=default, metadata={"interval": interval})

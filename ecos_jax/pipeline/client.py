@@ -129,7 +129,7 @@ class Client:
     """
     file = self._work.path / exchange.answer
     if not distributed.first(lambda: file.exists() or self._work.done(stage)):
-      raise self._waiting(exchange)
+      raise self._waiting(exchange, by_class=True)
 
   def check_answered(
     self, stage: str, exchange: Exchange, query: messages.Query
@@ -150,7 +150,7 @@ class Client:
     """
     few = distributed.first(lambda: self._look(stage, exchange, query))
     if few is not None:
-      raise self._waiting(exchange, few)
+      raise self._waiting(exchange, few, by_class=query.classes > 0)
 
   def _look(
     self, stage: str, exchange: Exchange, query: messages.Query
@@ -187,20 +187,27 @@ class Client:
       print(f"{stage:<9} {more:,} came since: made again: {redone}")
     return None
 
-  def _waiting(self, exchange: Exchange, there: int = 0) -> WaitingError:
-    """Returns what to carry to the client, and what to bring back."""
+  def _waiting(
+    self, exchange: Exchange, there: int = 0, *, by_class: bool
+  ) -> WaitingError:
+    """Returns what to carry to the client, and what to bring back.
+
+    Args:
+      exchange: The files.
+      there: How many clients have answered.
+      by_class: Whether the client must know the classes of its samples.
+    """
     file, several = self._work.path / exchange.answer, ""
     if not exchange.labels:
       folder = file.with_name(f"{file.stem}s")
       several = _SEVERAL.format(folder=folder)
     message = self._work.path / exchange.asked / exchange.message
     if exchange.labels:
-      what, data = "'s labels", "labelled images"
+      what = "'s labels"
       command = f"label --request={message.name} --data=DIR"
-      command += classes_flag(self._problem().class_names)
       epsilon = f"{self._config.labelling.max_epsilon:g}"
     else:
-      what, data = "", "private data"
+      what = ""
       if (minimum := self._config.client.minimum) > 1:
         what = f"s: {there:,} of at least {minimum:,} have answered"
       if self._config.codebook.first_round:
@@ -209,13 +216,15 @@ class Client:
       where = "features:DIR" if self._config.of_features else "DIR"
       command = f"respond --query={message.name} --data={where}"
       epsilon = "EPSILON"
+    if by_class:
+      command += classes_flag(self._problem().class_names)
     if self._config.privacy.unit is config_lib.Unit.PERSON:
       command += " --unit=person"
     return WaitingError(
       _WAITING.format(
         what=what,
         message=message,
-        data=data,
+        data="labelled images" if by_class else "private data",
         command=command,
         epsilon=epsilon,
         answer=file,

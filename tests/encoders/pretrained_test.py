@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 from pathlib import Path
@@ -29,16 +30,28 @@ LITE0 = weights_lib.PUBLISHED["efficientnet_lite0"]
 def _weights(tmp_path_factory):
   """Returns what writes the random weights of a case to a file."""
 
-  def write(case, **changes):
+  @functools.cache
+  def tensors(case):
     shapes = json.loads(str(REFERENCES[f"{case}_shapes"]))
-    tensors = {
+    return {
       name: make_references.tensor(name, shape)
       for name, shape in shapes.items()
     }
-    tensors = {k: v for k, v in (tensors | changes).items() if v is not None}
+
+  @functools.cache
+  def unchanged(case):
+    return save(case, tensors(case))
+
+  def save(case, named):
     path = tmp_path_factory.mktemp(case) / f"{case}.safetensors"
-    safetensors_numpy.save_file(tensors, path)
+    safetensors_numpy.save_file(named, path)
     return str(path)
+
+  def write(case, **changes):
+    if not changes:
+      return unchanged(case)
+    changed = tensors(case) | changes
+    return save(case, {k: v for k, v in changed.items() if v is not None})
 
   return write
 

@@ -298,6 +298,20 @@ def test_a_pool_in_a_bucket(folders, tmp_path):
   memory.rm("/pool", recursive=True)
 
 
+def test_a_client_that_is_asked_by_class_is_told_the_classes(
+  folders, tmp_path, capsys
+):
+  config = _config(folders)
+  config.data.client_data = config.privacy.insecure_noise_seed = None
+  config.client.remote = True
+  for task, told in (("manual", False), ("client", True)):
+    config.train.task = config_lib.Task(task)
+    assert pipeline.run(config, tmp_path / task) is None
+    said = capsys.readouterr().out
+    assert (f" --classes={','.join(_CLASSES)}" in said) is told
+    assert ("with its labelled images in DIR" in said) is told
+
+
 def _listed(path):
   with (path / "proxy/index.csv").open(newline="") as file:
     return list(csv.DictReader(file))

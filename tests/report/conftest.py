@@ -42,6 +42,8 @@ def configure(tmp_path_factory):
     config.sampling.budget = 24
     config.train.steps, config.train.batch_size = 2, 8
     config.train.log_every = 1
+    # The smallest, which compile in the least time.
+    config.train.model, config.distill.teacher = "convnet_small", "convnet"
     return config
 
   return new

@@ -36,6 +36,7 @@ def test_a_study_is_valid_in_full_and_named_for_its_file(name):
     "clients": ("usps", "mnist", "mnist_m", "synthdigits"),
     "clients_icons": ("papirus+numix", "oxygen+breeze", "faenza+obsidian"),
     "groups": ("usps+mnist+mnist_m+synthdigits",),
+    "unlabelled": ("usps", "mnist_m", "synthdigits"),
   }
   clients = own.get(name, digits.DOMAINS)
   assert {t.config.data.client for t in study.trials()} == set(clients)
