@@ -33,8 +33,9 @@ from ecos_jax.clustering import chunks
 from ecos_jax.config import checks
 from ecos_jax.config import reading
 
-# Counts do not tell what else lies in a cluster: denser ones are preferred.
-_POWER_OF_COUNTS = 0.5
+# Counts do not tell what else lies in a cluster, and labels by votes are right
+# more often where the client is dense: denser clusters are preferred.
+_POWER = 0.5
 _NONE = np.zeros(0, np.int64)
 
 
@@ -103,7 +104,8 @@ def choose(
     estimate: Votes of a cluster: the `posterior` mean given all scores, or the
       `score`.
     density_power: a: a cluster of n samples and v votes has the weight
-      v (v / n)^a; None: 0 if the answer is about directions, and 0.5 if not.
+      v (v / n)^a; None: 0 if the answer is about directions and not by class,
+      and 0.5 otherwise.
     classes: For an answer by class: the samples of each label are equally many
       (`balanced`), or in proportion to the client's classes (`client`).
     within: Inside a cluster: `kcenter`, `nearest` to the centroid or `random`.
@@ -227,7 +229,8 @@ def samples(
   density = scores_lib.density(votes, book.sizes)
   power = options.density_power
   if power is None:
-    power = _POWER_OF_COUNTS if at is None else 0.0
+    by_class = answer.sums is not None and len(answer.sums) > 1
+    power = _POWER if at is None or by_class else 0.0
   weights = votes * density**power
   old = np.asarray(book.assignment[included])
   rest = _without(book, np.concatenate([excluded, included]))

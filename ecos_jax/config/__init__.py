@@ -209,7 +209,7 @@ class Sampling:
   """How the votes v of a cluster are estimated."""
   density_power: float | None = number(None, "[0, inf)")
   """a: a cluster of n samples gets a quota in proportion to v (v / n)^a; None:
-  0 where the client votes on directions, and 0.5 where it does not."""
+  0 where the client votes on directions and not by class, and 0.5 otherwise."""
   classes: Classes = Classes.IGNORE
   """Labels by votes: the samples of each label are equally many (`balanced`),
   or in proportion to the client's classes (`client`), or this is ignored."""

@@ -33,6 +33,7 @@ from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import stages
 from ecos_jax.pipeline import summary as summary_lib
+from ecos_jax.pipeline import telling
 
 
 def order(job: stages.Job) -> Iterator[stages.Stage]:
@@ -133,7 +134,7 @@ def run(
       files.write(resolved, job.config.to_json().encode())
     if all(stage.skipped for stage in job.stages.values()):
       print("\nNothing to do: every stage was done before.")
-    print("\n" + summary_lib.text(summary, work.path))
+    print("\n" + telling.text(summary, work.path))
     return fields
 
 

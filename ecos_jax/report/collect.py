@@ -24,6 +24,7 @@ from ecos_jax.pipeline import brought
 from ecos_jax.pipeline import grouping
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline import summary as summary_lib
+from ecos_jax.pipeline.stages import percent
 from ecos_jax.training import metrics
 
 
@@ -307,9 +308,9 @@ def table(runs: Sequence[Run]) -> str:
       (
         str(run.path),
         summary.method,
-        summary_lib.percent(summary.accuracy),
+        percent(summary.accuracy),
         f"{summary.proxy_size or 0:,}",
-        summary_lib.percent(summary.proxy_client_share),
+        percent(summary.proxy_client_share),
         "not private" if epsilon is None else f"{epsilon:.4g}",
         f"{summary.bytes_down:,}",
         f"{summary.bytes_up:,}",

@@ -15,7 +15,7 @@ import scipy.stats
 
 import ecos_jax
 from ecos_jax import config as config_lib
-from ecos_jax.pipeline import summary as summary_lib
+from ecos_jax.pipeline.stages import percent
 from ecos_jax.report import charts
 from ecos_jax.report import collect
 from ecos_jax.report import pictures
@@ -293,7 +293,7 @@ def _json(value: Any) -> str:
 
 
 def _percent(share: float | None) -> str:
-  return _unbroken(summary_lib.percent(share))
+  return _unbroken(percent(share))
 
 
 def _number(count: int) -> str:

@@ -332,6 +332,22 @@ def _by_class():
   return pool, book, answer, fitted
 
 
+def test_quotas_prefer_dense_clusters_where_the_answer_has_classes(by_class):
+  pool, book, answer, _ = by_class
+  alone = answer._replace(sums=answer.sums.sum(axis=0, keepdims=True))
+  for asked, power in ((answer, 0.5), (alone, 0.0)):
+    got = [
+      choose.samples(pool, book, asked, options, KEY).indices
+      for options in (
+        config.Sampling(budget=120),
+        config.Sampling(budget=120, density_power=power),
+        config.Sampling(budget=120, density_power=0.5 - power),
+      )
+    ]
+    np.testing.assert_array_equal(got[0], got[1])
+    assert set(got[0].tolist()) != set(got[2].tolist())
+
+
 @pytest.mark.parametrize(
   ("classes", "expected"), [("balanced", [40] * 3), ("client", [72, 36, 12])]
 )
