@@ -133,7 +133,8 @@ def test_weights(problem: pools.Problem) -> np.ndarray:
   """Returns the weight of each test sample for each client, [clients, m] float.
 
   Each row sums to 1. It gives each class and domain the share that it has among
-  the client's own samples; what the test set lacks is left out.
+  the client's own samples; what the test set lacks is left out. If it lacks all
+  of a client's, its samples count the same.
   """
   own, tested = cells(problem)
   owners = np.zeros(len(own), int) if problem.owners is None else problem.owners
@@ -142,4 +143,5 @@ def test_weights(problem: pools.Problem) -> np.ndarray:
   np.add.at(held, (owners, own), 1)
   available = np.bincount(tested, minlength=size)
   weights = (held / np.maximum(available, 1))[:, tested]
+  weights[~weights.any(axis=1)] = 1
   return weights / weights.sum(axis=1, keepdims=True)

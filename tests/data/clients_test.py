@@ -5,6 +5,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax.data import clients
 from ecos_jax.data import digits
+from ecos_jax.data import pools
 from ecos_jax.data import problem
 
 
@@ -102,6 +103,19 @@ def test_clients_of_several_domains():
   assert np.mean(most) > 0.5
   with pytest.raises(errors.EcosError, match="several, with"):
     problem.load(config.Data(client="mnist+mnist"), 1)
+
+
+def test_a_client_of_whose_classes_the_test_has_none():
+  own, tested = np.array([4, 4, 0, 1]), np.array([0, 1, 1])
+  samples = [
+    pools.ArraySource(name, np.zeros((len(labels), 2, 2, 3), np.uint8), labels)
+    for name, labels in (("own", own), ("test", tested))
+  ]
+  made = problem.Problem(
+    pools.Pool(samples[1:]), *samples, None, 5, owners=np.array([0, 0, 1, 1])
+  )
+  weights = clients.test_weights(made)
+  np.testing.assert_allclose(weights, [[1 / 3] * 3, [1 / 2, 1 / 4, 1 / 4]])
 
 
 def test_domains_have_a_concentration_of_their_own():

@@ -34,6 +34,8 @@ def test_a_study_is_valid_in_full_and_named_for_its_file(name):
     "icons": icons.THEMES,
     "persons": ("mnist_m",),
     "clients": ("usps", "mnist", "mnist_m", "synthdigits"),
+    "clients_icons": ("papirus+numix", "oxygen+breeze", "faenza+obsidian"),
+    "groups": ("usps+mnist+mnist_m+synthdigits",),
     "unlabelled": ("usps", "mnist_m", "synthdigits"),
   }
   clients = own.get(name, digits.DOMAINS)
@@ -75,7 +77,7 @@ def child(tmp_path_factory):
 def test_smoke(name, tmp_path, child, monkeypatch):
   monkeypatch.setattr(children, "Child", child)
   study = _get_config(name, "smoke")
-  if name == "icons":
+  if name in ("icons", "clients_icons"):
     study.data.dir = made_icons.write(tmp_path)
   run.run(study, study.trials(), tmp_path, 1)
   text, files = results.write(study, tmp_path, "command")
