@@ -324,13 +324,16 @@ def _by_class(
 ) -> tuple[codebook_lib.Codebook, np.ndarray]:
   """Returns a codebook whose clusters are divided by label, and their votes.
 
-  Its cluster k R + r has the samples of cluster r with label k.
+  Its cluster k R + r has the samples of cluster r with label k; it has the R
+  centroids, as those of all labels are the same.
   """
-  labels, old = discriminant.classify(features), book.assignment
   size, classes = len(book.sizes), len(discriminant.voters)
-  assignment = np.where(old < 0, -1, labels * size + old).astype(np.int32)
+  # In place: of a large pool there is one such array beside the assignment.
+  assignment = discriminant.classify(features)
+  assignment *= size
+  assignment += book.assignment
+  assignment[np.asarray(book.assignment) < 0] = -1
   book = book._replace(
-    centroids=np.tile(book.centroids, (classes, 1)),
     assignment=assignment,
     sizes=codebook_lib.counts(assignment, classes * size),
   )

@@ -323,19 +323,17 @@ def read(path: Path, digest: str | None = None) -> Codebook:
   if digest is not None:
     if book.digest != digest:
       raise workdir.damaged(path / _CENTROIDS, f"or {_ASSIGNMENT} beside it")
-    if not np.array_equal(_count(book), book.sizes):
+    sizes = counts(book.assignment, len(book.centroids))
+    if not np.array_equal(sizes, book.sizes):
       raise workdir.damaged(path / _SIZES)
   return book
 
 
 def counts(labels: np.ndarray, size: int) -> np.ndarray:
   """Returns how often each of 0..size - 1 is in labels, where -1 is none."""
-  return np.bincount(labels + 1, minlength=size + 1)[1:]
-
-
-def _count(book: Codebook) -> np.ndarray:
-  """Returns the sizes of the clusters of an assignment."""
-  sizes = np.zeros(len(book.centroids), np.int64)
-  for start in range(0, len(book.assignment), _CHUNK_ROWS):
-    sizes += counts(book.assignment[start : start + _CHUNK_ROWS], len(sizes))
-  return sizes
+  result = np.zeros(size, np.int64)
+  # Their copy, and numpy's as int64, do not grow with the pool.
+  for start in range(0, len(labels), _CHUNK_ROWS):
+    some = labels[start : start + _CHUNK_ROWS] + 1
+    result += np.bincount(some, minlength=size + 1)[1:]
+  return result

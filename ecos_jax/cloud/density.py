@@ -17,6 +17,12 @@ from ecos_jax.clustering import chunks
 
 _NEWTON_STEPS = 20
 _LEAST_GAIN = 1e-9
+# Less would draw nothing to zero, beside the rounding errors of a curvature: so
+# little noise has a client of millions, or one that forges its answer.
+_LEAST_RIDGE = 1e-9
+# A density that rests on fewer samples than these has no meaning.
+_SAMPLES_PER_DIRECTION = 2
+_STRICTER = 4.0
 # Of a density at a sample: sums of so large ones are finite.
 _MOST_LOG = 600.0
 # Of a cluster's log density, beyond what votes say, before it is known.
@@ -139,6 +145,11 @@ def fit(
   cluster that holds the share f of the pool is t^2 / (2 f), t the noise of that
   mean: the levels have the variance 2 before the answer is known.
 
+  The client's samples may be unlike all of the pool. No density has their mean
+  votes then, and the maximum is at a few samples, or one. So every rho is made
+  4 times as large until the density rests on 2 p samples or more, (sum of r)^2
+  / (sum of r^2), or a twentieth of those that stand for the pool.
+
   Args:
     features: [N, d], the pool; a random sample of it stands for all.
     directions: What the client voted on.
@@ -159,7 +170,7 @@ def fit(
   gap = sums[:-1] / voters - mean
   noise = (scale / voters) ** 2
   signal = max(np.mean(gap**2) - noise, noise / 1000)
-  ridge = noise * pool.var(axis=0).mean() / signal
+  ridge = max(noise * pool.var(axis=0).mean() / signal, _LEAST_RIDGE)
   chance = np.sqrt(noise + pool.var(axis=0) / voters)
   means = worth.Means(mean + gap, mean, chance)
   within = target = ridges = None
@@ -174,12 +185,23 @@ def fit(
     # As with votes: the gap to the whole pool, from the mean of the sample.
     target = within.mean(axis=1) + counts.scores / voters - shares
     ridges = (counts.sigma / voters) ** 2 / (_LEVEL_VARIANCE * shares)
+    ridges = np.maximum(ridges, _LEAST_RIDGE)
     means = means.and_those(
       worth.Means.of_counts(counts.scores, counts.sizes, counts.sigma, voters)
     )
-  tilt, offset, levels = _maximum_entropy(
-    pool, mean + gap, ridge, within, target, ridges
-  )
+  least = min(_SAMPLES_PER_DIRECTION * pool.shape[1], len(rows) / 20)
+  rests_on = 0.0
+  while rests_on < least:
+    tilt, offset, levels = _maximum_entropy(
+      pool, mean + gap, ridge, within, target, ridges
+    )
+    logs = pool @ tilt
+    if levels is not None and within is not None:
+      logs += within.T @ levels
+    weights = np.exp(logs - logs.max())
+    rests_on = weights.sum() ** 2 / (weights**2).sum()
+    ridge *= _STRICTER
+    ridges = None if ridges is None else ridges * _STRICTER
   return Density(directions, votes_of_sample, tilt, offset, means, levels)
 
 
@@ -230,20 +252,23 @@ def _maximum_entropy(
     weights = logs(point)
     weights = np.exp(weights - weights.max())
     weights /= weights.sum()
-    weighted = rows * weights[:, None]
     here = np.concatenate([weights @ rows, within @ weights])
     slope = aim - here - damping * point
-    # The curvature is [[a, b^T], [b, diagonal]] - here here^T.
-    a, b = weighted.T @ rows + ridge * np.eye(p), within @ weighted
+    # The curvature is [[a, b^T], [b, diagonal]] - shares shares^T. It is that
+    # of the votes minus their mean, else a would be a small difference.
+    centred = rows - here[:p]
+    weighted = centred * weights[:, None]
+    a, b = weighted.T @ centred + ridge * np.eye(p), within @ weighted
     diagonal = here[p:] + ridges
-    right = np.stack([slope, here], axis=1)
+    shares = np.concatenate([np.zeros(p), here[p:]])
+    right = np.stack([slope, shares], axis=1)
     eliminated = b / diagonal[:, None]
     top = np.linalg.solve(
       a - b.T @ eliminated, right[:p] - eliminated.T @ right[p:]
     )
     solved = np.concatenate([top, (right[p:] - b @ top) / diagonal[:, None]])
     # Sherman and Morrison's formula.
-    factor = (here @ solved[:, 0]) / (1 - here @ solved[:, 1])
+    factor = (shares @ solved[:, 0]) / (1 - shares @ solved[:, 1])
     step = solved[:, 0] + factor * solved[:, 1]
     # Half of it is what the value would gain if it were a parabola.
     gain = slope @ step

@@ -107,18 +107,18 @@ class Discriminant(NamedTuple):
     return odds / odds.sum(axis=1, keepdims=True)
 
   def classify(self, features: chunks.Features) -> np.ndarray:
-    """Returns the likeliest class of every sample, int64 [N].
+    """Returns the likeliest class of every sample, int32 [N].
 
     Args:
       features: [N, d], the pool.
     """
     mesh = chunks.single_device_mesh()
     rows, _ = chunks.plan(features.shape, len(self.deviations), mesh)
-    found = [
-      self.posterior(chunk.astype(jnp.float32))[:valid].argmax(axis=1)
-      for _, valid, chunk in chunks.read(features, rows, mesh)
-    ]
-    return np.concatenate(found)
+    result = np.empty(features.shape[0], np.int32)
+    for start, valid, chunk in chunks.read(features, rows, mesh):
+      odds = self.posterior(chunk.astype(jnp.float32))[:valid]
+      result[start : start + valid] = odds.argmax(axis=1)
+    return result
 
 
 def fit(

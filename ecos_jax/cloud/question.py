@@ -111,7 +111,8 @@ def make(
 
   Raises:
     EcosError: The codebook exceeds the limits, is not finite, has no directions
-      to ask about, or has another length than the features of the encoder.
+      to ask about, or has another length than the features of the encoder;
+      or classes are given and directions are not asked about.
   """
   centroids, axes = codebook.centroids, codebook.directions
   if centroids.shape[1:] != (encoder.dimension,):
@@ -125,6 +126,12 @@ def make(
     asked = config.Question.BOTH if signs else config.Question.COUNTS
   counts = asked is not config.Question.SIGNS
   fields: dict[str, Any] = {}
+  if classes and asked is config.Question.COUNTS:
+    raise errors.EcosError(
+      "`classes` is for signed votes, and this question is about counts alone: "
+      "give `question`=both, a codebook with directions and `relation` "
+      "add_remove, or drop it"
+    )
   if asked is not config.Question.COUNTS:
     if axes is None:
       raise errors.EcosError(

@@ -45,7 +45,7 @@ def divide(weights: np.ndarray, sizes: np.ndarray, budget: int) -> np.ndarray:
     if share
   ]
   result = np.zeros(len(weights), np.int64)
-  left = budget
+  left = int(budget)
   total = sum(share for share, _, _ in clusters)
   # The smallest size per share fills up first.
   clusters.sort(

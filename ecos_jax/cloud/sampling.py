@@ -308,10 +308,11 @@ def _ordered(
     for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
       # The candidates are in random order: their places among sorted rows.
       ranks = np.argsort(candidates[r])
+      centroid = book.centroids[r % len(book.centroids)]
       among = _among(
         part,
         at[i],
-        np.sum((part - book.centroids[r]) ** 2, axis=1),
+        np.sum((part - centroid) ** 2, axis=1),
         ranks,
         int(quotas[r]),
         options,
@@ -362,7 +363,8 @@ def decompress(
 
   Args:
     features: [N, d].
-    book: The codebook, of R clusters.
+    book: The codebook, of R clusters. Where each is divided further, it has
+      K R clusters, and cluster k R + r is around centroid r.
     density: Of the client's samples over the pool's, up to a factor: float64
       [R] for each cluster, or at every sample.
     quotas: int64 [R], how many to take; at most the size of the cluster.

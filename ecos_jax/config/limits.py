@@ -14,6 +14,8 @@ MIN_DELTA, MAX_DELTA = 1e-9, 0.1
 MIN_GAMMA = 2.0**-12
 # Directions of a question, and by how much a sample raises its cluster's count.
 MAX_DIRECTIONS, MAX_WEIGHT = 1024, 32
+# Sums of votes in a response, of all classes: they get noise one by one.
+MAX_SUMS = 2**20
 # 100 times the largest codebook of the paper's study, rounded up.
 MAX_CENTROIDS = 100_000
 # The widest public encoders have a few thousand features.

@@ -18,8 +18,6 @@ from ecos_jax.messages.message import Question
 
 # The noise exceeds this many sigma with a probability below 1e-31.
 _NOISE_SPAN = 12
-# Numbers in the sums of a response: they get noise one by one.
-_MAX_SUMS = 2**20
 _Optional = np.ndarray | None
 
 
@@ -89,9 +87,9 @@ class Query(Question):
       fields.integer(1, limits.MAX_WEIGHT)(self.weight, "weight")
       if self.centroids.shape[1] != d:
         raise wire.ProtocolError(f"centroids must have d = {d}, as directions")
-    if math.prod(self.sums) > _MAX_SUMS:
+    if math.prod(self.sums) > limits.MAX_SUMS:
       raise wire.ProtocolError(
-        f"classes times directions must be at most {_MAX_SUMS}"
+        f"classes times directions must be at most {limits.MAX_SUMS}"
       )
     terms_lib.check_votes(self.terms, self.bins, self.weight)
 

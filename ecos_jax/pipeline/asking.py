@@ -133,14 +133,35 @@ def check_sizes(job: Job) -> None:
       f"({limits.MAX_DIMENSION}): give shorter ones, such as principal "
       "components, or another `encoder.name`"
     )
-  rows = book.size
-  if book.question is config_lib.Question.SIGNS:
-    rows = book.directions
+  signs = book.question is not config_lib.Question.COUNTS
+  p = min(book.directions, d) if signs else 0
+  counts = book.question is not config_lib.Question.SIGNS
+  rows = p + (book.size if counts else 0)
   # Of float32.
   if 4 * rows * d + wire.MAX_HEADER_BYTES > wire.MAX_BYTES:
+    sizes = f"`codebook.size`={book.size} centroids" if counts else ""
+    if signs:
+      sizes += " and " * counts + f"`codebook.directions`={p} directions"
     raise errors.ConfigError(
-      f"`codebook.size`={rows} centroids of d = {d} are more than the "
+      f"{sizes} of d = {d} are more than the "
       f"{wire.MAX_BYTES >> 20} MiB that a query may have: ask about fewer"
+    )
+  if not signs:
+    return
+  votes, weight = min(book.votes, p), book.weight if counts else 0
+  most = limits.max_sigma(votes + 1 + weight**2)
+  if job.config.privacy.sigma > most:
+    raise errors.ConfigError(
+      f"`privacy.sigma`={job.config.privacy.sigma:g} must be at most "
+      f"{most:g} with `codebook.votes`={votes}"
+      + (f" and `codebook.weight`={weight}" if counts else "")
+      + ": lower them, or give `codebook.question`=counts"
+    )
+  if classes(job) * (p + 1) > limits.MAX_SUMS:
+    raise errors.ConfigError(
+      f"an answer holds at most {limits.MAX_SUMS:,} sums, so "
+      f"`codebook.directions`={p} are too many for {classes(job):,} classes: "
+      "lower it, or give `labelling.by`=knn"
     )
 
 

@@ -119,3 +119,38 @@ def test_densities_are_added_up_in_clusters():
   far = density._replace(offset=0.3 - 900, levels=np.full(5, -900.0))
   got = far.in_clusters(banks.Rows(features), assignment, 5)
   np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("voters", [3000, 30_000, 10**12])
+@pytest.mark.parametrize("with_counts", [False, True])
+def test_a_client_unlike_all_of_the_pool_gets_more_than_a_few_samples(
+  voters, with_counts
+):
+  features = banks.turned(4000)
+  found = directions.fit(features, 6, KEY)
+  votes = np.asarray(directions.votes(features, *found, 3))
+  # No sample has these votes: a sample votes on 3 directions.
+  sums = np.append(np.full(6, 0.9 * voters), voters).astype(np.int64)
+  counts = None
+  if with_counts:
+    assignment = np.arange(4000, dtype=np.int32) % 4
+    scores = np.array([voters, 0, 0, 0])
+    counts = density_lib.Counts(scores, 5.0, assignment, np.full(4, 1000))
+  got = density_lib.fit(features, found, 3, sums, 60.0, KEY, counts)
+  logs = got.log_at(features)
+  if counts is not None:
+    logs += got.levels[counts.assignment]
+  weights = np.exp(logs - logs.max())
+  assert weights.sum() ** 2 / (weights**2).sum() >= 12
+  # It still looks like the client as far as the pool can.
+  assert (weights @ votes / weights.sum()).mean() > votes.mean() + 0.2
+
+
+def test_no_forged_answer_breaks_the_density():
+  features = banks.turned(500)
+  found = directions.fit(features, 6, KEY)
+  random = np.random.default_rng(7)
+  for voters in (0, 1, 2**40):
+    sums = np.append(random.integers(-(2**40), 2**40, 6), voters)
+    got = density_lib.fit(features, found, 3, sums, 20.0, KEY)
+    assert np.isfinite(got.tilt).all() and np.isfinite(got.offset)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ecos_jax import config
+from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.cloud import codebook
 from ecos_jax.cloud import directions
@@ -167,6 +168,13 @@ def _both(asked):
   assert question.is_about(query, book)
   assert not question.is_about(query, book._replace(directions=None))
   return query
+
+
+def test_classes_are_not_ignored_where_only_counts_are_asked(asked):
+  book = codebook.Codebook(asked.centroids, np.ones(4), np.zeros(9))
+  # Without directions `auto` asks for counts.
+  with pytest.raises(errors.EcosError, match="`classes` is for signed votes"):
+    question.ask(book, "hog", classes=2)
 
 
 def _full_response(query, scores, sums, **changes):

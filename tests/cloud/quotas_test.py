@@ -166,3 +166,21 @@ def test_what_was_taken_before_counts(weights, sizes, budget, before, expected):
     np.array(weights, float), np.array(sizes), budget, np.array(before)
   )
   np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("budget", [2_000, 20_000, 200_000, 6_000_000])
+def test_parts_of_a_large_budget(budget):
+  sizes = np.full(6, 10**6)
+  got = quotas_lib.top_up_parts(
+    np.array([1.0, 3.0]),
+    np.array([60.0, 30.0, 10.0] * 2),
+    sizes,
+    budget,
+    np.zeros(6, np.int64),
+  )
+  assert got.sum() == budget
+  assert np.all((got >= 0) & (got <= sizes))
+  if budget <= 200_000:
+    parts = np.array([budget // 4, budget - budget // 4])
+    expected = parts[:, None] * [0.6, 0.3, 0.1]
+    np.testing.assert_allclose(got, expected.ravel())

@@ -218,6 +218,20 @@ def test_a_request_that_is_too_large_is_found_before_any_spend(tmp_path):
   assert not (tmp_path / "run/pool").exists()
 
 
+def test_too_many_classes_for_one_answer_are_found_before_any_work(tmp_path):
+  config = config_lib.Config()
+  config.data.sources = (str(tmp_path),)
+  config.data.classes = tuple(map(str, range(17_000)))
+  config.train.task = config_lib.Task.CLIENT
+  config.client.remote = True
+  with pytest.raises(
+    errors.ConfigError,
+    match=r"`codebook.directions`=64 are too many for 17,000",
+  ):
+    pipeline.run(config, tmp_path / "run")
+  assert not (tmp_path / "run/pool").exists()
+
+
 def test_an_unknown_argument_is_told_the_valid_ones():
   with pytest.raises(errors.ConfigError, match="demo, smoke, tight, paper, "):
     digits_client.get_config("fast")

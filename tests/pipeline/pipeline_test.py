@@ -390,6 +390,15 @@ def test_a_question_that_no_query_can_hold_is_refused_before_any_work(
   assert not (tmp_path / "run/pool").exists()
 
 
+def test_noise_that_no_question_of_several_votes_may_have(tmp_path):
+  config = _config()
+  config.privacy.sigma = 5000.0
+  said = r"`privacy.sigma`=5000 must be at most 2528.11 with `codebook.votes`"
+  with pytest.raises(errors.ConfigError, match=said):
+    pipeline.run(config, tmp_path)
+  assert not (tmp_path / "pool").exists()
+
+
 def test_terms_out_of_range_are_refused_before_any_work(tmp_path):
   config = _config()
   config.privacy.sigma = 100_000.0
