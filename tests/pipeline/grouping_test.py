@@ -80,6 +80,15 @@ def test_a_run_says_when_noise_hides_the_groups(config, tmp_path, caplog):
   assert "alike: those of" not in html
 
 
+def test_answers_of_few_numbers_are_one_group(config, tmp_path, caplog):
+  config.codebook.size = 2
+  config.codebook.question = type(config.codebook.question).COUNTS
+  config.sampling.groups = 3
+  summary = pipeline.run(config, tmp_path / "run")
+  assert summary["clients"]["groups"] == [8]
+  assert "answers of 2 numbers cannot make 3 groups" in caplog.text
+
+
 @pytest.mark.slow
 def test_labels_by_votes_are_those_of_the_group(config, tmp_path):
   config.train.task = type(config.train.task).CLIENT
