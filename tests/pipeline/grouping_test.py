@@ -63,6 +63,7 @@ def test_each_group_has_a_proxy(config, tmp_path, capsys):
     shares[kind] = np.mean(names[of] == "optdigits")
     html = page.render([collect.read(path)])
     assert f"alike: those of {sizes[group - 1]}" in html
+    assert f"The sum of {sizes[group - 1]} of these answers, " in html
   assert len(proxies) == 3
   assert abs(shares[0] - shares[1]) > 0.4
 
