@@ -141,8 +141,13 @@ def natural(name: str) -> tuple[list[str | int], str]:
 
 
 def printable(name: str) -> str:
-  """Returns the name of a file as text that any file and terminal can hold."""
+  """Returns the name of a file as text that any file can hold."""
   return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def shown(text: str) -> str:
+  """Returns text of others as one line that does not rewrite the terminal."""
+  return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def content_digest(path: Path, kept: Path | None = None) -> str:

@@ -20,15 +20,11 @@ from absl import flags
 
 from ecos_jax import cli
 from ecos_jax import errors
+from ecos_jax import files
 from ecos_jax import text_tables
 from ecos_jax.client import ledger_flags
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import ledger
-
-
-def _printable(text: str) -> str:
-  """Returns text that does not rewrite the terminal."""
-  return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _noise(cost: accounting.Cost) -> str:
@@ -47,7 +43,7 @@ def _table(book: ledger.Ledger) -> str:
     rows.append(
       (
         entry.time,
-        _printable(entry.data),
+        files.shown(entry.data),
         entry.query_digest[:16],
         "labels" if "neighbours" in entry.terms else "scores",
         _noise(entry.cost),

@@ -67,9 +67,12 @@ def of_scores(
     advice.append(
       f"the sum of {answers:,} answers of clients like you would do"
     )
-  if query.centroids is not None and share * len(query.centroids) >= 2:
-    most = int(_rounded_down(share * len(query.centroids)))
-    advice.append(f"the cloud could ask about {most} centroids or fewer")
+  if query.centroids is not None:
+    # Votes on directions are as many with fewer centroids.
+    most = votes[0] * len(query.centroids) / mechanism.scale
+    if most >= 2:
+      most = int(_rounded_down(most))
+      advice.append(f"the cloud could ask about {most} centroids or fewer")
   return (
     f"warning  most counts would drown: on average a count has fewer votes of "
     f"your {terms.unit}s than its noise has scale; "

@@ -137,7 +137,8 @@ def _alike(
     votes = scores_lib.posterior_mean(counts.scores, book.sizes, counts.sigma)
     with np.errstate(divide="ignore"):
       logs = np.log(scores_lib.density(votes, book.sizes))[labels]
-  drawn = special.softmax(logs)
+  # A second round has samples of the pool in no cluster, and chooses none.
+  drawn = special.softmax(np.where(labels < 0, -np.inf, logs))
   votes = np.concatenate(parts, axis=1)
   mean = drawn @ votes
   return mean, (votes.T * drawn) @ votes - np.outer(mean, mean)

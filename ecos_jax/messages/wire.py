@@ -154,13 +154,16 @@ def read_file(path: Path) -> bytes:
   """Returns the bytes of a message file, without reading more than allowed.
 
   Raises:
-    ProtocolError: There is no such file, or it is too large for a message.
+    ProtocolError: There is no such file, it cannot be read, or it is too large
+      for a message.
   """
   try:
     with path.open("rb") as file:
       data = file.read(MAX_BYTES + 1)
   except (FileNotFoundError, IsADirectoryError) as error:
     raise ProtocolError(f"{path} is not a file") from error
+  except OSError as error:
+    raise ProtocolError(f"{path} cannot be read: {error.strerror}") from error
   if len(data) > MAX_BYTES:
     raise ProtocolError(
       f"{path} exceeds {MAX_BYTES} bytes: no message is so large"

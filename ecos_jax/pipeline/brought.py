@@ -66,6 +66,9 @@ def check(
   for path in found:
     name = files.printable(path.name)
     try:
+      # Reading a pipe would wait for a writer.
+      if not path.is_file():
+        raise messages.ProtocolError("it is not a file")
       data = wire.read_file(path)
       first = seen.setdefault(files.digest(data), name)
       if first != name:
@@ -78,7 +81,7 @@ def check(
           "its client has given another answer already, and counts once"
         )
     except messages.ProtocolError as error:
-      refused.append(f"{name}: {error}")
+      refused.append(files.shown(f"{name}: {error}"))
       continue
     clients.add(answer.client)
     answers.append(answer)

@@ -162,11 +162,18 @@ class Client:
       digest = workdir.read_manifest(folder)["result"]["digest"]
       taken = brought.read(folder, name, digest)
     else:
-      # Those of a call that was cut off, or of an earlier run that asked the
-      # same: they need not be brought again.
-      paths = brought.stored(folder, name) + self._earlier(exchange)
-      taken = brought.check(paths, query).answers
-    found = brought.check(brought.paths(work.path, name), query, taken)
+      # Those of a call that was cut off need not be brought again.
+      taken = brought.check(brought.stored(folder, name), query).answers
+    # Nor those of an earlier run that asked the same.
+    earlier = brought.check(self._earlier(exchange), query, taken)
+    if earlier.refused:
+      print(
+        f"refused   {len(earlier.refused):,} answers of the earlier run "
+        f"{self._config.data.earlier}, such as {earlier.refused[0]}"
+      )
+    found = brought.check(
+      brought.paths(work.path, name), query, earlier.answers
+    )
     for line in found.refused:
       print(f"refused   {line}")
     more = len(found.answers) - len(taken)

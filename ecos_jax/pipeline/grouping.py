@@ -38,7 +38,7 @@ class GroupsResult(Result):
 
 def _groups(job: Job, path: Path) -> GroupsResult:
   """Divides the answers, or says that their noise does not allow it."""
-  wanted, group = job.config.sampling.groups, job.config.sampling.group
+  wanted = job.config.sampling.groups
   responses = job.read(asking.LAST.response)
   found = groups_lib.find(
     pooling.checked_bank(job, alone=True),
@@ -52,7 +52,7 @@ def _groups(job: Job, path: Path) -> GroupsResult:
   np.save(path / _MEMBERS, members)
   sizes = np.bincount(members).tolist()
   if len(sizes) == wanted:
-    text = f"{wanted} of {', '.join(map(str, sizes))} answers: group {group}"
+    text = f"{wanted}, of {', '.join(map(str, sizes))} answers"
   else:
     text = f"NOT told apart: all {len(responses):,} answers make the proxy"
     logging.warning("%s", _why(found, wanted))
@@ -67,6 +67,11 @@ def _why(found: groups_lib.Groups, wanted: int) -> str:
     return (
       f"{len(found.members)} answers cannot make {wanted} groups: all of them "
       "make one proxy, until more clients have answered"
+    )
+  if len(found.differences) < wanted:
+    return (
+      f"answers of {len(found.differences)} numbers cannot make {wanted} "
+      "groups: all of them make one proxy"
     )
   text = (
     f"the noise of the answers does not allow to tell {wanted} groups of "

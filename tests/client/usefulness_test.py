@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,30 @@ def test_a_larger_part_of_the_samples_may_do():
   price = accounting.epsilon(10.0, 0.89, 1e-5, "add_remove")
   assert f"a gamma of 0.89 (epsilon {price:.2g}) would do" in told
   assert "the sum of 2 answers" in told
+
+
+def test_fewer_centroids_are_advised_if_their_counts_would_do():
+  query = dataclasses.replace(
+    QUERY,
+    directions=np.eye(8, 72, dtype=np.float32),
+    mean=np.zeros(72, np.float32),
+    votes=8,
+    weight=3,
+  )
+
+  def told(sigma):
+    mechanism = mechanisms.Mechanism.of(
+      *(None, sigma, 0.8, 1e-5, "add_remove"),
+      bins=query.bins,
+      weight=query.weight,
+    )
+    return usefulness.of_scores(query, mechanism, _private(50))
+
+  # 40 voters add 3 each to the counts: 120. The noise is 18 ** 0.5 sigma,
+  # 42.4 and 84.9: two clusters can have so much, or none.
+  assert "about 2 centroids or fewer" in told(10.0)
+  assert "most counts would drown" in told(20.0)
+  assert "centroids" not in told(20.0)
 
 
 def test_of_persons_the_number_counts():

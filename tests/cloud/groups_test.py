@@ -105,6 +105,25 @@ def test_alike_clients_are_rarely_told_apart(cloud, asked, sigma, size):
   assert apart <= 4
 
 
+def test_samples_of_the_pool_in_no_cluster_do_not_count(cloud):
+  pool, _ = cloud
+  # The second of two rounds asks about a part of the pool: here one kind.
+  book = codebook_lib.fit(pool[:1000], 12, KEY, directions=8)
+  assignment = np.full(len(pool), -1, np.int32)
+  assignment[:1000] = book.assignment
+  book = book._replace(assignment=assignment)
+  query = _query(book, "both")
+  random = np.random.default_rng(5)
+  mixtures = np.tile([0.98, 0.01, 0.01], (9, 1))
+  apart = 0
+  for i in range(10):
+    answers = _answers(query, mixtures, [1000] * 9, [0.3] * 9, random)
+    key = jax.random.fold_in(KEY, i)
+    apart += groups.find(pool, book, query, answers, 2, key).most > 1
+  # More than three of 10 come by chance in 1 of 1,000.
+  assert apart <= 3
+
+
 def test_the_noise_hides_groups(cloud):
   pool, book = cloud
   query = _query(book, "both")

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import errno
+import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -67,6 +70,7 @@ def test_each_file_is_checked_on_its_own(query, tmp_path):
     **{".half": b"copied", "new\nline": b""},
   )
   (tmp_path / "responses/folder").mkdir()
+  os.mkfifo(tmp_path / "responses/pipe")
   files = brought.paths(tmp_path, "response.safetensors")
   found = brought.check(files, query)
   assert [a.digest for a in found.answers] == [good.digest, other.digest]
@@ -78,7 +82,25 @@ def test_each_file_is_checked_on_its_own(query, tmp_path):
   assert "length" in refused["f"]
   assert "another message" in refused["h"]
   assert "is not a file" in refused["folder"]
-  assert len(refused) == 8
+  assert "is not a file" in refused["pipe"]
+  assert "cut off" in refused["new?line"]
+  assert len(refused) == 9
+
+
+def test_a_file_that_may_not_be_read_is_refused(query, tmp_path, monkeypatch):
+  good = _answer(query)
+  _bring(tmp_path / "responses", a=_answer(query, 1), b=good)
+  opened = pathlib.Path.open
+
+  def forbid(path, *args, **kwargs):
+    if path.name == "a":
+      raise PermissionError(errno.EACCES, "Permission denied")
+    return opened(path, *args, **kwargs)
+
+  monkeypatch.setattr(pathlib.Path, "open", forbid)
+  found = brought.check(brought.paths(tmp_path, "response.safetensors"), query)
+  assert [a.digest for a in found.answers] == [good.digest]
+  assert "cannot be read: Permission denied" in found.refused[0]
 
 
 def test_what_was_taken_stays_taken(query, tmp_path):
@@ -169,6 +191,36 @@ def test_the_run_waits_for_the_minimum_and_goes_on_from_more(
       assert not any(name in file.read_text() for name in names)
   html = page.render([collect.read(path)])
   assert "3 clients" in html
+
+
+def test_answers_that_come_to_the_earlier_run_are_taken(
+  remote, tmp_path, capsys
+):
+  config, path, query = copy.deepcopy(remote)
+  path = shutil.copytree(path, tmp_path / "run")
+  config.train.steps = 0
+  one, two, three = (_answer(query, i) for i in range(3))
+  _bring(path / "responses", a=one, b=two)
+  every = pipeline.run(config, path)
+  group = copy.deepcopy(config)
+  group.data.earlier, group.codebook.keep = str(path), True
+  group.sampling.groups = 2
+  said = tmp_path / "group"
+  assert pipeline.run(group, said)["clients"]["answered"] == 2
+  _bring(path / "responses", c=three)
+  every = pipeline.run(config, path)
+  capsys.readouterr()
+  summary = pipeline.run(group, said)
+  assert summary["clients"]["answered"] == every["clients"]["answered"] == 3
+  assert "1 came since: made again: response," in capsys.readouterr().out
+  assert pipeline.run(group, said) == summary
+  out = capsys.readouterr().out
+  assert "made again" not in out and "refused" not in out
+  # Those to another query are not taken, and the run says so.
+  group.privacy.sigma = 3.0
+  assert pipeline.run(group, tmp_path / "other") is None
+  out = capsys.readouterr().out
+  assert f"refused   3 answers of the earlier run {path}, such as resp" in out
 
 
 def test_a_call_that_is_cut_off_keeps_what_was_brought(

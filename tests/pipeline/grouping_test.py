@@ -63,6 +63,7 @@ def test_each_group_has_a_proxy(config, tmp_path, capsys):
     shares[kind] = np.mean(names[of] == "optdigits")
     html = page.render([collect.read(path)])
     assert f"alike: those of {sizes[group - 1]}" in html
+    assert f"The sum of {sizes[group - 1]} of these answers, " in html
   assert len(proxies) == 3
   assert abs(shares[0] - shares[1]) > 0.4
 
@@ -78,6 +79,15 @@ def test_a_run_says_when_noise_hides_the_groups(config, tmp_path, caplog):
   assert summary["proxy_digest"] == one["proxy_digest"]
   html = page.render([collect.read(tmp_path / "two")])
   assert "alike: those of" not in html
+
+
+def test_answers_of_few_numbers_are_one_group(config, tmp_path, caplog):
+  config.codebook.size = 2
+  config.codebook.question = type(config.codebook.question).COUNTS
+  config.sampling.groups = 3
+  summary = pipeline.run(config, tmp_path / "run")
+  assert summary["clients"]["groups"] == [8]
+  assert "answers of 2 numbers cannot make 3 groups" in caplog.text
 
 
 @pytest.mark.slow
