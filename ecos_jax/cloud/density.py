@@ -190,8 +190,7 @@ def fit(
       worth.Means.of_counts(counts.scores, counts.sizes, counts.sigma, voters)
     )
   least = min(_SAMPLES_PER_DIRECTION * pool.shape[1], len(rows) / 20)
-  rests_on = 0.0
-  while rests_on < least:
+  while True:
     tilt, offset, levels = _maximum_entropy(
       pool, mean + gap, ridge, within, target, ridges
     )
@@ -199,7 +198,8 @@ def fit(
     if levels is not None and within is not None:
       logs += within.T @ levels
     weights = np.exp(logs - logs.max())
-    rests_on = weights.sum() ** 2 / (weights**2).sum()
+    if not weights.sum() ** 2 < least * (weights**2).sum():
+      break
     ridge *= _STRICTER
     ridges = None if ridges is None else ridges * _STRICTER
   return Density(directions, votes_of_sample, tilt, offset, means, levels)
