@@ -121,18 +121,7 @@ def choose(
       f"`features` must be those of `codebook`, {list(shape)}, got "
       f"{list(features.shape)}"
     )
-  query = messages.Query.from_bytes(question)
-  if not question_lib.is_about(query, codebook):
-    raise errors.EcosError(
-      "`question` is not about `codebook`: give the one made from it"
-    )
-  if isinstance(answers, bytes):
-    answers = [answers]
-  if len(set(answers)) < len(answers):
-    raise errors.EcosError("`answers` holds one answer twice: give it once")
-  combined = question_lib.combine(
-    [question_lib.read(answer, query) for answer in answers], query
-  )
+  combined = _read(question, answers, codebook)
   options = config.Sampling()
   wrong = reading.assign(
     options,
@@ -155,6 +144,25 @@ def choose(
   if options.classes is not config.Classes.IGNORE:
     discriminant = _discriminant(features, codebook, combined, key)
   return samples(features, codebook, combined, options, key, discriminant)
+
+
+def _read(
+  question: bytes,
+  answers: bytes | Sequence[bytes],
+  book: codebook_lib.Codebook,
+) -> question_lib.Combined:
+  query = messages.Query.from_bytes(question)
+  if not question_lib.is_about(query, book):
+    raise errors.EcosError(
+      "`question` is not about `codebook`: give the one made from it"
+    )
+  if isinstance(answers, bytes):
+    answers = [answers]
+  if len(set(answers)) < len(answers):
+    raise errors.EcosError("`answers` holds one answer twice: give it once")
+  return question_lib.combine(
+    [question_lib.read(answer, query) for answer in answers], query
+  )
 
 
 def _discriminant(
@@ -205,8 +213,7 @@ def samples(
     answer: To the question about it.
     options: The rule, and the budget; `method` must be `ecos` or `ecos_paper`.
     key: Random key.
-    discriminant: Of the classes, as `options.classes` wants; None: it ignores
-      them.
+    discriminant: Of the classes; None: `options.classes` ignores them.
     excluded: int64 [m], samples that are not chosen.
     included: int64 [m], samples that were chosen before: they come first, and
       count towards the budget and the quotas.
@@ -219,18 +226,13 @@ def samples(
   at, means, votes = _estimated(features, book, answer, options, key)
   covered = scores_lib.covered(votes, book.sizes)
   parts, size = np.ones(1), len(book.sizes)
-  if discriminant is not None:
-    assert at is not None
+  if discriminant is not None and at is not None:
     book, votes = _by_class(features, book, at, discriminant)
     parts = np.ones_like(discriminant.voters)
     if options.classes is config.Classes.CLIENT:
       parts = discriminant.voters
   density = scores_lib.density(votes, book.sizes)
-  power = options.density_power
-  if power is None:
-    by_class = answer.sums is not None and len(answer.sums) > 1
-    power = _POWER if at is None or by_class else 0.0
-  weights = votes * density**power
+  weights = votes * density ** _power(answer, options)
   old = np.asarray(book.assignment[included])
   rest = _without(book, np.concatenate([excluded, included]))
   before = codebook_lib.counts(old, len(book.sizes))
@@ -248,15 +250,13 @@ def samples(
   indices[np.argsort(new, kind="stable")] = np.concatenate(chosen)
   indices = np.concatenate([included, indices])
   clusters = np.concatenate([old, new])
-  shares = votes / np.maximum(quota, 1)
-  shares /= np.repeat(shares, quota).mean()
   own = [] if at is None else [at.cast(chunks.take(features, indices)).mean(0)]
   if answer.scores is not None:
     own.append(quota.reshape(-1, size).sum(axis=0) / quota.sum())
   return Choice(
     indices,
     np.where(clusters < 0, -1, clusters % size).astype(np.int32),
-    np.where(clusters < 0, 0, shares[clusters]).astype(np.float32),
+    _weights(votes, quota, clusters),
     worth_lib.estimate(means, np.concatenate(own)),
     covered,
   )
@@ -302,6 +302,23 @@ def _estimated(
   )
   votes = at.in_clusters(features, book.assignment, len(book.sizes))
   return at, at.means, votes
+
+
+def _weights(
+  votes: np.ndarray, quota: np.ndarray, clusters: np.ndarray
+) -> np.ndarray:
+  """Returns the weights of samples: the votes of a cluster, shared by quota."""
+  shares = votes / np.maximum(quota, 1)
+  shares /= np.repeat(shares, quota).mean()
+  return np.where(clusters < 0, 0, shares[clusters]).astype(np.float32)
+
+
+def _power(answer: question_lib.Combined, options: config.Sampling) -> float:
+  """Returns a, the power of a cluster's density in its quota."""
+  if options.density_power is not None:
+    return options.density_power
+  by_class = answer.sums is not None and len(answer.sums) > 1
+  return _POWER if answer.sums is None or by_class else 0.0
 
 
 def _without(

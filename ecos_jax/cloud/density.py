@@ -145,11 +145,6 @@ def fit(
   cluster that holds the share f of the pool is t^2 / (2 f), t the noise of that
   mean: the levels have the variance 2 before the answer is known.
 
-  The client's samples may be unlike all of the pool. No density has their mean
-  votes then, and the maximum is at a few samples, or one. So every rho is made
-  4 times as large until the density rests on 2 p samples or more, (sum of r)^2
-  / (sum of r^2), or a twentieth of those that stand for the pool.
-
   Args:
     features: [N, d], the pool; a random sample of it stands for all.
     directions: What the client voted on.
@@ -189,20 +184,40 @@ def fit(
     means = means.and_those(
       worth.Means.of_counts(counts.scores, counts.sizes, counts.sigma, voters)
     )
-  least = min(_SAMPLES_PER_DIRECTION * pool.shape[1], len(rows) / 20)
+  tilt, offset, levels = _on_many_samples(
+    pool, mean + gap, ridge, within, target, ridges
+  )
+  return Density(directions, votes_of_sample, tilt, offset, means, levels)
+
+
+def _on_many_samples(
+  rows: np.ndarray,
+  mean: np.ndarray,
+  ridge: float,
+  within: sparse.csr_array | None,
+  target: np.ndarray | None,
+  ridges: np.ndarray | None,
+) -> tuple[np.ndarray, float, np.ndarray | None]:
+  """Returns `_maximum_entropy` of its arguments, with a rho that suffices.
+
+  The client's samples may be unlike all of the pool. No density has their mean
+  votes then, and the maximum is at a few samples, or one. So every rho is made
+  4 times as large until the density rests on 2 p samples or more, (sum of r)^2
+  / (sum of r^2), or a twentieth of those that stand for the pool.
+  """
+  least = min(_SAMPLES_PER_DIRECTION * rows.shape[1], len(rows) / 20)
   while True:
     tilt, offset, levels = _maximum_entropy(
-      pool, mean + gap, ridge, within, target, ridges
+      rows, mean, ridge, within, target, ridges
     )
-    logs = pool @ tilt
+    logs = rows @ tilt
     if levels is not None and within is not None:
       logs += within.T @ levels
     weights = np.exp(logs - logs.max())
     if not weights.sum() ** 2 < least * (weights**2).sum():
-      break
+      return tilt, offset, levels
     ridge *= _STRICTER
     ridges = None if ridges is None else ridges * _STRICTER
-  return Density(directions, votes_of_sample, tilt, offset, means, levels)
 
 
 def _log_mean_exp(values: np.ndarray) -> float:
