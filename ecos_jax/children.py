@@ -15,12 +15,13 @@ import contextlib
 import ctypes
 import json
 import os
+from pathlib import Path
 import pkgutil
 import signal
 import subprocess
 import sys
 import tempfile
-from typing import Any, BinaryIO
+from typing import Any
 
 from ecos_jax import errors
 
@@ -43,7 +44,7 @@ class Child:
     job: Any,
     *,
     environment: Mapping[str, str],
-    log: BinaryIO,
+    log: Path | None = None,
   ):
     """Starts the process, and waits until it is ready for questions.
 
@@ -52,12 +53,14 @@ class Child:
         returns the function that answers questions.
       job: JSON.
       environment: Variables of the child.
-      log: Gets what the child prints; `close` closes it.
+      log: File to append what the child prints to; None: it is not kept.
 
     Raises:
       ChildError: `start` failed.
     """
-    self._log, self._printed = log, log.seek(0, os.SEEK_END)
+    # `close` closes it.
+    self._log = log.open("a+b") if log else tempfile.TemporaryFile()  # noqa: SIM115
+    self._printed = self._log.seek(0, os.SEEK_END)
     reading, writing = os.pipe()
     self.process = subprocess.Popen(
       [
@@ -66,8 +69,8 @@ class Child:
       ],
       stdin=subprocess.PIPE,
       text=True,
-      stdout=log,
-      stderr=log,
+      stdout=self._log,
+      stderr=self._log,
       pass_fds=[writing],
       env=dict(environment),
     )
@@ -137,7 +140,6 @@ def once(function: str, argument: Any, environment: Mapping[str, str]) -> Any:
     "pkgutil:resolve_name",
     function,
     environment=environment,
-    log=tempfile.TemporaryFile(),  # noqa: SIM115 (closed with the child)
   )
   with contextlib.closing(child):
     return child.call(argument)

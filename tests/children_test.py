@@ -12,7 +12,7 @@ _ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
 def _child(start, job, log):
   return contextlib.closing(
-    children.Child(start, job, environment=_ENVIRONMENT, log=log.open("a+b"))
+    children.Child(start, job, environment=_ENVIRONMENT, log=log)
   )
 
 

@@ -49,7 +49,6 @@ def rounds(
           "ecos_jax.benchmark.calls:start",
           {**job, "name": name},
           environment=environment,
-          log=tempfile.TemporaryFile(),  # noqa: SIM115 (closed with the child)
         )
       except children.ChildError as error:
         yield name, 0, error

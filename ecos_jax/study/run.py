@@ -127,7 +127,7 @@ def _child(workdir: Path, number: int, count: int) -> children.Child:
     "ecos_jax.study.trial:start",
     {"workdir": str(workdir), "core": core},
     environment=environment,
-    log=(logs / f"worker-{number}.txt").open("a+b"),
+    log=logs / f"worker-{number}.txt",
   )
 
 
