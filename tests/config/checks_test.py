@@ -104,14 +104,12 @@ def test_wrong_fields_of_distillation_are_named():
   checks.validate(config)
   config.train.unlabelled_ratio = 1
   config.distill.temperature = 0.0
-  config.distill.hard_share = 1.5
-  config.distill.teacher_images = -1
+  config.distill.teacher_steps = 0
   check_refused(
     config,
     "train.unlabelled_ratio",
     "distill.temperature",
-    "distill.hard_share",
-    "distill.teacher_images",
+    "distill.teacher_steps",
   )
 
 
@@ -210,7 +208,7 @@ def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
     ("privacy.insecure_noise_seed", (None, 0), (-1,)),
     ("privacy.sigma", (0.25, 16384.0), (0.24, 16385.0, None)),
     ("encoder.image_size", (None, 1, 1024), (0, 1025)),
-    ("distill.hard_share", (0.0, 1.0), (-0.1, 1.1)),
+    ("train.confidence", (1e-9, 1.0), (0.0, 1.1)),
     ("labelling.threshold", (-5.0, 1e12), (float("inf"), float("-inf"))),
   ],
 )
