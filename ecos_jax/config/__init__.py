@@ -170,8 +170,6 @@ class Privacy:
   unit: Unit = Unit.SAMPLE
   """What one neighbour has more or less: a sample, or a person with all samples
   of theirs; then each person votes with one sample, drawn at random."""
-  first_part: float = number(0.2, "(0, 1)")
-  """Two questions: the share of 1 / sigma^2 that the first answer has."""
   insecure_noise_seed: int | None = number(None, "[0, inf)")
   """NOT PRIVATE, for tests and studies: seeds the noise, which otherwise is
   drawn from the operating system's entropy."""

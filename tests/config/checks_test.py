@@ -181,15 +181,13 @@ def test_unlabelled_images_that_nobody_knows_are_refused(
 
 def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
   config = config_lib.Config()
-  config.codebook.first_round, config.privacy.first_part = 10, 0.5
+  config.codebook.first_round = 10
   checks.validate(config)
   for group, field, value, said in (
     ("codebook", "size", 10, "codebook.size`=10"),
     ("codebook", "first_round", -1, "codebook.first_round` must"),
     ("codebook", "algorithm", config_lib.Algorithm.MINI_BATCH, "algorithm"),
     ("codebook", "sample_per_centroid", 0, "sample_per_centroid"),
-    ("privacy", "first_part", 1.0, "privacy.first_part` must"),
-    ("privacy", "first_part", 0.0, "privacy.first_part` must"),
     ("sampling", "method", config_lib.Method.RANDOM, "sampling.method`=random"),
   ):
     wrong = copy.deepcopy(config)
@@ -204,7 +202,7 @@ def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
     ("seed", (0, 2**32 - 1), (-1, 2**32)),
     ("sampling.budget", (1, 10**9), (0, float("inf"))),
     ("sampling.likely", (1e-9, 1.0), (0.0, 1.0001, float("nan"))),
-    ("privacy.first_part", (0.1, 0.9), (0.0, 1.0)),
+    ("sampling.central", (0.1, 1.0), (0.0, 1.1)),
     ("privacy.insecure_noise_seed", (None, 0), (-1,)),
     ("privacy.sigma", (0.25, 16384.0), (0.24, 16385.0, None)),
     ("encoder.image_size", (None, 1, 1024), (0, 1025)),
