@@ -226,6 +226,14 @@ def _set(config, name, value):
   setattr(getattr(config, groups[0]) if groups else config, last, value)
 
 
+def test_no_clients_are_one_error():
+  config = config_lib.Config()
+  config.data.clients = 0
+  with pytest.raises(errors.ConfigError) as refusal:
+    checks.validate(config)
+  assert str(refusal.value) == "`data.clients` must lie in [1, 10000], got 0"
+
+
 def test_what_the_configuration_allows_a_message_takes():
   """The terms at the ends of the intervals are those of messages, too."""
   for sigma in (limits.MIN_SIGMA, limits.MAX_SIGMA):
