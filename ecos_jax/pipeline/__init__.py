@@ -68,8 +68,7 @@ def order(job: stages.Job) -> Iterator[stages.Stage]:
       yield labelling.LABELS
   if distillation.wanted(config):
     yield distillation.TEACHER
-    if config.distill.logits is config_lib.Logits.CACHED:
-      yield distillation.LOGITS
+    yield distillation.LOGITS
   if learning.wanted(job):
     yield learning.stage(config)
 

@@ -1,7 +1,6 @@
 """The results of runs: a table on the terminal, and one HTML page.
 
   python -m ecos_jax.report --workdir=DIR[,DIR...] [--out=FILE]
-    [--projection=umap]
 
 The page is a single file that loads nothing else: it can be sent, archived, and
 opened without a network. It shows what was sampled, from where, what that cost

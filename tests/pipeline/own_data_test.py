@@ -178,7 +178,7 @@ def test_the_summary_says_what_was_found(folders, tmp_path, capsys):
   assert (summary["unreadable"], summary["others"]) == (1, {".mov": 1})
   said = capsys.readouterr().out
   assert "classes   light 40, dark 40 of the pool's samples" in said
-  assert "do not end as images do: 1 .mov" in said
+  assert "no images by their names: 1 .mov" in said
 
 
 def test_the_same_files_elsewhere_are_the_same_pool(folders, tmp_path):
