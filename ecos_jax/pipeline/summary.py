@@ -103,7 +103,7 @@ class Summary(spending.Spending):
     budget: Number of samples that the proxy was to have.
     seed: Of the run.
     unreadable: Files of the pool left out, listed in `pool/unreadable.txt`.
-    others: Files of the pool that do not end as images do, by suffix.
+    others: Files of the pool that are no images by their names, by suffix.
     classes: Samples of each class in the pool, by name.
     accuracy: Of the model, on the client's test images.
     model: The model; null if the run ends at the proxy (0 steps, a pool of

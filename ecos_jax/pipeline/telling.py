@@ -118,7 +118,7 @@ def text(summary: summary_lib.Summary, workdir: Path) -> str:
     )
   if summary.others:
     skipped.append(
-      f"files that do not end as images do: {listing.suffixes(summary.others)}"
+      f"no images by their names: {listing.suffixes(summary.others)}"
     )
   if skipped:
     rows["skipped"] = "; ".join(skipped)
