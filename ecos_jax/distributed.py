@@ -16,7 +16,8 @@ module takes them from `jax._src`: up to JAX 0.12, `jax.distributed` has only
 `initialize`, `is_initialized` and `shutdown`, and what
 `jax.experimental.multihost_utils` broadcasts waits for the devices. JAX also
 ends all processes when one is lost, but by an abort with a stack trace, and it
-tells the others nothing of an exit code. Hence, beside that, each process here
+tells the others nothing of an exit code or a reason (docs/processes.md has
+figures). Hence, beside that, each process here
 
 * writes a sign of life every half second, and looks for those of the others;
 * tells the others when it leaves, and they leave with the same exit code.

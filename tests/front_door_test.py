@@ -139,9 +139,12 @@ def test_several_clients_are_added_up(parts, answered, tmp_path):
     ({"likely": 0.0}, "`likely`"),
     ({"central": 2.0}, "`central`"),
     ({"density_power": float("nan")}, "`density_power`"),
-    ({"within": "middle"}, "within cannot be .* kcenter, random, nearest"),
-    ({"estimate": "mean"}, "estimate cannot be"),
-    ({"filter": "best"}, "filter cannot be"),
+    ({"within": "middle"}, "`within` cannot be .* kcenter, random, nearest"),
+    ({"estimate": "mean"}, "`estimate` cannot be"),
+    ({"filter": "best"}, "`filter` cannot be"),
+    ({"budget": 1.5}, "`budget` cannot be 1.5"),
+    ({"likely": None}, "`likely` cannot be None"),
+    ({"key": 3}, "`key` must be a random key"),
     ({"question": b"nothing"}, "the query"),
     ({"answers": b"nothing"}, "the response"),
     ({"answers": []}, "no response"),
@@ -188,6 +191,45 @@ def test_wrong_arguments_of_fit_codebook_are_named(features, size, said):
     ecos_jax.fit_codebook(features, size, KEY)
 
 
+@pytest.mark.parametrize(
+  "argument",
+  [
+    "size",
+    "directions",
+    "iterations",
+    "tolerance",
+    "sample_per_centroid",
+    "key",
+  ],
+)
+@pytest.mark.parametrize("value", [True, "x", None, [1], -1, float("nan")])
+def test_wrong_types_are_named_before_anything_is_computed(argument, value):
+  features = np.zeros((9, 4), np.float32)
+  given = {"size": 2, "key": KEY} | {argument: value}
+  with pytest.raises(ecos_jax.EcosError, match=f"`{argument}` "):
+    ecos_jax.fit_codebook(features, **given)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "x", None, True])
+def test_a_wrong_batch_size_of_encode_is_named(value):
+  images = np.zeros((2, 28, 28), np.uint8)
+  with pytest.raises(ecos_jax.EcosError, match="`batch_size` "):
+    ecos_jax.encode(images, batch_size=value)
+
+
+def test_numbers_of_numpy_and_images_of_jax_are_as_good():
+  images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), np.uint8)
+  features = ecos_jax.encode(images, "hog")
+  np.testing.assert_array_equal(
+    ecos_jax.encode(jax.numpy.asarray(images), "hog", batch_size=np.int64(256)),
+    features,
+  )
+  size, p = np.int64(3), np.int32(4)
+  ours = ecos_jax.fit_codebook(features, size, KEY, directions=p)
+  theirs = ecos_jax.fit_codebook(features, 3, KEY, directions=4)
+  assert ours.digest == theirs.digest
+
+
 def test_rows_that_are_not_finite_are_named():
   features = np.random.default_rng(0).normal(size=(5000, 4)).astype(np.float32)
   features[4321, 2] = np.inf
@@ -202,6 +244,8 @@ def test_wrong_terms_and_encoders_are_named(parts):
     ({"relation": "none"}, "relation"),
     ({"encoder": "hog"}, "`encoder` hog makes features with d = 72"),
     ({"encoder": "nothing"}, "unknown encoder"),
+    ({"votes": 0}, "`votes` must lie in"),
+    ({"weight": "x"}, "`weight` cannot be 'x'"),
   ):
     with pytest.raises(ecos_jax.EcosError, match=said):
       ecos_jax.ask(codebook, **options)

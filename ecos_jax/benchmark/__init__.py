@@ -7,7 +7,8 @@ process of its own, with its data loaded. One child measures at a time; the
 others are paused (SIGSTOP), so that no idle thread pool spins. Every round
 calls all implementations, beginning with another one each time. A row reports
 the median of the rounds; the first round compiles and does not count. All
-implementations may use all cores.
+implementations may use all cores. The data lie in the system's folder for
+temporary files; for `stream`, TMPDIR=FOLDER must name one on a disk.
 
 encode: images
   The encoder on images in memory.

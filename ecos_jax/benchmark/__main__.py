@@ -40,16 +40,7 @@ _IMAGE_SIZE = flags.DEFINE_integer(
   "Height and width of the images of encode; by default the encoder's own.",
   lower_bound=1,
 )
-_SCRATCH = cli.define_path(
-  "scratch", None, "Folder for data during the run, on a disk (for stream)."
-)
 _OUTPUT = cli.define_path("output", "benchmark.json", "The JSON file.")
-
-
-def _existing(flag: flags.FlagHolder, path: Path) -> Path:
-  if not path.is_dir():
-    raise errors.ConfigError(f"--{flag.name}={flag.value}: no such folder")
-  return path
 
 
 def main(argv: list[str]) -> None:
@@ -63,8 +54,8 @@ def main(argv: list[str]) -> None:
   if unknown:
     raise errors.ConfigError(f"--implementations: no {', '.join(unknown)}")
   output = Path(_OUTPUT.value).absolute()
-  _existing(_OUTPUT, output.parent)
-  scratch = _SCRATCH.value and _existing(_SCRATCH, Path(_SCRATCH.value))
+  if not output.parent.is_dir():
+    raise errors.ConfigError(f"--output={_OUTPUT.value}: no such folder")
   # Unlike other commands, this one has children and data to clear away.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
@@ -78,7 +69,6 @@ def main(argv: list[str]) -> None:
         _IMAGE_SIZE.value,
       ),
       only=_IMPLEMENTATIONS.value,
-      scratch=scratch or None,
       output=output,
       say=tqdm.tqdm.write,
     )

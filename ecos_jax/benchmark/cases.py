@@ -40,7 +40,7 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-  "encode": Stage("64", peers=("onnxruntime", "torch")),
+  "encode": Stage("64", peers=("onnxruntime",)),
   "assign": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS, one_pass=True),
   "fit": Stage("3000x16x20", ("ecos_jax", "gemm"), _KMEANS, one_pass=True),
   "converge": Stage(

@@ -80,7 +80,6 @@ class Run:
     cases: What to run.
     options: How.
     only: Implementations to run; if empty, all that are installed.
-    scratch: Folder for the data; None for the system's.
     output: The JSON file.
     say: Prints a line.
     rows: The rows so far.
@@ -90,7 +89,6 @@ class Run:
   cases: Sequence[cases_lib.Case]
   options: cases_lib.Options
   only: Sequence[str]
-  scratch: Path | None
   output: Path
   say: Callable[[str], None]
   rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -114,7 +112,7 @@ class Run:
     with tqdm.tqdm(total=calls, unit="call", disable=None) as bar:
       for case, names in todo:
         bar.set_description(f"{case.stage} {case.name}")
-        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+        with tempfile.TemporaryDirectory() as folder:
           self._case(case, names, folder, bar)
     self._write(complete=True, rows=self.rows)
 

@@ -1,13 +1,12 @@
-"""Other runtimes of EfficientNet-Lite0, with the same weights, in `encode`.
+"""EfficientNet-Lite0 in onnxruntime, with the same weights, in `encode`.
 
-Each is optional. Its batches have as many images as ours on a CPU, and the
-first features must equal ours before anything is timed.
+It is optional. Its batches have as many images as ours on a CPU, and the first
+features must equal ours before anything is timed.
 """
 
 from collections.abc import Callable
 import importlib
 from pathlib import Path
-from typing import NamedTuple
 
 from flax import nnx
 import numpy as np
@@ -26,72 +25,19 @@ _CHECKED = 4
 _TOLERANCE = 1e-3
 
 
-class _Layer(NamedTuple):
-  """A convolution [out, in / groups, k, k] with SAME padding, and a bias."""
-
-  kernel: np.ndarray
-  bias: np.ndarray
-  stride: int = 1
-  groups: int = 1
-  relu6: bool = True
-
-
-def _layer(module: nnx.Module, name: str, **options) -> _Layer:
-  kernel = np.asarray(getattr(module, name).kernel[...])
-  if kernel.ndim == 2:
-    kernel = kernel[None, None]
-  bias = np.array(getattr(module, f"{name}_norm").bias[...])
-  return _Layer(kernel.transpose(3, 2, 0, 1).copy(), bias, **options)
-
-
-def _blocks() -> list[tuple[list[_Layer], bool]]:
-  """Returns the layers of each block, and whether a skip goes around them."""
+def _network() -> efficientnet.EfficientNetLite0:
+  """Returns the network with its weights, batch norms folded into them."""
   model = efficientnet.EfficientNetLite0(1, nnx.Rngs(0))
   published = weights_lib.PUBLISHED[_ENCODER]
   path = weights_lib.find(published.source, "weights")
   tensors = weights_lib.read(path, "weights")
   weights_lib.assign(model, tensors, published, str(path))
   model.fold()
-  blocks = [([_layer(model, "stem", stride=2)], False)]
-  for block in model.blocks:
-    layers = [_layer(block, "expand")] if block.expands else []
-    depthwise = block.depthwise
-    channels = depthwise.kernel.shape[3]
-    options = {"stride": depthwise.stride, "groups": channels}
-    layers.append(_layer(block, "depthwise", **options))
-    layers.append(_layer(block, "project", relu6=False))
-    blocks.append((layers, block.skip))
-  return [*blocks, ([_layer(model, "top")], False)]
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-  """Returns what the network reads, float32 [n, 3, s, s]."""
-  pixels = (images.astype(np.float32) - 127) / 128
-  return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-
-def _torch() -> Callable[[np.ndarray], np.ndarray]:
-  torch = importlib.import_module("torch")
-  functional, blocks = torch.nn.functional, _blocks()
-
-  def run(images):
-    with torch.inference_mode():
-      x = torch.from_numpy(_pixels(images))
-      for layers, skip in blocks:
-        y = x
-        for kernel, bias, stride, groups, relu6 in layers:
-          pads = efficientnet.same(y.shape[2], kernel.shape[2], stride) * 2
-          y = functional.pad(y, pads) if any(pads) else y
-          weights = map(torch.from_numpy, (kernel, bias))
-          y = functional.conv2d(y, *weights, stride, 0, 1, groups)
-          y = functional.relu6(y) if relu6 else y
-        x = x + y if skip else y
-      return x.mean((2, 3)).numpy()
-
-  return run
+  return model
 
 
 def _onnxruntime(size: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the map from images uint8 [n, size, size, 3] to features."""
   onnx = importlib.import_module("onnx")
   runtime = importlib.import_module("onnxruntime")
   helper, array = onnx.helper, onnx.numpy_helper.from_array
@@ -104,16 +50,29 @@ def _onnxruntime(size: int) -> Callable[[np.ndarray], np.ndarray]:
     )
     return nodes[-1].output[0]
 
-  x = "images"
-  for layers, skip in _blocks():
-    y = x
-    for kernel, bias, stride, groups, relu6 in layers:
-      names = f"kernel{len(nodes)}", f"bias{len(nodes)}"
-      constants += map(array, (kernel, bias), names)
-      options = {"strides": [stride] * 2, "auto_pad": "SAME_UPPER"}
-      y = add("Conv", y, *names, group=groups, **options)
-      y = add("Clip", y, "0", "6") if relu6 else y
-    x = add("Add", x, y) if skip else y
+  def convolution(module: nnx.Module, name: str, x: str) -> str:
+    layer, norm = getattr(module, name), getattr(module, f"{name}_norm")
+    kernel = np.asarray(layer.kernel[...])
+    if kernel.ndim == 2:
+      kernel = kernel[None, None]
+    # To [out, in / groups, k, k].
+    kernel = kernel.transpose(3, 2, 0, 1).copy()
+    names = f"kernel{len(nodes)}", f"bias{len(nodes)}"
+    constants.extend(map(array, (kernel, np.array(norm.bias[...])), names))
+    groups = len(kernel) if name == "depthwise" else 1
+    strides = [getattr(layer, "stride", 1)] * 2
+    options = {"strides": strides, "auto_pad": "SAME_UPPER", "group": groups}
+    x = add("Conv", x, *names, **options)
+    return x if name == "project" else add("Clip", x, "0", "6")
+
+  model = _network()
+  x = convolution(model, "stem", "images")
+  for block in model.blocks:
+    y = convolution(block, "expand", x) if block.expands else x
+    y = convolution(block, "depthwise", y)
+    y = convolution(block, "project", y)
+    x = add("Add", x, y) if block.skip else y
+  x = convolution(model, "top", x)
   features = add("Flatten", add("GlobalAveragePool", x))
   floats = onnx.TensorProto.FLOAT
   graph = helper.make_graph(
@@ -124,13 +83,19 @@ def _onnxruntime(size: int) -> Callable[[np.ndarray], np.ndarray]:
     constants,
   )
   opset = [helper.make_opsetid("", 17)]
-  model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+  graph_file = helper.make_model(graph, opset_imports=opset, ir_version=8)
   options = runtime.SessionOptions()
   options.intra_op_num_threads = machine.cores()
   session = runtime.InferenceSession(
-    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    graph_file.SerializeToString(), options, providers=["CPUExecutionProvider"]
   )
-  return lambda images: session.run(None, {"images": _pixels(images)})[0]
+
+  def run(images: np.ndarray) -> np.ndarray:
+    pixels = (images.astype(np.float32) - 127) / 128
+    pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+    return session.run(None, {"images": pixels})[0]
+
+  return run
 
 
 def load(name: str) -> None:
@@ -150,7 +115,7 @@ def call(
   encoder = registry.get(_ENCODER, image_size=options.image_size)
   size = encoder.image_size
   images = cases.images(case, size)
-  run = _torch() if name == "torch" else _onnxruntime(size)
+  run = _onnxruntime(size)
   wanted = registry.encode(encoder, images[:_CHECKED], _CHECKED)
   if not np.allclose(run(images[:_CHECKED]), wanted, _TOLERANCE, _TOLERANCE):
     raise errors.EcosError(f"{name}: its features differ from ours")

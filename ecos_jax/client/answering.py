@@ -333,7 +333,7 @@ def answer_request(
       consent.labels(request, labeller),
       lambda private: usefulness.of_labels(terms, private),
       lambda private: private_knn.label(
-        request, private_knn.encode(private), labeller
+        request, private_knn.voting(private, terms.classes), labeller
       ),
     )
 

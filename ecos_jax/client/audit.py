@@ -62,6 +62,8 @@ _SHIFTS = (0, 2)
 _REPEAT_RISK = 1e-12
 # The command's second audit has this gamma.
 _SMALL_GAMMA = 0.05
+# The probability with which the command's bounds hold.
+_CONFIDENCE = 0.999
 
 
 class Event(NamedTuple):
@@ -334,13 +336,6 @@ def _define_flags() -> None:
   flags.DEFINE_integer(
     "trials", 100_000, "Answers about each dataset and order.", lower_bound=100
   )
-  flags.DEFINE_float(
-    "confidence",
-    0.999,
-    "Probability that the bound holds.",
-    lower_bound=0.5,
-    upper_bound=1 - 1e-9,
-  )
 
 
 def main(argv: list[str]) -> None:
@@ -364,13 +359,13 @@ def _report(terms: messages.Terms) -> None:
   f = flags.FLAGS
   mechanism = mechanisms.Mechanism(terms, bins=f.votes + 1)
   claim = mechanism.statement.epsilon
-  result = audit(mechanism, f.delta, terms.relation, f.trials, f.confidence)
+  result = audit(mechanism, f.delta, terms.relation, f.trials, _CONFIDENCE)
   event = result.event
   print(
     f"claimed   epsilon {claim:.6g} per {terms.unit} (delta {terms.delta:g}, "
     f"{terms.relation}; sigma {terms.sigma:g}, gamma {terms.gamma:g})\n"
     f"shown     epsilon is at least {result.bound:.4g} (confidence "
-    f"{f.confidence:g}, {f.trials} answers about each dataset)\n"
+    f"{_CONFIDENCE:g}, {f.trials} answers about each dataset)\n"
     f"by        {event.statistic} {'>=' if event.above else '<'} "
     f"{event.threshold:g}"
   )

@@ -37,11 +37,11 @@ _SCREEN, _VOTE = 0, 1
 
 
 class Samples(NamedTuple):
-  """Private samples.
+  """Private samples that can vote.
 
   Attributes:
     features: [n, d], made with the request's encoder.
-    labels: [n] integers, their classes.
+    labels: [n] integers, their classes, each in 0..C - 1.
     persons: [n] integers or strings, whose they are; None if each sample is a
       unit of its own.
   """
@@ -195,33 +195,19 @@ def plan(
   return Labeller(terms, requests, answers, insecure_noise_seed)
 
 
-def encode(data: encoding.Private) -> Samples:
-  """Returns private data with labels as samples."""
-  assert data.labels is not None
-  return Samples(data.features(), data.labels, data.persons)
-
-
-def voting(request: messages.LabelRequest, samples: Samples) -> Samples:
-  """Returns the samples that can vote: those whose label is a class.
+def voting(data: encoding.Private, classes: int) -> Samples:
+  """Returns the samples that can vote, encoded: their label is a class.
 
   There may be none: then all labels are noise, since a refusal would show it.
 
-  Raises:
-    EcosError: The arrays do not fit.
+  Args:
+    data: With labels.
+    classes: Number of classes.
   """
-  features, labels, persons = samples
-  d = request.dimension
-  if features.ndim != 2 or features.shape[1] != d:
-    raise errors.EcosError(
-      f"`data` must hold features [n, {d}], as the request's"
-    )
-  # No counts in errors: the number of samples is private.
-  if labels.shape != features.shape[:1] or labels.dtype.kind not in "iu":
-    raise errors.EcosError("`labels` must be [n] integers, one for each sample")
-  known = (labels >= 0) & (labels < request.terms.classes)
-  return Samples(
-    features[known], labels[known], None if persons is None else persons[known]
-  )
+  assert data.labels is not None
+  known = (data.labels >= 0) & (data.labels < classes)
+  persons = None if data.persons is None else data.persons[known]
+  return Samples(data.features()[known], data.labels[known], persons)
 
 
 def label(
@@ -231,16 +217,16 @@ def label(
 
   Args:
     request: From the cloud.
-    samples: The private samples.
+    samples: From `voting`.
     labeller: What the client decided, planned for this number of requests.
 
   Raises:
-    EcosError: The samples or the labeller do not fit the request.
+    EcosError: The labeller does not fit the request, or nothing says whose the
+      samples are.
   """
   m, terms = len(request.features), labeller.terms
   if (m, request.terms.classes) != (labeller.requests, terms.classes):
     raise errors.EcosError("the labeller was planned for another request")
-  samples = voting(request, samples)
   voters = neighbours.Neighbours(
     samples.features,
     samples.labels,

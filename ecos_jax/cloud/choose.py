@@ -29,6 +29,7 @@ from ecos_jax.cloud import sampling
 from ecos_jax.cloud import scores as scores_lib
 from ecos_jax.cloud import worth as worth_lib
 from ecos_jax.clustering import chunks
+from ecos_jax.clustering import start as start_lib
 from ecos_jax.config import checks
 from ecos_jax.config import reading
 
@@ -122,24 +123,19 @@ def choose(
       f"{list(features.shape)}"
     )
   combined = _read(question, answers, codebook)
-  options = config.Sampling()
-  wrong = reading.assign(
-    options,
-    {
-      "budget": budget,
-      "filter": filter,
-      "threshold": threshold,
-      "estimate": estimate,
-      "density_power": density_power,
-      "classes": classes,
-      "within": within,
-      "likely": likely,
-      "central": central,
-    },
+  options = reading.from_arguments(
+    config.Sampling,
+    budget=budget,
+    filter=filter,
+    threshold=threshold,
+    estimate=estimate,
+    density_power=density_power,
+    classes=classes,
+    within=within,
+    likely=likely,
+    central=central,
   )
-  wrong += checks.range_errors(options)
-  if wrong:
-    raise errors.ConfigError("; ".join(wrong))
+  key = start_lib.checked(key)
   discriminant = None
   if options.classes is not config.Classes.IGNORE:
     discriminant = _discriminant(features, codebook, combined, key)

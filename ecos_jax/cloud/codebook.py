@@ -27,6 +27,7 @@ from ecos_jax.clustering import chunks
 from ecos_jax.clustering import kmeans
 from ecos_jax.clustering import mini_batch
 from ecos_jax.clustering import start as start_lib
+from ecos_jax.config import reading
 
 _CENTROIDS = "centroids.npy"
 _SIZES = "sizes.npy"
@@ -121,21 +122,28 @@ def fit(
     mesh: Devices to share the rows; None for one.
 
   Raises:
-    EcosError: `features`, `size` or `directions` are refused.
+    EcosError: An argument is refused.
   """
   features = chunks.checked(features)
-  options = config_lib.Codebook(
+  options = reading.from_arguments(
+    config_lib.Codebook,
     size=size,
     sample_per_centroid=sample_per_centroid,
     iterations=iterations,
     tolerance=tolerance,
+    # The configuration has another way to ask for none.
+    directions=directions if directions != 0 else 1,
   )
+  key = start_lib.checked(key)
   mesh = mesh or chunks.single_device_mesh()
   centroids = _fit(features, features, options, key, mesh).centroids
   assignment = np.concatenate(list(_assigned(features, centroids, mesh)))
   # After the pass that names rows which are not finite.
-  axes = _axes(features, directions, key, mesh) if directions else None
-  return Codebook(centroids, counts(assignment, size), assignment, axes)
+  axes = None
+  if directions != 0:
+    axes = _axes(features, options.directions, key, mesh)
+  sizes = counts(assignment, options.size)
+  return Codebook(centroids, sizes, assignment, axes)
 
 
 def _axes(

@@ -17,6 +17,8 @@ from ecos_jax.clustering import chunks
 
 _NEWTON_STEPS = 20
 _LEAST_GAIN = 1e-9
+# Of the mean votes and shares that a density has, to those that it must have.
+_MOST_ERROR = 1e-3
 # Less would draw nothing to zero, beside the rounding errors of a curvature: so
 # little noise has a client of millions, or one that forges its answer.
 _LEAST_RIDGE = 1e-9
@@ -201,20 +203,21 @@ def _on_many_samples(
   """Returns `_maximum_entropy` of its arguments, with a rho that suffices.
 
   The client's samples may be unlike all of the pool. No density has their mean
-  votes then, and the maximum is at a few samples, or one. So every rho is made
-  4 times as large until the density rests on 2 p samples or more, (sum of r)^2
-  / (sum of r^2), or a twentieth of those that stand for the pool.
+  votes then, and the maximum is at a few samples, or one, or Newton's method
+  does not find it. So every rho is made 4 times as large until the method has
+  converged and the density rests on 2 p samples or more, (sum of r)^2 / (sum of
+  r^2), or a twentieth of those that stand for the pool.
   """
   least = min(_SAMPLES_PER_DIRECTION * rows.shape[1], len(rows) / 20)
   while True:
-    tilt, offset, levels = _maximum_entropy(
+    tilt, offset, levels, converged = _maximum_entropy(
       rows, mean, ridge, within, target, ridges
     )
     logs = rows @ tilt
     if levels is not None and within is not None:
       logs += within.T @ levels
     weights = np.exp(logs - logs.max())
-    if not weights.sum() ** 2 < least * (weights**2).sum():
+    if converged and weights.sum() ** 2 >= least * (weights**2).sum():
       return tilt, offset, levels
     ridge *= _STRICTER
     ridges = None if ridges is None else ridges * _STRICTER
@@ -232,8 +235,10 @@ def _maximum_entropy(
   within: sparse.csr_array | None = None,
   target: np.ndarray | None = None,
   ridges: np.ndarray | None = None,
-) -> tuple[np.ndarray, float, np.ndarray | None]:
+) -> tuple[np.ndarray, float, np.ndarray | None, bool]:
   """Returns the maximum of the formula of `fit`: tilt, offset and levels.
+
+  The last value says whether the method has converged.
 
   By Newton's method: the function is concave. Each sample is in one cluster at
   most, so that the levels have a diagonal curvature, and are eliminated.
@@ -293,4 +298,6 @@ def _maximum_entropy(
       step, gain = step / 2, gain / 2
     point, reached = point + step, following
   levels = point[p:] if len(target) else None
-  return point[:p], _log_mean_exp(logs(point)), levels
+  most = _MOST_ERROR * max(1.0, np.abs(aim).max())
+  converged = bool(np.abs(slope).max() <= most)
+  return point[:p], _log_mean_exp(logs(point)), levels, converged

@@ -86,10 +86,9 @@ def ask(
   elif isinstance(encoder, str):
     encoder = registry.get(encoder)
   terms = messages.Terms(sigma, gamma, delta, relation)
-  options = config.Codebook()
-  given = {"question": question, "votes": votes, "weight": weight}
-  if wrong := reading.assign(options, given):
-    raise errors.ConfigError("; ".join(wrong))
+  options = reading.from_arguments(
+    config.Codebook, question=question, votes=votes, weight=weight
+  )
   return make(codebook, encoder, terms, options, classes).to_bytes()
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ecos_jax import errors
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import chunks
 
@@ -19,6 +20,21 @@ from ecos_jax.clustering import chunks
 _ROWS_PER_CENTROID = 32
 _MIN_ROWS = 16384
 _ROUNDS = 5
+
+
+def checked(key: jax.Array) -> jax.Array:
+  """Returns a random key.
+
+  Raises:
+    EcosError: It is none.
+  """
+  try:
+    jax.random.key_data(key)
+  except TypeError:
+    raise errors.EcosError(
+      f"`key` must be a random key, such as jax.random.key(0), got {key!r}"
+    ) from None
+  return key
 
 
 def generator(key: jax.Array) -> np.random.Generator:

@@ -21,7 +21,6 @@ from ecos_jax.config.enums import FeatureType
 from ecos_jax.config.enums import Filter
 from ecos_jax.config.enums import Ground
 from ecos_jax.config.enums import LabelledBy
-from ecos_jax.config.enums import Logits
 from ecos_jax.config.enums import Method
 from ecos_jax.config.enums import Question
 from ecos_jax.config.enums import Relation
@@ -171,8 +170,6 @@ class Privacy:
   unit: Unit = Unit.SAMPLE
   """What one neighbour has more or less: a sample, or a person with all samples
   of theirs; then each person votes with one sample, drawn at random."""
-  first_part: float = number(0.2, "(0, 1)")
-  """Two questions: the share of 1 / sigma^2 that the first answer has."""
   insecure_noise_seed: int | None = number(None, "[0, inf)")
   """NOT PRIVATE, for tests and studies: seeds the noise, which otherwise is
   drawn from the operating system's entropy."""
@@ -321,19 +318,10 @@ class Distill:
   """A name from `ecos_jax.models.networks`."""
   teacher_checkpoint: str | None = None
   """The folder `checkpoints/` of a run whose model is the teacher."""
-  teacher_images: int = number(0, "[0, inf)")
-  """Labelled images of the pool that train the teacher; 0: all."""
   teacher_steps: int = number(1000, "[1, inf)")
   """Training steps of the teacher."""
   temperature: float = number(4.0, "(0, inf)")
   """T: teacher and student are compared after softmax(logits / T)."""
-  hard_share: float = number(0.0, "[0, 1]")
-  """Weight of the loss on the teacher's classes; the rest is on its logits."""
-  logits: Logits = Logits.CACHED
-  """Whether the teacher sees each image once, as it is, or in every step the
-  same augmented view as the student."""
-  augment: bool = True
-  """Whether the student's images are shifted and turned at random."""
 
 
 @dataclasses.dataclass

@@ -254,7 +254,7 @@ def _group_errors(config: config_lib.Config) -> Iterator[str]:
       f"`sampling.groups`={groups}: `sampling.method`={method.value} asks "
       "nothing"
     )
-  elif not config.client.remote and config.data.clients < groups:
+  elif not config.client.remote and config.data.clients < groups > 1:
     yield (
       f"`sampling.groups`={groups} needs as many clients: give `data.clients`"
     )

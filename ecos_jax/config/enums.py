@@ -139,10 +139,3 @@ class Algorithm(enum.Enum):
 
   LLOYD = "lloyd"
   MINI_BATCH = "mini_batch"
-
-
-class Logits(enum.Enum):
-  """When a teacher's logits are computed."""
-
-  CACHED = "cached"
-  ON_THE_FLY = "on_the_fly"

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 import dataclasses
 import enum
+import numbers
 import typing
 from typing import Any
 
 from ecos_jax import config as config_lib
 from ecos_jax import errors
+from ecos_jax.config import checks
+
+_Group = typing.TypeVar("_Group")
 
 
 def read(fields: Mapping[str, Any]) -> config_lib.Config:
@@ -30,6 +34,23 @@ def read(fields: Mapping[str, Any]) -> config_lib.Config:
   if wrong:
     raise errors.ConfigError("; ".join(wrong))
   return config
+
+
+def from_arguments(kind: type[_Group], **values: Any) -> _Group:
+  """Returns a group of the configuration, from the arguments of a function.
+
+  Args:
+    kind: The class of the group.
+    **values: Values of its fields; the others have their defaults.
+
+  Raises:
+    ConfigError: A value is of another type than its field, or lies outside of
+      its interval.
+  """
+  group = kind()
+  if wrong := assign(group, values) + checks.range_errors(group):
+    raise errors.ConfigError("; ".join(wrong))
+  return group
 
 
 def similar(name: str) -> str:
@@ -59,13 +80,13 @@ def assign(config: Any, values: Mapping[str, Any]) -> list[str]:
       continue
     try:
       setattr(owner, last, _converted(kind, value))
-    except ValueError as error:
-      wrong.append(f"{name} cannot be {value!r}: {error}")
+    except (ValueError, OverflowError) as error:
+      wrong.append(f"`{name}` cannot be {value!r}: {error}")
   return wrong
 
 
 def _converted(kind: Any, value: Any) -> Any:
-  """Returns a value of JSON as a field of this type holds it.
+  """Returns a value of JSON, or of numpy, as a field of this type holds it.
 
   Raises:
     ValueError: It cannot be one.
@@ -79,9 +100,13 @@ def _converted(kind: Any, value: Any) -> Any:
   is_tuple = typing.get_origin(kind) is tuple
   if is_tuple and isinstance(value, list | tuple):
     return tuple(value)
-  if kind is float and type(value) is int:
-    return float(value)
-  if is_tuple or type(value) not in (typing.get_args(kind) or (kind,)):
+  kinds = typing.get_args(kind) or (kind,)
+  if not isinstance(value, bool):
+    if int in kinds and isinstance(value, numbers.Integral):
+      return int(value)
+    if float in kinds and isinstance(value, numbers.Real):
+      return float(value)
+  if is_tuple or type(value) not in kinds:
     name = kind.__name__ if isinstance(kind, type) else kind
     raise ValueError(f"it must be of type {name}")
   return value

@@ -1,9 +1,11 @@
 """Image files in a bucket, below a URL: each is a container of one image."""
 
+import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ecos_jax.data import images as image_files
+from ecos_jax.data import listing
 from ecos_jax.data import locations
 from ecos_jax.data import records
 
@@ -25,21 +27,21 @@ class Object:
     return [self.file.fs.cat_file(self.file.path)] * len(places)
 
 
-def open_folder(
-  url: str, *, may_be_empty: bool = False, **options: Any
-) -> records.RecordSource:
+def open_folder(url: str, **options: Any) -> records.ContainerSource:
   """Returns the images below a URL, in natural order of their paths.
 
   Args:
     url: A folder's URL, of a kind that fsspec knows.
-    may_be_empty: Whether no image is no error.
-    **options: As in `records.RecordSource`.
+    **options: As in `records.ContainerSource`.
 
   Raises:
     EcosError: There is no image, or the package for the URL is missing.
   """
-  found = locations.find(url, image_files.SUFFIXES, may_be_empty=may_be_empty)
-  files = [Object(file) for file in found.files]
-  return records.RecordSource(
-    found.name, files, may_be_empty=may_be_empty, **options
-  )
+  found = locations.find(url, ("",), may_be_empty=True)
+  images, others = [], collections.Counter[str]()
+  for file in found.files:
+    if file.name.lower().endswith(image_files.SUFFIXES):
+      images.append(Object(file))
+    else:
+      others[listing.suffix(file.name)] += 1
+  return records.ContainerSource(found.name, images, others=others, **options)

@@ -29,7 +29,7 @@ from ecos_jax import files as files_lib
 from ecos_jax.data import images as image_files
 
 # Another set of formats makes another listing.
-_VERSION = [2, *image_files.SUFFIXES]
+_VERSION = [3, *image_files.SUFFIXES]
 # A folder that changed just now may change again at the same time stamp.
 _SETTLED_NS = 2_000_000_000
 _AT_ONCE = 64  # files that a thread checks at once, and such parts that wait
@@ -60,7 +60,8 @@ class Listing(NamedTuple):
 
   Attributes:
     files: The image files, by name, and folders that cannot be opened.
-    others: Number of the other files, by suffix.
+    others: Number of the other files, by suffix. Of hidden files, those that
+      end as images do.
   """
 
   files: list[File]
@@ -80,26 +81,11 @@ def suffixes(others: dict[str, int]) -> str:
 _NEED_HEIF = set(image_files.HEIF_SUFFIXES) - set(image_files.SUFFIXES)
 
 
-def read(path: Path, file: File) -> bytes | None:
-  """Returns the content of a listed file; None if it changed since.
-
-  Args:
-    path: The folder.
-    file: From its listing.
-
-  Raises:
-    OSError: It cannot be read.
-  """
-  data, now = _read(path, file.name)
-  same = now[:3] == file[:3] or image_files.digest(data) == file.digest
-  return data if same else None
-
-
 def listed(path: Path, kept: Path | None) -> Listing:
-  """Returns what is in a folder and its subfolders; warns of what is left out.
+  """Returns what is in a folder and its subfolders; warns of links.
 
-  Hidden files are left out, and so are links to folders: they could form a
-  cycle.
+  Hidden files and folders are left out, and so are links to folders: they could
+  form a cycle.
 
   Args:
     path: The folder.
@@ -127,11 +113,17 @@ def listed(path: Path, kept: Path | None) -> Listing:
       files.append(File(folder.name, 0, 0, folder.why))
     for entry in folder.entries:
       name = folder.name + entry.name
+      is_image = name.lower().endswith(image_files.SUFFIXES)
       match _kind(entry):
+        # Such as ._x.jpg, which macOS puts beside x.jpg.
+        case "file" if is_image and _is_hidden(entry):
+          others[f"hidden {suffix(name)}"] += 1
+        case _ if _is_hidden(entry):
+          continue
         case "link":
           links += 1
-        case "file" if not name.lower().endswith(image_files.SUFFIXES):
-          others[_suffix(name)] += 1
+        case "file" if not is_image:
+          others[suffix(name)] += 1
         case "file":
           if entry.is_symlink():
             outside += not _within(path / name, root)
@@ -142,7 +134,7 @@ def listed(path: Path, kept: Path | None) -> Listing:
             new.append(name)
   files += _checked(path, new, quiet=kept is None)
   listing = Listing(sorted(files), dict(others))
-  _warn(path, listing, outside, links)
+  _warn(path, outside, links)
   # The second of several processes finds the listing as it should be.
   if kept is not None and listing.files != list(known.values()):
     content = {"version": _VERSION, "folders": folders, **listing._asdict()}
@@ -150,20 +142,14 @@ def listed(path: Path, kept: Path | None) -> Listing:
   return listing
 
 
-def _warn(path: Path, listing: Listing, outside: int, links: int) -> None:
-  """Says what is left out; no names: a client's files are private."""
-  bad = sum(file.why is not None for file in listing.files)
+def _warn(path: Path, outside: int, links: int) -> None:
+  """Tells of links; no names: a client's files are private."""
   for count, what in (
-    (bad, "cannot be read as images and are left out"),
     (outside, "are links to files outside of the folder, which are used"),
     (
       links,
       "are links to folders and are left out: name such a folder as a source "
       "of its own, or put it in the place of the link",
-    ),
-    (
-      sum(listing.others.values()),
-      "do not end as images do and are left out: " + suffixes(listing.others),
     ),
   ):
     if count:
@@ -204,12 +190,13 @@ def _folders(path: Path, *, quiet: bool) -> Iterator[_Folder]:
         with os.scandir(path / name) as scan:
           for entry in scan:
             bar.update()
-            if not entry.name.startswith("."):
-              entries.append(entry)
+            entries.append(entry)
       except OSError as error:
         why = error.strerror
       pending += [
-        f"{name}{entry.name}/" for entry in entries if _kind(entry) == "folder"
+        f"{name}{entry.name}/"
+        for entry in entries
+        if not _is_hidden(entry) and _kind(entry) == "folder"
       ]
       yield _Folder(name, changed, entries, why)
 
@@ -227,10 +214,15 @@ def _kind(entry: os.DirEntry) -> Literal["folder", "link", "file", "other"]:
     return "file"
 
 
-def _suffix(name: str) -> str:
+def _is_hidden(entry: os.DirEntry) -> bool:
+  return entry.name.startswith(".")
+
+
+def suffix(name: str) -> str:
+  """Returns how a file is counted that is no image by its name: `.mov`."""
   # For a million names, making a Path each would take seconds.
-  suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-  return suffix if _SUFFIX.fullmatch(suffix) else "without a suffix"
+  end = os.path.splitext(name)[1].lower()  # noqa: PTH122
+  return end if _SUFFIX.fullmatch(end) else "without a suffix"
 
 
 def _within(path: Path, root: Path) -> bool:
@@ -266,7 +258,7 @@ def _check(path: Path, names: list[str]) -> list[File]:
   files = []
   for name in names:
     try:
-      data, file = _read(path, name)
+      data, file = read(path, name)
     except OSError as error:
       files.append(File(name, 0, 0, error.strerror))
     else:
@@ -275,8 +267,8 @@ def _check(path: Path, names: list[str]) -> list[File]:
   return files
 
 
-def _read(path: Path, name: str) -> tuple[bytes, File]:
-  """Returns the content of a file, and its entry in a listing.
+def read(path: Path, name: str) -> tuple[bytes, File]:
+  """Returns the content of a file in a folder, and its entry in a listing.
 
   Raises:
     OSError: It cannot be read. A link may lead to a pipe or a device, which

@@ -127,7 +127,7 @@ def open_source(
     text: The source string.
     data_dir: Where TFDS keeps its data.
     classes: Names of the classes, in the order of their labels: see
-      `FolderSource`, `RecordSource` and `TfdsSource`. Or `classes.NUMBERS`:
+      `RecordSource` and `TfdsSource`. Or `classes.NUMBERS`:
       labels are the numbers that a source has, which arrays have in any case.
     listing: File that keeps what is found, so that the next run reads only what
       changed; None: nothing is kept.

@@ -35,8 +35,8 @@ def load(
     seed: Seed of a benchmark, as in `digits.load` and `icons.load`.
     remote: Whether the client is another machine: then its data and the test
       data are unknown here.
-    listings: Folder where each `FolderSource` keeps its listing; None: no
-      listing is kept.
+    listings: Folder where each source keeps what it found; None: nothing is
+      kept.
 
   Raises:
     EcosError: A source cannot be read, or the sources do not fit together.

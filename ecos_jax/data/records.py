@@ -1,19 +1,24 @@
-"""Images that lie in containers: tar files, tables, or the objects of a bucket.
+"""Image files that were all read once, and a record kept of each.
 
-All containers are read once, one after the other: the name of each image, its
-place, its class, the digest of its bytes, and why it cannot be read, if so;
-such images are left out. What was found can be kept in a file; the next time,
-only new or changed containers are read.
+A record has the name of an image, its place, its class, the digest of its
+bytes, and why it cannot be read, if so; such images are left out.
+
+Containers are tar files, tables, or the objects of a bucket. Their records can
+be kept in a file; the next time, only new or changed containers are read.
 """
 
-from collections.abc import Iterator, Sequence
+import abc
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
+import copy
 import functools
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple, Protocol
+import re
+from typing import Any, NamedTuple, Protocol, Self
 
 from absl import logging
 import numpy as np
@@ -25,12 +30,13 @@ from ecos_jax import threads
 from ecos_jax.config import classes as classes_lib
 from ecos_jax.config import limits
 from ecos_jax.data import images as image_files
+from ecos_jax.data import listing as listing_lib
 
 _VERSION = [1, *image_files.SUFFIXES]
 MAX_BYTES = 2**28  # of the file of one image
 _AT_ONCE = 64  # images whose files are in memory
-_READERS = 16  # threads, which wait for a bucket
-_MAX_DIGITS = 10
+READERS = 16  # threads, which wait for a bucket
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class Found(NamedTuple):
@@ -98,83 +104,120 @@ class Container(Protocol):
     """
 
 
-class RecordSource:
-  """Images in containers, in the order of these.
+class RecordSource(abc.ABC):
+  """Images by their records; a child class reads their files.
+
+  The label of an image depends on it alone. A client's privacy needs this: if
+  the classes that exist were numbered, one image more could change the labels
+  of all.
 
   Attributes:
     name: The source's name.
-    unreadable: Images, and containers, that cannot be read.
+    unreadable: Records of images, and of containers, that cannot be read.
+    others: Number of the files that are no images by their names, by suffix.
     classes: Number of classes.
   """
 
   def __init__(
     self,
     name: str,
-    containers: Sequence[Container],
+    records: Sequence[Record],
     classes: Sequence[str] | None = None,
     *,
-    listing: Path | None = None,
+    others: Mapping[str, int] | None = None,
     may_be_empty: bool = False,
     ground: str = image_files.WHITE,
   ):
-    """Reads the containers, or what was kept of them.
+    """Keeps the records.
 
     Args:
       name: The source's name.
-      containers: In order.
-      classes: Names of classes, in the order of their labels. None: labels are
-        the numbers in the containers. `classes.NUMBERS`: so they are, or the
-        numbers that folders of a bucket have as names.
-      listing: File that keeps what was found; None: nothing is kept.
+      records: In order; those with `why` are left out.
+      classes: Names of classes, in the order of their labels. Must not be
+        derived from private data. None: labels are the numbers in the records.
+        `classes.NUMBERS`: so they are, or the names of folders that are
+        numbers.
+      others: The attribute.
       may_be_empty: Whether there may be no image.
       ground: As in `images.rgb`.
 
     Raises:
-      EcosError: There is no image that can be read, or `classes` names a class
-        twice.
+      EcosError: There is no image that can be read, `classes` names a class
+        twice, or a number is too large for a class.
     """
     self.name = name
-    self._containers = containers
-    self._classes = None if classes is None else classes_lib.named(classes)
+    self.others = dict(others or {})
+    self.unreadable = [r for r in records if r.why is not None]
+    self._records = [r for r in records if r.why is None]
     self._ground = ground
-    found = _listed(containers, listing)
-    self.unreadable = [r for rs in found for r in rs if r.why is not None]
-    if self.unreadable:
-      logging.warning(
-        "%s: %d of the images cannot be read and are left out",
-        name,
-        len(self.unreadable),
-      )
-    self._records = [r for rs in found for r in rs if r.why is None]
-    self._container_of = np.repeat(
-      np.arange(len(found)),
-      [sum(r.why is None for r in records) for records in found],
-    )
+    named = None if classes is None else classes_lib.named(classes)
+    # No names: a client's files are private.
+    for count, what in (
+      (len(self.unreadable), "cannot be read as images and are left out"),
+      (
+        sum(self.others.values()),
+        "are no images by their names and are left out: "
+        + listing_lib.suffixes(self.others),
+      ),
+    ):
+      if count:
+        logging.warning("%s: %d of the files %s", name, count, what)
     if not self._records and not may_be_empty:
       raise errors.EcosError(
-        f"{name} holds no image that can be read"
-        + (f": {self.unreadable[0].why}" if self.unreadable else "")
+        f"{name} holds no image ({', '.join(image_files.SUFFIXES)})"
+        + self._but()
       )
-    self._labels = np.array([self._label(r) for r in self._records], np.int64)
+    self._label_by(named)
+
+  def of_classes(self, classes: Sequence[str]) -> Self:
+    """Returns the same images with other classes; see `__init__`."""
+    other = copy.copy(self)
+    other.__dict__.pop("digest", None)
+    other._label_by(classes_lib.named(classes))
+    return other
+
+  def _label_by(self, classes: tuple[str, ...] | None) -> None:
+    self._classes = classes
+    kinds = [(r.label, r.label_name or "") for r in self._records]
+    labels = {kind: self._label(*kind) for kind in set(kinds)}
+    self._labels = np.array([labels[kind] for kind in kinds], np.int64)
+    named = classes is not None and classes != classes_lib.NUMBERS
     self.classes = (
-      int(self._labels.max(initial=-1)) + 1 if classes is None else len(classes)
+      len(classes) if named else int(self._labels.max(initial=-1)) + 1
     )
 
-  def _label(self, record: Record) -> int:
+  def _label(self, label: int, name: str) -> int:
     if self._classes is None:
-      return record.label
-    name = classes_lib.normal(record.label_name or "")
-    if self._classes == classes_lib.NUMBERS:
-      if record.label < 0 and name.isdecimal() and len(name) < _MAX_DIGITS:
-        return Found(name, ()).labelled(int(name)).label
-      return record.label
-    return classes_lib.place(self._classes, name)
+      return label
+    if self._classes != classes_lib.NUMBERS:
+      return classes_lib.place(self._classes, name)
+    if label >= 0 or not _NUMBER.fullmatch(name):
+      return label
+    if len(name) < 10 and int(name) < limits.MAX_CLASSES:
+      return int(name)
+    # The name is not told: a client's folders are private.
+    raise errors.EcosError(
+      f"`classes`=numbers: the name of a folder in {self.name} is a number "
+      f"over {limits.MAX_CLASSES - 1}. Votes are counted for each class from 0 "
+      "to the largest, so none may be larger: name the classes instead"
+    )
+
+  def _but(self) -> str:
+    """Returns what a source without images holds instead, as a text."""
+    held = [listing_lib.suffixes(self.others)] if self.others else []
+    if self.unreadable:
+      first = self.unreadable[0]
+      held.append(
+        f"{len(self.unreadable):,} that cannot be read: "
+        f"{files_lib.printable(first.name)}: {first.why}"
+      )
+    return f", but {'; '.join(held)}" if held else ""
 
   @property
   def class_names(self) -> set[str]:
-    """Returns the names of classes that the containers have."""
-    names = {r.label_name for r in self._records if r.label_name}
-    return {classes_lib.normal(name) for name in names}
+    """Returns the names that classes of these images can have."""
+    found = {r.label_name for r in self._records if r.label_name}
+    return {classes_lib.normal(n.rpartition("/")[2]) for n in found} - {""}
 
   @functools.cached_property
   def digest(self) -> str:
@@ -197,32 +240,25 @@ class RecordSource:
     """Returns 16 bytes of the sha256 of each image's file, [n] V16."""
     return image_files.fingerprints(r.digest for r in self._records)
 
+  @abc.abstractmethod
+  def _read(self, indices: np.ndarray) -> list[bytes]:
+    """Returns the files of the images at `indices` [n].
+
+    Raises:
+      EcosError: They cannot be read.
+    """
+
   def _files(self, indices: np.ndarray) -> list[bytes]:
-    """Returns the files of the images at `indices` [n]."""
-    data = [b""] * len(indices)
-    holders = self._container_of[indices]
-
-    def read(holder: int) -> None:
-      container = self._containers[holder]
-      rows = np.flatnonzero(holders == holder).tolist()
-      records = [self._records[indices[row]] for row in rows]
-      try:
-        found = container.read([record.place for record in records])
-      except (OSError, ValueError) as error:
+    """Returns the files of the images at `indices` [n], as they were."""
+    found = self._read(indices)
+    for index, file in zip(indices, found, strict=True):
+      record = self._records[index]
+      if image_files.digest(file) != record.digest:
         raise errors.EcosError(
-          f"cannot read from {container.name} of {self.name}: {error}"
-        ) from error
-      for row, record, file in zip(rows, records, found, strict=True):
-        if image_files.digest(file) != record.digest:
-          raise errors.EcosError(
-            f"{record.name} of {self.name} changed since it was first read: "
-            "put the old file back, or begin anew"
-          )
-        data[row] = file
-
-    with futures.ThreadPoolExecutor(_READERS) as pool:
-      list(pool.map(read, np.unique(holders).tolist()))
-    return data
+          f"{record.name} of {self.name} changed since it was first read: put "
+          "the old file back, or begin anew"
+        )
+    return found
 
   def images(self, indices: np.ndarray, size: int) -> np.ndarray:
     """Returns the images [n, size, size, 3] uint8 at `indices` [n]."""
@@ -246,6 +282,57 @@ class RecordSource:
     """Returns the file, which becomes PNG if not PNG, JPEG or WebP."""
     [data] = self._files(np.array([index]))
     return image_files.common(data, self._records[index].name, self._ground)
+
+
+class ContainerSource(RecordSource):
+  """Images in containers, in the order of these."""
+
+  def __init__(
+    self,
+    name: str,
+    containers: Sequence[Container],
+    *,
+    listing: Path | None = None,
+    **options: Any,
+  ):
+    """Reads the containers, or what was kept of them.
+
+    Args:
+      name: The source's name.
+      containers: In order.
+      listing: File that keeps what was found; None: nothing is kept.
+      **options: As in `RecordSource`.
+
+    Raises:
+      EcosError: As in `RecordSource`.
+    """
+    found = _listed(containers, listing)
+    self._containers = containers
+    self._container_of = np.repeat(
+      np.arange(len(found)),
+      [sum(r.why is None for r in records) for records in found],
+    )
+    super().__init__(name, list(itertools.chain(*found)), **options)
+
+  def _read(self, indices: np.ndarray) -> list[bytes]:
+    data = [b""] * len(indices)
+    holders = self._container_of[indices]
+
+    def read(holder: int) -> None:
+      container = self._containers[holder]
+      rows = np.flatnonzero(holders == holder).tolist()
+      try:
+        found = container.read([self._records[indices[r]].place for r in rows])
+      except (OSError, ValueError) as error:
+        raise errors.EcosError(
+          f"cannot read from {container.name} of {self.name}: {error}"
+        ) from error
+      for row, file in zip(rows, found, strict=True):
+        data[row] = file
+
+    with futures.ThreadPoolExecutor(READERS) as pool:
+      list(pool.map(read, np.unique(holders).tolist()))
+    return data
 
 
 def _scanned(container: Container) -> Iterator[tuple[Container, Found]]:
@@ -311,7 +398,7 @@ def _listed(
     for name, record in threads.ahead(
       lambda image: (image[0].name, _checked(*image)),
       images,
-      _READERS + (os.cpu_count() or 1),
+      READERS + (os.cpu_count() or 1),
     ):
       kept[name][1].append(record)
       bar.update()

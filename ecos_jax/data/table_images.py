@@ -109,13 +109,13 @@ def _class_names(schema: Any) -> list[str]:
 
 def open_images(
   pattern: str, column: str | None, **options: Any
-) -> records.RecordSource:
+) -> records.ContainerSource:
   """Returns the images in a column of tables.
 
   Args:
     pattern: As in `locations.find`.
     column: The column; None: the only one of images.
-    **options: As in `records.RecordSource`.
+    **options: As in `records.ContainerSource`.
 
   Raises:
     EcosError: There is no file, column or image, or pyarrow is not installed.
@@ -123,7 +123,7 @@ def open_images(
   tables.arrow(pattern)
   found, reader = tables.find(pattern), tables.Reader()
   shards = [TableShard(file, column, reader) for file in found.files]
-  return records.RecordSource(found.name, shards, **options)
+  return records.ContainerSource(found.name, shards, **options)
 
 
 def download(name: str, configuration: str, split: str) -> str:

@@ -130,16 +130,16 @@ def _class(files: dict[str, bytes]) -> object:
   return None
 
 
-def open_shards(pattern: str, **options: Any) -> records.RecordSource:
+def open_shards(pattern: str, **options: Any) -> records.ContainerSource:
   """Returns the images in tar files.
 
   Args:
     pattern: As in `locations.find`.
-    **options: As in `records.RecordSource`.
+    **options: As in `records.ContainerSource`.
 
   Raises:
     EcosError: There is no file or no image.
   """
   found = locations.find(pattern, (".tar",))
   shards = [TarShard(file) for file in found.files]
-  return records.RecordSource(found.name, shards, **options)
+  return records.ContainerSource(found.name, shards, **options)

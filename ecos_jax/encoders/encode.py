@@ -1,14 +1,17 @@
 """Images to features in memory."""
 
+import jax
 import numpy as np
 
+from ecos_jax import config
+from ecos_jax.config import reading
 from ecos_jax.data import features as feature_files
 from ecos_jax.data import pools
 from ecos_jax.encoders import registry
 
 
 def encode(
-  images: np.ndarray | pools.Source | pools.Pool,
+  images: np.ndarray | jax.Array | pools.Source | pools.Pool,
   encoder: registry.Encoder | str = "hog_grey",
   *,
   batch_size: int = 256,
@@ -24,14 +27,17 @@ def encode(
     batch_size: Images to read and encode at once.
 
   Raises:
-    EcosError: The images have another type or shape, one cannot be read, or
-      there is no such encoder.
+    EcosError: The images have another type or shape, one cannot be read, there
+      is no such encoder, or `batch_size` is refused.
   """
   if isinstance(encoder, str):
     encoder = registry.get(encoder)
+  batch_size = reading.from_arguments(
+    config.Encoder, batch_size=batch_size
+  ).batch_size
   source = (
-    pools.ArraySource("`images`", images)
-    if isinstance(images, np.ndarray)
+    pools.ArraySource("`images`", np.asarray(images))
+    if isinstance(images, np.ndarray | jax.Array)
     else images
   )
   features = np.empty((len(source), encoder.dimension), np.float32)

@@ -4,8 +4,7 @@
 
 Each item is a check, which passes or fails, or a timing. They run in an order
 in which the most important come first, print their result at once, and write it
-to the file; what --limit_seconds leaves no time for is listed as not run. The
-exit code is 1 if a check failed.
+to the file. The exit code is 1 if a check failed.
 
 `--dry_run` runs every item at tiny shapes, on any platform: it shows that the
 items work, and its times say nothing.

@@ -52,7 +52,7 @@ def _norm(channels: int, **options: Any) -> nnx.BatchNorm:
   )
 
 
-def same(size: int, kernel: int, stride: int) -> tuple[int, int]:
+def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
   """Returns TensorFlow's SAME padding of one axis, before and after."""
   total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
   return total // 2, total - total // 2
@@ -66,7 +66,7 @@ def _shifted(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """Returns the depthwise convolution as a sum of shifted products."""
   k = kernel.shape[0]
   height, width = images.shape[1:3]
-  (above, below), sides = same(height, k, stride), same(width, k, stride)
+  (above, below), sides = _same(height, k, stride), _same(width, k, stride)
   rows, columns = -(-height // stride), -(-width // stride)
   if height > _FEW_ROWS:
     images = jnp.pad(images, ((0, 0), (above, below), sides, (0, 0)))
@@ -98,7 +98,7 @@ def _patches(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """Returns the convolution as one matrix product over patches."""
   k = kernel.shape[0]
   height, width = images.shape[1:3]
-  pads = same(height, k, stride), same(width, k, stride)
+  pads = _same(height, k, stride), _same(width, k, stride)
   images = jnp.pad(images, ((0, 0), *pads, (0, 0)))
   rows, columns = -(-height // stride), -(-width // stride)
   patches = [

@@ -33,6 +33,8 @@ from ecos_jax.pipeline.stages import Stage
 from ecos_jax.privacy import accounting
 
 QUERY, RESPONSE = "query.safetensors", "response.safetensors"
+# The share of 1 / sigma^2 that the first of two answers has.
+_FIRST_PART = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def terms(config: config_lib.Config, *, first: bool = False) -> messages.Terms:
   sigma = privacy.sigma
   rest = privacy.gamma, privacy.delta, privacy.relation.value
   if config.codebook.first_round:
-    of_first, of_second = accounting.split(sigma, privacy.first_part, *rest)
+    of_first, of_second = accounting.split(sigma, _FIRST_PART, *rest)
     sigma = of_first if first else of_second
   return messages.Terms(sigma, *rest, unit=privacy.unit.value)
 
@@ -271,10 +273,6 @@ def _response(
   )
 
 
-def _responses(name: str, path: Path, digest: str) -> list[messages.Response]:
-  return brought.read(path, name, digest)
-
-
 def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
   """Returns a round.
 
@@ -312,7 +310,6 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
       FIELDS.privacy.delta,
       FIELDS.privacy.relation,
       FIELDS.privacy.unit,
-      FIELDS.privacy.first_part,
       FIELDS.codebook.question,
       FIELDS.codebook.votes,
       FIELDS.codebook.weight,
@@ -327,7 +324,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_response, exchange=exchange),
     fields=(FIELDS.privacy, FIELDS.client.remote),
     inputs=(query,),
-    read=functools.partial(_responses, exchange.answer),
+    read=lambda path, digest: brought.read(path, exchange.answer, digest),
     answer=exchange,
     # What an interrupted call took need not be brought again.
     resumable=True,

@@ -181,8 +181,14 @@ class Client:
       raise errors.EcosError(
         f"no answer that was brought can be used: {'; '.join(found.refused)}"
       )
-    if not done and len(found.answers) < self._config.client.minimum:
-      return len(found.answers)
+    count, minimum = len(found.answers), self._config.client.minimum
+    if not done and count < minimum:
+      return count
+    if count < minimum:
+      print(
+        f"{stage:<9} {count:,} answers were used before client.minimum was "
+        f"{minimum:,}: they stay in use, and more may still come"
+      )
     self._brought[name] = found.answers
     if done and more and work.done(exchange.following):
       print(

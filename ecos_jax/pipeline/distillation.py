@@ -103,7 +103,6 @@ TEACHER = Stage(
   fields=(
     FIELDS.distill.teacher,
     FIELDS.distill.teacher_checkpoint,
-    FIELDS.distill.teacher_images,
     FIELDS.distill.teacher_steps,
     FIELDS.train.image_size,
     FIELDS.train.batch_size,
@@ -132,9 +131,6 @@ def _trained(job: Job, path: Path) -> nnx.Module:
       "the pool has no labels to train a teacher on: give one as "
       "`distill.teacher_checkpoint`"
     )
-  if options.teacher_images:
-    order = jax.random.permutation(job.key("teacher"), indices)
-    indices = np.asarray(order)[: options.teacher_images]
   result = loop.train(
     tasks.Supervised(
       job.classes, loader.PoolPart(pool, indices, train.image_size)
@@ -217,15 +213,10 @@ LOGITS = Stage(
 
 
 def task(job: Job) -> tasks.Distill:
-  """Returns the student's task, on cached logits or on the teacher itself."""
-  options = job.config.distill
-  cached = options.logits is config_lib.Logits.CACHED
-  arrays = {"logits": job.read(LOGITS)} if cached else {}
+  """Returns the student's task, on the teacher's logits."""
+  logits = job.read(LOGITS)
   return tasks.Distill(
     job.classes,
-    selection.Unlabelled(selection.images(job), **arrays),
-    None if cached else finished_teacher(job),
-    options.temperature,
-    options.hard_share,
-    options.augment,
+    selection.Unlabelled(selection.images(job), logits=logits),
+    job.config.distill.temperature,
   )

@@ -35,7 +35,7 @@ class PoolResult(Result):
     sizes: Samples of each source, by name.
     classes: Samples of each class, by name; none are counted in TFDS splits.
     unreadable: Files that cannot be read and are left out.
-    others: Files that do not end as images do and are left out, by suffix.
+    others: Files that are no images by their names, by suffix; left out.
     client_share: Share of the samples from the client's domain, if known.
   """
 

@@ -33,6 +33,7 @@ from ecos_jax import config
 from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.config import limits
+from ecos_jax.config import reading
 from ecos_jax.messages import fields
 from ecos_jax.messages import terms as terms_lib
 from ecos_jax.privacy import accounting
@@ -63,12 +64,16 @@ class Mechanism:
   weight: int = 0
 
   def __post_init__(self):
-    """Checks that the accounting covers the terms with so many votes.
+    """Checks the seed, and that the accounting covers the terms and votes.
 
     Raises:
-      ProtocolError: It does not.
+      EcosError: The seed is refused, or the accounting does not cover them.
     """
     terms_lib.check_votes(self.terms, self.bins, self.weight)
+    seed = reading.from_arguments(
+      config.Privacy, insecure_noise_seed=self.insecure_noise_seed
+    ).insecure_noise_seed
+    object.__setattr__(self, "insecure_noise_seed", seed)
 
   @classmethod
   def of(

@@ -2,27 +2,18 @@
 
 from pathlib import Path
 
-from absl import flags
-
 from ecos_jax import cli
 from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax import workdir
 from ecos_jax.report import collect
 from ecos_jax.report import page
-from ecos_jax.report import projection
 
 _WORKDIR = cli.define_paths(
   "workdir", "Working directories of finished runs, separated by commas."
 )
 _OUT = cli.define_path(
   "out", None, "The page; by default report.html in the first --workdir."
-)
-_PROJECTION = flags.DEFINE_enum_class(
-  "projection",
-  projection.Kind.PCA,
-  projection.Kind,
-  "How features become a map; umap needs the extra of that name.",
 )
 
 
@@ -35,7 +26,7 @@ def main(argv: list[str]) -> None:
   out = Path(_OUT.value) if _OUT.value else paths[0] / "report.html"
   try:
     runs = [collect.read(path) for path in paths]
-    html = page.render(runs, _PROJECTION.value)
+    html = page.render(runs)
   # It names the folder to delete, but not the command that redoes a stage.
   except workdir.WorkdirError as error:
     raise errors.EcosError(

@@ -113,18 +113,14 @@ class View:
     return {package: ", ".join(versions) for package, versions in found.items()}
 
 
-def render(
-  runs: Sequence[collect.Run],
-  kind: projection.Kind = projection.Kind.PCA,
-) -> str:
+def render(runs: Sequence[collect.Run]) -> str:
   """Returns the page about one or several runs.
 
   Args:
     runs: The runs.
-    kind: How features become a map.
 
   Raises:
-    EcosError: An artefact is damaged, or UMAP is not installed.
+    EcosError: An artefact is damaged.
   """
   named = [
     (run, name, _style(i))
@@ -133,7 +129,7 @@ def render(
     )
   ]
   views = [
-    _view(run, name, f"run{i}", kind) for i, (run, name, _) in enumerate(named)
+    _view(run, name, f"run{i}") for i, (run, name, _) in enumerate(named)
   ]
   proxies = [entry for entry in named if entry[0].chosen is not None]
   one_pool = all(run.sources == runs[0].sources for run in runs)
@@ -166,10 +162,8 @@ def render(
   )
 
 
-def _view(
-  run: collect.Run, label: str, anchor: str, kind: projection.Kind
-) -> View:
-  plane = projection.project(run, kind)
+def _view(run: collect.Run, label: str, anchor: str) -> View:
+  plane = projection.project(run)
   coverage = passing = None
   if run.clusters is not None:
     threshold = run.threshold

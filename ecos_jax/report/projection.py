@@ -1,21 +1,15 @@
 """A map of the bank in two dimensions, from a sample of its rows.
 
 Principal components: the plane with the largest share of the variance. Samples
-far apart on it are far apart; near ones may still differ. Or UMAP (McInnes et
-al., 2018): samples near on it are mostly near; distances between groups mean
-little. Rows are read at random places, so a map costs the same for a bank of
-any size.
+far apart on it are far apart; near ones may still differ. Rows are read at
+random places, so a map costs the same for a bank of any size.
 """
 
-from collections.abc import Callable
-import enum
 from typing import NamedTuple
-import warnings
 
 import numpy as np
 import scipy.linalg
 
-from ecos_jax import errors
 from ecos_jax import workdir
 from ecos_jax.cloud import bank as bank_lib
 from ecos_jax.report import collect
@@ -23,14 +17,6 @@ from ecos_jax.report import collect
 ROWS = 2000
 PROXY_ROWS = 1000
 _SEED = 0
-_NEIGHBOURS = 15  # of UMAP, its own default
-
-
-class Kind(enum.Enum):
-  """How features are mapped to two dimensions."""
-
-  PCA = "pca"
-  UMAP = "umap"
 
 
 class Projection(NamedTuple):
@@ -42,7 +28,7 @@ class Projection(NamedTuple):
     proxy: float [b, 2], samples of the proxy; b = 0 without one.
     proxy_sources: [b], their sources.
     centroids: float [R, 2]; R = 0 without a codebook.
-    share: Share of the variance on the plane, 0 to 1; None for UMAP.
+    share: Share of the variance on the plane, 0 to 1.
   """
 
   pool: np.ndarray
@@ -50,7 +36,7 @@ class Projection(NamedTuple):
   proxy: np.ndarray
   proxy_sources: np.ndarray
   centroids: np.ndarray
-  share: float | None
+  share: float
 
 
 def plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -84,40 +70,11 @@ def plane(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
   return mean, directions, share
 
 
-def _umap(
-  features: np.ndarray,
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-  """Returns features [m, d] on a map [m, 2], and what places others on it."""
-  rows, dimension = features.shape
-  if rows <= _NEIGHBOURS or dimension < 2:
-    raise errors.ConfigError(
-      f"`projection`=umap is for more than {_NEIGHBOURS} samples of more than "
-      f"one number, got {rows} of {dimension}: take `projection`=pca"
-    )
-  # It warns of groups that are not connected.
-  with warnings.catch_warnings(action="ignore"):
-    try:
-      import umap  # pyrefly: ignore[missing-import]
-    except ImportError:
-      raise errors.ConfigError(
-        "`projection`=umap needs umap-learn: pip install 'ecos_jax[umap]'"
-      ) from None
-    # With a seed it takes one thread, and gives the same each time.
-    fitted = umap.UMAP(n_neighbors=_NEIGHBOURS, random_state=_SEED, n_jobs=1)
-    places = fitted.fit_transform(features)
-
-  def onto(rows: np.ndarray) -> np.ndarray:
-    with warnings.catch_warnings(action="ignore"):
-      return fitted.transform(rows) if len(rows) else np.empty((0, 2))
-
-  return places, onto
-
-
-def project(run: collect.Run, kind: Kind = Kind.PCA) -> Projection | None:
+def project(run: collect.Run) -> Projection | None:
   """Returns the map of a run's bank; None if the run has no bank.
 
   Raises:
-    EcosError: The bank is damaged, or UMAP is not installed.
+    EcosError: The bank is damaged.
   """
   if "bank" not in run.stages:
     return None
@@ -127,15 +84,11 @@ def project(run: collect.Run, kind: Kind = Kind.PCA) -> Projection | None:
   random = np.random.default_rng(_SEED)
   pool = sample(random, bank.shape[0], ROWS)
   features = bank.take(pool)
-  if kind is Kind.UMAP:
-    share, (places, onto) = None, _umap(features)
-  else:
-    mean, directions, share = plane(features)
+  mean, directions, share = plane(features)
 
-    def onto(rows: np.ndarray) -> np.ndarray:
-      return (rows - mean) @ directions.T
+  def onto(rows: np.ndarray) -> np.ndarray:
+    return (rows - mean) @ directions.T
 
-    places = onto(features)
   proxy = np.empty(0, np.int64)
   if run.chosen is not None:
     proxy = run.chosen[sample(random, len(run.chosen), PROXY_ROWS)]
@@ -143,7 +96,7 @@ def project(run: collect.Run, kind: Kind = Kind.PCA) -> Projection | None:
   if run.clusters is not None:
     centroids = run.clusters.centroids
   return Projection(
-    places,
+    onto(features),
     collect.source_of(run.sources, pool),
     onto(bank.take(proxy)),
     collect.source_of(run.sources, proxy),

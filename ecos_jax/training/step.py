@@ -1,7 +1,6 @@
 """One step of training: the state, the optimizer, and the jitted update."""
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 from flax import nnx
@@ -73,7 +72,7 @@ def jitted(
   """Returns the jitted step, which reuses the buffers of the state it is given.
 
   Args:
-    task: Its loss; if it is a pytree, its arrays are put on the devices.
+    task: Its loss.
     graph: From `start`.
     optimizer: What `start` took.
     mesh: The state is replicated over it, batches are split over `data`.
@@ -82,24 +81,15 @@ def jitted(
     Maps the state and the batches to the next state and the metrics.
   """
   everywhere, split = shardings(mesh)
-  # The arrays of a task that is a pytree are arguments: arrays that a jitted
-  # function closes over are compiled into the program.
-  arrays, structure = [], None
-  if not jax.tree_util.all_leaves([task]):
-    arrays, structure = jax.tree.flatten(task)
-    arrays = jax.device_put(arrays, everywhere)
 
-  def step(
-    arrays: list[jax.Array], state: State, batches: tasks.Batches
-  ) -> tuple[State, tasks.Metrics]:
-    own = task if structure is None else jax.tree.unflatten(structure, arrays)
+  def step(state: State, batches: tasks.Batches) -> tuple[State, tasks.Metrics]:
     key = jax.random.fold_in(
       jax.random.wrap_key_data(state["key"]), state["step"]
     )
 
     def loss(params: Any) -> tuple[jax.Array, tuple[Any, tasks.Metrics]]:
       model = nnx.merge(graph, params, state["statistics"], copy=True)
-      value, metrics = own.loss(model, batches, key)
+      value, metrics = task.loss(model, batches, key)
       statistics = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
       return value, (statistics, metrics)
 
@@ -117,10 +107,9 @@ def jitted(
     }
     return new, {"loss": value, **metrics}
 
-  compiled = jax.jit(
+  return jax.jit(
     step,
-    donate_argnums=1,
-    in_shardings=(everywhere, everywhere, split),
+    donate_argnums=0,
+    in_shardings=(everywhere, split),
     out_shardings=(everywhere, everywhere),
   )
-  return functools.partial(compiled, arrays)

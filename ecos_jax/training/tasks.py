@@ -3,13 +3,10 @@
 A task is a class with two members: `streams`, the sources whose batches go into
 a step, and `loss`, a pure function of model, batches and key that is traced
 into the jitted step. Targets other than labels (such as a teacher's logits) are
-more arrays in the batches of a source. Arrays that training does not change
-(such as a teacher's weights) are fields of a task that is a pytree; see
-`Distill`.
+more arrays in the batches of a source; see `Distill`.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple, Protocol
 
 from flax import nnx
@@ -160,34 +157,19 @@ class FixMatch:
     return loss + consistency, metrics
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=["teacher"],
-  meta_fields=[
-    "num_classes",
-    "images",
-    "temperature",
-    "hard_share",
-    "augmented",
-  ],
-)
 @dataclasses.dataclass(frozen=True)
 class Distill:
-  """A teacher's predictions are the targets; no label is read.
+  """A teacher's logits are the targets; no label is read.
 
   The loss is T^2 KL(teacher || student) of the logits divided by the
-  temperature T (Hinton et al., 2015), mixed with the cross-entropy against the
-  teacher's classes. With a `teacher`, it sees the same view as the student
-  (Beyer et al., 2022). Without one, the batches hold its logits of the images
-  without augmentation, `logits` [b, num_classes].
+  temperature T (Hinton et al., 2015). The batches hold the teacher's logits of
+  the images without augmentation, `logits` [b, num_classes]; the student sees
+  weak views.
   """
 
   num_classes: int
   images: loader.Samples
-  teacher: nnx.Module | None = None
   temperature: float = 4.0
-  hard_share: float = 0.0
-  augmented: bool = True
 
   @property
   def streams(self) -> dict[str, Stream]:
@@ -198,21 +180,10 @@ class Distill:
     self, model: nnx.Module, batches: Batches, key: jax.Array
   ) -> tuple[jax.Array, Metrics]:
     """Returns the mean loss, and how often student and teacher agree."""
-    batch = batches["proxy"]
-    if self.augmented:
-      views = augment.weak(batch["image"], key)
-    else:
-      views = augment.normalise(batch["image"])
-    if self.teacher is None:
-      targets = batch["logits"]
-    else:
-      targets = jax.lax.stop_gradient(self.teacher(views))
-    logits, t = model(views), self.temperature
-    soft = optax.losses.kl_divergence_with_log_targets(
+    batch, t = batches["proxy"], self.temperature
+    logits, targets = model(augment.weak(batch["image"], key)), batch["logits"]
+    losses = t**2 * optax.losses.kl_divergence_with_log_targets(
       jax.nn.log_softmax(logits / t), jax.nn.log_softmax(targets / t)
     )
-    classes = targets.argmax(-1)
-    hard = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
-    losses = (1.0 - self.hard_share) * t**2 * soft + self.hard_share * hard
-    agreement = (logits.argmax(-1) == classes).mean()
+    agreement = (logits.argmax(-1) == targets.argmax(-1)).mean()
     return losses.mean(), {"agreement": agreement}

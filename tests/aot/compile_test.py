@@ -205,7 +205,7 @@ def test_training_step(chip, mesh, table):
       "label": described((size,), jnp.int32, mesh, "data"),
     }
   }
-  lowered = step.func.lower(*step.args, state, batches)
+  lowered = step.lower(state, batches)
   _, temporaries = compiled(
     table, chip, "training step convnet, 64 images", lowered
   )

@@ -26,7 +26,9 @@ _STABLE = {
 @pytest.fixture
 def start(start_job):
   """Returns a function that starts the command."""
-  return lambda *flags: start_job(*flags, module="ecos_jax.benchmark")
+  return lambda *flags, **environment: start_job(
+    *flags, module="ecos_jax.benchmark", **environment
+  )
 
 
 def _strict(path: Path) -> dict:
@@ -106,10 +108,11 @@ def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(
     "--shapes=assign:3000x16x20",
     "--implementations=ecos_jax",
     "--rounds=1000000",
-    f"--scratch={scratch}",
     f"--output={output}",
+    TMPDIR=str(scratch),
   )
   job.wait_until(lambda: output.exists() and _strict(output)["rows"])
+  assert any(scratch.iterdir())
   job.signal(sent)
   assert job.wait() == 130
   assert "the rows so far" in job.err
@@ -130,7 +133,6 @@ def test_an_interrupted_run_leaves_valid_rows_and_nothing_else(
     (("--shapes=sample:100x4x3x101",), "more samples than rows"),
     (("--implementations=sciktlearn",), "sciktlearn"),
     (("--output=nowhere/result.json",), "--output"),
-    (("--scratch=nowhere",), "--scratch"),
     (("--encoder=nope",), "hog"),
   ],
 )

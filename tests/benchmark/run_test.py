@@ -18,7 +18,6 @@ def test_a_peer_that_is_not_installed_is_named(tmp_path, monkeypatch):
     [cases.parse("assign", "300x4x3")],
     cases.Options(1, 1 << 20, "hog"),
     only=["scikit-learn", "faiss-cpu"],
-    scratch=tmp_path,
     output=tmp_path / "result.json",
     say=said.append,
   )

@@ -224,21 +224,15 @@ def test_a_replacement_is_refused_since_nothing_is_proven():
 # The data.
 
 
-def test_who_has_no_class_does_not_vote(request_, samples):
+def test_who_has_no_class_does_not_vote(samples):
   labels = samples.labels.copy()
   labels[::3], labels[1::3] = -1, 7
   kept = np.arange(2, 240, 3)
-  voters = private_knn.voting(
-    request_, private_knn.Samples(samples.features, labels)
-  )
+  blocks = np.array_split(samples.features, 3)
+  data = encoding.Private(240, lambda: blocks, labels)
+  voters = private_knn.voting(data, 3)
   np.testing.assert_array_equal(voters.features, samples.features[kept])
   np.testing.assert_array_equal(voters.labels, samples.labels[kept])
-  for features, classes, said in (
-    (samples.features[:, :4], samples.labels, r"\[n, 5\]"),
-    (samples.features, samples.labels[1:], "`labels`"),
-  ):
-    with pytest.raises(errors.EcosError, match=said):
-      private_knn.voting(request_, private_knn.Samples(features, classes))
 
 
 def _opened(request, source, batch_size):
@@ -252,12 +246,12 @@ def test_images_are_encoded_with_the_request_s_encoder(samples):
   features = registry.encode(registry.get("hog"), images)
   source = pools.ArraySource("mine", images, samples.labels[:21])
   request = request_for(features)
-  encoded = private_knn.encode(_opened(request, source, 8))
+  encoded = private_knn.voting(_opened(request, source, 8), 3)
   np.testing.assert_allclose(encoded.features, features, atol=1e-6)
   np.testing.assert_array_equal(encoded.labels, samples.labels[:21])
   other = dataclasses.replace(request_for(features), encoder_digest="0" * 64)
   with pytest.raises(messages.ProtocolError, match="encoder_digest"):
-    private_knn.encode(_opened(other, source, 8))
+    private_knn.voting(_opened(other, source, 8), 3)
 
 
 def _folder_of(path, names):
@@ -293,10 +287,8 @@ def test_one_file_more_or_less_moves_one_vote(tmp_path, classes, folders):
 
   def votes():
     source = pools.open_source(str(tmp_path), classes=classes)
-    samples = private_knn.encode(_opened(request, source, 64))
-    voters = neighbours.Neighbours(
-      *private_knn.voting(request, samples)[:2], k=7, classes=3
-    )
+    samples = private_knn.voting(_opened(request, source, 64), 3)
+    voters = neighbours.Neighbours(*samples[:2], k=7, classes=3)
     taken = np.ones((12, len(voters)), bool)
     return voters.votes(request.features, taken), len(voters)
 
@@ -421,7 +413,9 @@ def test_of_each_person_one_labelled_sample_votes(monkeypatch):
   # 30 samples of one person against 5 of five persons; 9 have no class.
   labels = np.array([0] * 30 + [1] * 5 + [-1] * 9)
   ids = np.array([9] * 30 + [1, 2, 3, 4, 5] + [6] * 9)
-  samples = private_knn.Samples(np.zeros((44, 5), np.float32), labels, ids)
+  features = np.zeros((44, 5), np.float32)
+  data = encoding.Private(44, lambda: [features], labels, ids)
+  samples = private_knn.voting(data, 3)
   terms = changed(gamma=1.0, neighbours=44, threshold=5.0, unit="person")
   request = request_for(np.zeros((20, 5)), terms)
   assert (_label(request, samples, terms).labels == 1).all()

@@ -146,6 +146,32 @@ def test_a_client_unlike_all_of_the_pool_gets_more_than_a_few_samples(
   assert (weights @ votes / weights.sum()).mean() > votes.mean() + 0.2
 
 
+def test_what_newtons_method_does_not_find_is_drawn_to_zero_until_it_does():
+  """Where no density has the shares of clusters that are asked for."""
+  features = banks.turned(4000)
+  found = directions.fit(features, 6, KEY)
+  votes = np.asarray(directions.votes(features, *found, 3), np.float64)
+  random = np.random.default_rng(0)
+  assignment = random.integers(0, 50, 4000).astype(np.int32)
+  sizes = np.bincount(assignment, minlength=50)
+  shares = random.normal(0, 1, 50)
+  counts = density_lib.Counts(1e9 * shares, 1e3, assignment, sizes)
+  sums = 1e9 * np.append(votes.mean(axis=0), 1)
+  got = density_lib.fit(features, found, 3, sums, 1e3, KEY, counts)
+  logs = votes @ got.tilt + got.levels[assignment]
+  weights = np.exp(logs - logs.max())
+  weights /= weights.sum()
+  # At the maximum, what is left of each mean is its rho times its number.
+  inside = (assignment == np.arange(50)[:, None]).astype(np.float64)
+  left = shares - inside @ weights
+  rho = left / got.levels
+  np.testing.assert_allclose(rho, np.median(rho), rtol=0.01)
+  left = votes.mean(axis=0) - weights @ votes
+  rho = left @ got.tilt / (got.tilt @ got.tilt)
+  assert rho > 0
+  np.testing.assert_allclose(left, rho * got.tilt, atol=1e-3)
+
+
 def test_no_forged_answer_breaks_the_density():
   features = banks.turned(500)
   found = directions.fit(features, 6, KEY)

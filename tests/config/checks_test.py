@@ -104,14 +104,12 @@ def test_wrong_fields_of_distillation_are_named():
   checks.validate(config)
   config.train.unlabelled_ratio = 1
   config.distill.temperature = 0.0
-  config.distill.hard_share = 1.5
-  config.distill.teacher_images = -1
+  config.distill.teacher_steps = 0
   check_refused(
     config,
     "train.unlabelled_ratio",
     "distill.temperature",
-    "distill.hard_share",
-    "distill.teacher_images",
+    "distill.teacher_steps",
   )
 
 
@@ -183,15 +181,13 @@ def test_unlabelled_images_that_nobody_knows_are_refused(
 
 def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
   config = config_lib.Config()
-  config.codebook.first_round, config.privacy.first_part = 10, 0.5
+  config.codebook.first_round = 10
   checks.validate(config)
   for group, field, value, said in (
     ("codebook", "size", 10, "codebook.size`=10"),
     ("codebook", "first_round", -1, "codebook.first_round` must"),
     ("codebook", "algorithm", config_lib.Algorithm.MINI_BATCH, "algorithm"),
     ("codebook", "sample_per_centroid", 0, "sample_per_centroid"),
-    ("privacy", "first_part", 1.0, "privacy.first_part` must"),
-    ("privacy", "first_part", 0.0, "privacy.first_part` must"),
     ("sampling", "method", config_lib.Method.RANDOM, "sampling.method`=random"),
   ):
     wrong = copy.deepcopy(config)
@@ -206,11 +202,11 @@ def test_rounds_that_cannot_be_are_refused_each_naming_its_flag():
     ("seed", (0, 2**32 - 1), (-1, 2**32)),
     ("sampling.budget", (1, 10**9), (0, float("inf"))),
     ("sampling.likely", (1e-9, 1.0), (0.0, 1.0001, float("nan"))),
-    ("privacy.first_part", (0.1, 0.9), (0.0, 1.0)),
+    ("sampling.central", (0.1, 1.0), (0.0, 1.1)),
     ("privacy.insecure_noise_seed", (None, 0), (-1,)),
     ("privacy.sigma", (0.25, 16384.0), (0.24, 16385.0, None)),
     ("encoder.image_size", (None, 1, 1024), (0, 1025)),
-    ("distill.hard_share", (0.0, 1.0), (-0.1, 1.1)),
+    ("train.confidence", (1e-9, 1.0), (0.0, 1.1)),
     ("labelling.threshold", (-5.0, 1e12), (float("inf"), float("-inf"))),
   ],
 )
@@ -228,6 +224,14 @@ def test_numbers_must_lie_in_their_intervals(name, allowed, refused):
 def _set(config, name, value):
   *groups, last = name.split(".")
   setattr(getattr(config, groups[0]) if groups else config, last, value)
+
+
+def test_no_clients_are_one_error():
+  config = config_lib.Config()
+  config.data.clients = 0
+  with pytest.raises(errors.ConfigError) as refusal:
+    checks.validate(config)
+  assert str(refusal.value) == "`data.clients` must lie in [1, 10000], got 0"
 
 
 def test_what_the_configuration_allows_a_message_takes():

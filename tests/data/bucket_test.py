@@ -20,11 +20,12 @@ def test_images_in_a_bucket(bucket):
   assert source.labels(rows).tolist() == [1] * 6 + [0] * 6
   assert source.keys(rows)[5] == "c0/10.png"
   assert [entry.name for entry in source.unreadable] == ["c0/1.jpg"]
+  assert source.others == {".txt": 1}
 
 
 def test_an_empty_folder_is_refused(bucket):
   fsspec.filesystem("memory").pipe(f"{bucket}/1.txt", b"text")
-  with pytest.raises(errors.EcosError, match="names no file"):
+  with pytest.raises(errors.EcosError, match=r"holds no image .* 1 \.txt"):
     pools.open_source(f"folder:{bucket}")
   assert len(pools.open_source(f"folder:{bucket}", may_be_empty=True)) == 0
 

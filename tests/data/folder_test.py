@@ -23,6 +23,7 @@ def test_reads_all_kinds_in_sorted_order(tmp_path):
   (tmp_path / ".hidden.png").write_bytes(b"no image")
   made_images.save(tmp_path / ".hidden" / "f.png", pixels[0])
   source = folder.FolderSource(tmp_path)
+  assert source.others == {".txt": 1, "hidden .png": 1}
   assert source.name == tmp_path.name
   assert len(source) == 4
   images = source.images(np.arange(4), 8)
@@ -64,7 +65,9 @@ def test_a_label_is_the_folder_s_own(tmp_path, classes, expected):
 def test_a_date_is_no_number_of_a_class(tmp_path, name):
   made_images.save(tmp_path / name / "x.png", made_images.random(4, 4, 3))
   assert folder.FolderSource(tmp_path).classes == 0
-  with pytest.raises(errors.EcosError, match="number over 99999") as error:
+  with pytest.raises(
+    errors.EcosError, match=r"over 99999\. .* each class"
+  ) as error:
     folder.FolderSource(tmp_path, ("numbers",))
   assert name not in str(error.value).replace(str(tmp_path), "")
 
@@ -189,7 +192,7 @@ def test_parts_are_disjoint_together_all_and_depend_on_no_other_file(tmp_path):
 
   def names(part):
     source = folder.FolderSource(tmp_path, part=part)
-    return {file.name for file in source._files}
+    return set(source.names)
 
   parts = [names(cut) for cut in cuts]
   assert sum(map(len, parts)) == len(set.union(*parts)) == 60

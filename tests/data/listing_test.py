@@ -46,9 +46,12 @@ def test_files_of_other_kinds_are_counted_by_suffix(tmp_path, caplog):
   for suffix in ("jpg", "jfif", "tif", "bmp", "gif", "avif", "mpo", "WEBP"):
     made_images.save(tmp_path / f"pool/x.{suffix}", pixels)
   others = ["a.mov", "b.mov", "c.CR2", "dr smith", "of.john-smith", ".DS_Store"]
+  # As macOS leaves them on a disk that it does not know.
+  others += ["._x.jpg", "._x.tif"]
   for name in others:
     (tmp_path / "pool" / name).write_bytes(b"")
   counts = {".mov": 2, ".cr2": 1, "without a suffix": 2}
+  counts |= {"hidden .jpg": 1, "hidden .tif": 1}
   kept = tmp_path / "listing.json"
   for _ in range(2):
     source = folder.FolderSource(tmp_path / "pool", listing=kept)
@@ -56,8 +59,8 @@ def test_files_of_other_kinds_are_counted_by_suffix(tmp_path, caplog):
     assert source.others == counts
   [warning, *_] = caplog.messages
   assert warning.endswith(
-    ": 5 of the files do not end as images do and are left out: 2 .mov, 2 "
-    "without a suffix, 1 .cr2"
+    ": 7 of the files are no images by their names and are left out: 2 .mov, 2 "
+    "without a suffix, 1 .cr2, 1 hidden .jpg, 1 hidden .tif"
   )
 
 
@@ -156,7 +159,7 @@ def test_a_file_changed_in_place_is_found_when_it_is_used(
     lambda: source.images(np.array([1]), 9),
     lambda: source.encoded(1),
   ):
-    with pytest.raises(errors.EcosError, match=r"y\.png changed"):
+    with pytest.raises(errors.EcosError, match=r"y\.png of pool changed"):
       use()
 
 
@@ -188,7 +191,7 @@ def test_unreadable_files_are_counted_and_not_named(tmp_path, caplog):
     (tmp_path / name).write_bytes(b"no image")
   source = folder.FolderSource(tmp_path)
   [warning] = caplog.messages
-  assert warning.startswith(f"{tmp_path}: 2 of the files cannot be read")
+  assert warning.startswith(f"{tmp_path.name}: 2 of the files cannot be read")
   assert "patient" not in warning
   assert [file.name for file in source.unreadable] == [
     "patient_7.png",

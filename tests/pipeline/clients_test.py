@@ -183,6 +183,10 @@ def test_the_run_waits_for_the_minimum_and_goes_on_from_more(
   shutil.rmtree(path / "responses")
   assert pipeline.run(config, path) == more
   assert "made again" not in capsys.readouterr().out
+  config.client.minimum = 4
+  assert pipeline.run(config, path) == more
+  said = capsys.readouterr().out
+  assert "3 answers were used before client.minimum was 4: they stay" in said
   # Who answered is nowhere.
   names = ("berlin", "bonn", "turin", "kiel")
   for file in path.rglob("*"):

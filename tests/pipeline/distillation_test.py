@@ -30,7 +30,6 @@ def _config() -> config_lib.Config:
   config.sampling.method = config_lib.Method.RANDOM
   config.sampling.budget = 32
   config.distill.teacher_steps = 3
-  config.distill.teacher_images = 100
   config.train.steps = 2
   return config
 
@@ -113,9 +112,8 @@ def _other(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [_cut, _older, _other, shutil.rmtree])
-@pytest.mark.parametrize("logits", list(config_lib.Logits))
 def test_a_teacher_that_is_not_the_finished_one_is_refused(
-  finished, tmp_path, damage, logits
+  finished, tmp_path, damage
 ):
   _, path, _ = finished
   copy = tmp_path / "copy"
@@ -123,11 +121,9 @@ def test_a_teacher_that_is_not_the_finished_one_is_refused(
   for stage in ("model", "logits"):
     shutil.rmtree(copy / stage)
   damage(copy / "teacher" / "checkpoints")
-  config = _config()
-  config.distill.logits = logits
   said = r"teacher/checkpoints.*: delete the folder .*/teacher to redo it"
   with pytest.raises(errors.EcosError, match=said):
-    pipeline.run(config, copy)
+    pipeline.run(_config(), copy)
   gc.collect()
 
 
@@ -204,16 +200,13 @@ def test_a_pool_without_labels_needs_a_teacher(tmp_path):
 
 
 @pytest.mark.slow
-def test_on_the_fly_and_on_own_data(finished, tmp_path):
-  """With `local` the client's own images are distilled on."""
-  _, path, _ = finished
-  for method in ("random", "local"):
-    config = _with_teacher(path)
-    config.distill.logits = config_lib.Logits.ON_THE_FLY
-    config.sampling.method = config_lib.Method(method)
-    summary = pipeline.run(config, tmp_path / method)
-    assert summary is not None
-    assert "logits" not in summary["seconds"]
+def test_local_distills_on_the_images_of_the_client(finished, tmp_path):
+  config = _with_teacher(finished[1])
+  config.sampling.method = config_lib.Method.LOCAL
+  summary = pipeline.run(config, tmp_path)
+  assert summary is not None and "proxy" not in summary["seconds"]
+  clients = len(digits.load(config.data, config.seed).client)
+  assert len(np.load(tmp_path / "logits" / "logits.npy")) == clients
 
 
 @pytest.mark.slow

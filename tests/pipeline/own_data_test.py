@@ -178,7 +178,7 @@ def test_the_summary_says_what_was_found(folders, tmp_path, capsys):
   assert (summary["unreadable"], summary["others"]) == (1, {".mov": 1})
   said = capsys.readouterr().out
   assert "classes   light 40, dark 40 of the pool's samples" in said
-  assert "do not end as images do: 1 .mov" in said
+  assert "no images by their names: 1 .mov" in said
 
 
 def test_the_same_files_elsewhere_are_the_same_pool(folders, tmp_path):
@@ -220,7 +220,7 @@ def test_features_end_at_an_index(tmp_path, method):
   config.data.sources = (f"features:{tmp_path}/bank",)
   config.data.client_data = f"features:{tmp_path}/client.npy"
   config.codebook.size = 6
-  config.privacy.sigma = 1.0
+  config.privacy.sigma = 0.25
   config.sampling.budget = 20
   config.sampling.method = config_lib.Method(method)
   summary = pipeline.run(config, tmp_path / "run")

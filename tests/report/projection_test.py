@@ -1,9 +1,6 @@
-import sys
-
 import numpy as np
 import pytest
 
-from ecos_jax import errors
 from ecos_jax.report import projection
 
 
@@ -35,33 +32,6 @@ def test_directions_without_variance_are_zero(features, rank):
   _, directions, share = projection.plane(features)
   assert np.linalg.matrix_rank(directions, tol=1e-6) == rank
   assert share == pytest.approx(float(rank > 0))
-
-
-def _groups():
-  rng = np.random.default_rng(0)
-  return np.concatenate([rng.normal(c, 1, (40, 9)) for c in (0, 20)])
-
-
-@pytest.mark.slow
-def test_umap_tells_groups_apart_the_same_way_each_time():
-  features = _groups()
-  places, onto = projection._umap(features)
-  again, onto_again = projection._umap(features)
-  np.testing.assert_array_equal(places, again)
-  others = features + 0.1
-  np.testing.assert_array_equal(onto(others), onto_again(others))
-  for found in (places, onto(others)):
-    near = [np.linalg.norm(found - places[i], axis=1) for i in (0, 79)]
-    np.testing.assert_array_equal(near[0] < near[1], np.arange(80) < 40)
-  assert onto(features[:0]).shape == (0, 2)
-
-
-def test_umap_is_an_extra_and_for_more_than_a_few(monkeypatch):
-  monkeypatch.setitem(sys.modules, "umap", None)
-  with pytest.raises(errors.EcosError, match=r"pip install 'ecos_jax\[umap\]'"):
-    projection._umap(_groups())
-  with pytest.raises(errors.EcosError, match="take `projection`=pca"):
-    projection._umap(_groups()[:15])
 
 
 def test_a_sample_of_a_huge_pool_costs_no_more():

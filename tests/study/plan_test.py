@@ -75,7 +75,7 @@ def test_all_errors_come_at_once():
   best = "'best': it must be one of ecos, ecos_paper, random"
   assert best in str(error.value)
   assert "no field sampling.bugdet; valid: sampling.method" in str(error.value)
-  assert "sampling.budget cannot be 'many'" in str(error.value)
+  assert "`sampling.budget` cannot be 'many'" in str(error.value)
 
 
 def test_every_trial_and_every_table_is_checked():
