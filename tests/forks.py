@@ -68,7 +68,8 @@ def _run(job: dict[str, Any]) -> None:
   sys.argv = ["command", *job["flags"]]
   if job["module"] == "ecos_jax.train":
     cli.run(train.main)
-  for name in ("config", "workdir"):  # Each command defines its own.
+  # Each command defines its own.
+  for name in ("config", "workdir", "assignment"):
     delattr(flags.FLAGS, name)
   runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
 
