@@ -27,7 +27,7 @@ LITE0 = weights_lib.PUBLISHED["efficientnet_lite0"]
 
 
 # The blocks of EfficientNet-Lite0 that begin a stage. timm counts in each stage
-# anew, and names the parts of the first block, which does not expand, otherwise.
+# anew, and names the parts of the first block, which does not expand, as below.
 _STAGES = (0, 1, 3, 5, 8, 11, 15)
 _PARTS = {
   "conv_stem": "_conv_stem",
