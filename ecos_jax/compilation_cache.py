@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 import zlib
 
-from absl import flags
 import jax
 
 from ecos_jax import files
@@ -62,27 +61,19 @@ def _delete_damaged(folder: Path) -> None:
           file.unlink()
 
 
-def define_flags() -> None:
-  """Defines the flag that `start` reads."""
-  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  flags.DEFINE_string(
-    "compilation_cache",
-    os.environ.get(_DIRECTORY) or f"{home}/ecos_jax/jax",
-    "Folder that keeps compiled programs for the next run, and can be deleted "
-    f"at any time; empty: none. By default that of {_DIRECTORY}, if set.",
-  )
-
-
 def start() -> None:
-  """Keeps compiled programs where the flag says, if that can be written to."""
+  """Keeps compiled programs where `JAX_COMPILATION_CACHE_DIR` says.
+
+  By default that is `ecos_jax/jax` in the user's cache folder. Where it cannot
+  be written to, none are kept.
+  """
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  place = os.environ.get(_DIRECTORY) or f"{home}/ecos_jax/jax"
   try:
-    folder = Path(flags.FLAGS.compilation_cache).expanduser().absolute()
-    if flags.FLAGS.compilation_cache:
-      folder.mkdir(parents=True, exist_ok=True)
-      _delete_damaged(folder)
+    folder = Path(place).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    _delete_damaged(folder)
   except (OSError, RuntimeError):  # RuntimeError: a user without a home
-    folder = None
-  if folder is None or not flags.FLAGS.compilation_cache:
     jax.config.update("jax_enable_compilation_cache", False)
     return
   jax.config.update("jax_compilation_cache_dir", str(folder))

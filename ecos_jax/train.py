@@ -46,7 +46,6 @@ _VERIFY = flags.DEFINE_bool(
   "no stage is left that reads it; their files and sizes are always checked.",
 )
 distributed.define_flags()
-compilation_cache.define_flags()
 kernels.define_flags()
 
 

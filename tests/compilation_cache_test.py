@@ -4,12 +4,8 @@ import subprocess
 import sys
 
 _COMPILES = """
-import sys
-from absl import flags
 import jax
 from ecos_jax import compilation_cache
-compilation_cache.define_flags()
-flags.FLAGS(sys.argv)
 compilation_cache.start()
 jax.monitoring.register_event_listener(
   lambda name, **_: print(name.rpartition("/")[2])
@@ -21,11 +17,11 @@ print(value)
 _MISS, _HIT = "cache_misses", "cache_hits"
 
 
-def _compile(*flags, **environment):
+def _compile(**environment):
   """Returns what JAX says of its cache; warnings are errors."""
   base = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
   said = subprocess.run(
-    [sys.executable, "-W", "error", "-c", _COMPILES, *flags],
+    [sys.executable, "-W", "error", "-c", _COMPILES],
     cwd=Path(__file__).parents[1],
     env=base
     | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -45,19 +41,19 @@ def _entries(folder):
 
 
 def test_what_is_damaged_is_compiled_again_in_silence(tmp_path):
-  flag = f"--compilation_cache={tmp_path}"
-  assert _compile(flag) == {_MISS}
+  place = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+  assert _compile(**place) == {_MISS}
   files = _entries(tmp_path)
   assert files == sorted(set(tmp_path.iterdir()) - {tmp_path / "checked"})
-  assert _compile(flag) == {_HIT}
+  assert _compile(**place) == {_HIT}
   for number, file in enumerate(files):
     data = file.read_bytes()
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
     file.write_bytes((flipped, data[:middle], b"")[number % 3])
   assert len(files) >= 3
-  assert _compile(flag) == {_MISS}
-  assert _compile(flag) == {_HIT}
+  assert _compile(**place) == {_MISS}
+  assert _compile(**place) == {_HIT}
 
 
 def test_where_it_is(tmp_path):
@@ -67,9 +63,10 @@ def test_where_it_is(tmp_path):
   theirs = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "theirs")}
   assert _compile(**home, **theirs) == {_MISS}
   assert _entries(tmp_path / "theirs")
-  assert not _compile("--compilation_cache=", **theirs)
+  assert not _compile(JAX_ENABLE_COMPILATION_CACHE="0", **theirs)
 
 
 def test_a_place_that_cannot_be_had_is_done_without(tmp_path):
   (tmp_path / "file").touch()
-  assert not _compile(f"--compilation_cache={tmp_path}/file/cache")
+  place = str(tmp_path / "file" / "cache")
+  assert not _compile(JAX_COMPILATION_CACHE_DIR=place)

@@ -88,12 +88,14 @@ def test_in_training_with_nothing_compiled_before(
 ):
   """The checkpoint of the signal is the only one, and the next call's start."""
   flags = job_flags("manual", tmp_path)
-  flags += "--config.train.steps=20000", "--compilation_cache="
-  flags += ("--config.train.checkpoint_every=100000",)
+  flags += (
+    "--config.train.steps=20000",
+    "--config.train.checkpoint_every=100000",
+  )
   metrics = tmp_path / "model" / "metrics.jsonl"
 
   def stopped_after(step):
-    job = start_job(*flags)
+    job = start_job(*flags, JAX_COMPILATION_CACHE_DIR="/dev/null")
     row = f'{{"step": {step},'
     job.wait_until(lambda: metrics.exists() and row in metrics.read_text())
     job.signal(signal.SIGTERM)

@@ -273,10 +273,6 @@ def _response(
   )
 
 
-def _responses(name: str, path: Path, digest: str) -> list[messages.Response]:
-  return brought.read(path, name, digest)
-
-
 def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
   """Returns a round.
 
@@ -328,7 +324,7 @@ def _round(prefix: str, *, first: bool, before: tuple[Stage, ...]) -> Round:
     functools.partial(_response, exchange=exchange),
     fields=(FIELDS.privacy, FIELDS.client.remote),
     inputs=(query,),
-    read=functools.partial(_responses, exchange.answer),
+    read=lambda path, digest: brought.read(path, exchange.answer, digest),
     answer=exchange,
     # What an interrupted call took need not be brought again.
     resumable=True,

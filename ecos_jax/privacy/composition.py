@@ -247,10 +247,6 @@ def _split(
   )
 
 
-def _composed(one: _Pld, other: _Pld) -> _Pld:
-  return one.compose(other)
-
-
 def _round_up(
   log_lower: np.ndarray, log_upper: np.ndarray, interval: float
 ) -> _Pld:
@@ -310,8 +306,10 @@ def _worst(
   removes, adds = zip(
     *(_plds(release, interval, split) for release in releases), strict=True
   )
-  remove = functools.reduce(_composed, removes)
-  add = functools.reduce(_composed, adds)
+  remove, add = (
+    functools.reduce(lambda one, other: one.compose(other), plds)
+    for plds in (removes, adds)
+  )
   if relation is config.Relation.REPLACE_ONE:
     return (remove.compose(add),)
   return remove, add
