@@ -169,7 +169,7 @@ def sample(features: chunks.Features, r: int, budget: int) -> calls.Call:
   book = codebook.Codebook(centroids, np.bincount(assignment), assignment)
   quotas = np.full(r, budget // r)
   quotas[: budget % r] += 1
-  options = config.Sampling(likely=1.0, central=1.0)
+  options = config.Sampling()
 
   def choose():
     sampling.decompress(

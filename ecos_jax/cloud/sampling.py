@@ -11,7 +11,9 @@ quota and at least 4,096: so the work does not grow with the pool.
 """
 
 from collections.abc import Iterator, Sequence
+import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,10 @@ import numpy as np
 import tqdm
 
 from ecos_jax import config
+from ecos_jax import threads
 from ecos_jax.cloud import codebook
 from ecos_jax.cloud import density as density_lib
+from ecos_jax.cloud import nearby
 from ecos_jax.clustering import assign
 from ecos_jax.clustering import centring
 from ecos_jax.clustering import chunks
@@ -30,12 +34,12 @@ _CANDIDATES_PER_SAMPLE = 8
 _MIN_CANDIDATES = 4096
 # Rows of the assignment to read at a time.
 _SCAN_ROWS = 1 << 22
-# Candidates to compare at a time: on a CPU they stay in its cache.
+# Candidates to compare at a time.
 _GROUP_ROWS = 1 << 15
-_CPU_GROUP_ROWS = 1 << 12
+_CPU_GROUP_ROWS = 1 << 14
 _MIN_WIDTH = 64
-# The density at a sample is interpolated between so many nearby clusters.
-_NEIGHBOURS = 8
+# Groups that are prepared ahead, each by a thread.
+_THREADS = 2
 # A squared distance has the weight density^power: the higher, the more similar
 # are the samples to the client's, and to one another.
 _DENSITY_POWER = 0.5
@@ -189,7 +193,7 @@ def _among(
 
   Args:
     features: float32 [m, d].
-    density: float [m], from `_density`.
+    density: float64 [m], or its logarithm.
     distances: float32 [m], to the centroid.
     ranks: int64 [m], random order of samples with the same density.
     quota: Number of samples that will be chosen; at most m.
@@ -197,77 +201,18 @@ def _among(
   """
   copies = _copies(features, distances)
   limit = math.ceil(options.likely * np.count_nonzero(~copies))
-  among = np.lexsort((ranks, -density, copies))[: max(quota, limit)]
+  among = np.argsort(ranks)
+  among = among[np.lexsort((-density[among], copies[among]))]
+  among = among[: max(quota, limit)]
   limit = math.ceil(options.central * limit)
   order = np.lexsort((distances[among], copies[among]))
   return among[order[: max(quota, limit)]]
 
 
-def _neighbours(centroids: np.ndarray, clusters: list[int]) -> np.ndarray:
-  """Returns the centroids nearest to those of `clusters`, int64 [g, k]."""
-  k = min(_NEIGHBOURS, len(centroids))
-  gaps = (centroids**2).sum(axis=1) - 2 * centroids[clusters] @ centroids.T
-  return np.argpartition(gaps, k - 1, axis=1)[:, :k]
-
-
 @jax.jit
-def _products(features: jax.Array, centroids: jax.Array) -> jax.Array:
-  """Returns the products of [g, m, d] and [g, k, d] in each set, [g, m, k]."""
-  return jnp.einsum(
-    "gmd,gkd->gmk", features, centroids, precision=jax.lax.Precision.HIGHEST
-  )
-
-
-def _density(gaps: np.ndarray, density: np.ndarray) -> np.ndarray:
-  """Returns the density at samples, [m], interpolated between clusters.
-
-  The mean of their densities with the weights exp(-(a - a_min) / s), where a is
-  the squared distance to a centroid and s the median over the samples of
-  a - a_min for the third nearest centroid.
-
-  Args:
-    gaps: float32 [m, k], squared distances to the centroids of the clusters, up
-      to a number for each sample.
-    density: float64 [k], of the clusters.
-  """
-  gaps = gaps - gaps.min(axis=1, keepdims=True)
-  third = min(2, len(density) - 1)
-  third = np.sort(np.partition(gaps, third, axis=1)[:, third])
-  # Their median; np.median is slow on so few.
-  middle = third[[(len(third) - 1) // 2, len(third) // 2]].mean()
-  scale = max(float(middle), np.finfo(np.float32).tiny)
-  weights = np.exp(-gaps / scale)
-  return weights @ density / weights.sum(axis=1)
-
-
-def _at(
-  padded: np.ndarray,
-  lengths: list[int],
-  clusters: list[int],
-  centroids: np.ndarray,
-  density: np.ndarray | density_lib.Density,
-) -> list[np.ndarray]:
-  """Returns the density, or its logarithm, at samples of each cluster, [m].
-
-  Args:
-    padded: float32 [g, w, d], samples of each cluster and zeros.
-    lengths: Numbers m of samples of the clusters; g at most.
-    clusters: Their indices.
-    centroids: float32 [R, d].
-    density: As in `decompress`; the logarithm is that of a `Density`.
-  """
-  sets, width, d = padded.shape
-  if isinstance(density, density_lib.Density):
-    logs = density.log_at(padded.reshape(-1, d)).reshape(sets, width)
-    return [logs[i, :m] for i, m in enumerate(lengths)]
-  around = _neighbours(centroids, clusters)
-  near = np.zeros((sets, around.shape[1], d), np.float32)
-  near[: len(clusters)] = centroids[around]
-  gaps = np.square(near).sum(axis=2)[:, None]
-  gaps = gaps - 2 * np.asarray(_products(padded, near))
-  return [
-    _density(gaps[i, :m], density[around[i]]) for i, m in enumerate(lengths)
-  ]
+def _distances(features: jax.Array, centroids: jax.Array) -> jax.Array:
+  """Returns squared distances of [g, m, d] to [g, d] in each set, [g, m]."""
+  return jnp.square(features - centroids[:, None]).sum(axis=2)
 
 
 def _gaps(features: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -280,61 +225,86 @@ def _gaps(features: np.ndarray, others: np.ndarray) -> np.ndarray:
   return np.maximum(nearest + np.sum(features * features, axis=1), 0)
 
 
-def _ordered(
+class _Group(NamedTuple):
+  """Clusters that are ordered in one call.
+
+  Attributes:
+    clusters: Their indices, g of them or fewer.
+    members: The candidates of each, int64 [m], sorted.
+    order: int [g, w], the order of their candidates but for `kcenter`.
+    inputs: Arguments of `farthest_first`.
+  """
+
+  clusters: list[int]
+  members: list[np.ndarray]
+  order: np.ndarray
+  inputs: tuple
+
+
+def _prepared(
   features: chunks.Features,
   candidates: list[np.ndarray],
   book: codebook.Codebook,
-  density: np.ndarray | density_lib.Density,
+  density: nearby.Interpolation | density_lib.Density | None,
   quotas: np.ndarray,
   options: config.Sampling,
   before: Sequence[np.ndarray],
-) -> Iterator[tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]]:
-  """Yields (clusters, their sorted candidates, the order of these [g, m])."""
-  for clusters, sets, width in _groups(candidates, quotas):
-    padded = np.zeros((sets, width, features.shape[1]), np.float32)
-    order = np.full((sets, width), width)
-    nearest = np.full((sets, width), -np.inf, np.float32)
-    first = np.zeros(sets, np.int32)
-    members = [np.sort(candidates[r]) for r in clusters]
-    taken = chunks.take(features, np.concatenate(members))
-    parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
-    for i, part in enumerate(parts):
-      padded[i, : len(part)] = part
-    lengths = [len(part) for part in parts]
-    at = _at(padded, lengths, clusters, book.centroids, density)
-    weights = None
-    if isinstance(density, density_lib.Density):
-      weights = np.ones((sets, width), np.float32)
-    for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
-      # The candidates are in random order: their places among sorted rows.
-      ranks = np.argsort(candidates[r])
-      centroid = book.centroids[r % len(book.centroids)]
-      among = _among(
-        part,
-        at[i],
-        np.sum((part - centroid) ** 2, axis=1),
-        ranks,
-        int(quotas[r]),
-        options,
-      )
-      nearest[i, among] = np.inf
-      first[i] = among[0]
-      if weights is not None:
-        logs = at[i] - at[i][among].max()
-        logs = np.clip(_DENSITY_POWER * logs, _LEAST_LOG, 0)
-        weights[i, : len(part)] = np.exp(logs)
-        first[i] = among[np.argmax(logs[among])]
-      if len(before) and len(before[r]):
-        nearest[i, among] = _gaps(part[among], chunks.take(features, before[r]))
-        far = nearest[i] if weights is None else nearest[i] * weights[i]
-        first[i] = np.argmax(far)
-      if options.within is config.Within.RANDOM:
-        among = among[np.argsort(ranks[among])]
-      order[i, among] = np.arange(len(among))
-    if options.within is config.Within.KCENTER:
-      steps = np.int32(quotas[clusters].max())
-      order = farthest_first(padded, nearest, first, steps, weights)
-    yield clusters, members, order
+  group: tuple[list[int], int, int],
+) -> _Group:
+  """Reads the candidates of a group from `_groups`, and what orders them."""
+  clusters, sets, width = group
+  padded = np.zeros((sets, width, features.shape[1]), np.float32)
+  order = np.full((sets, width), width)
+  nearest = np.full((sets, width), -np.inf, np.float32)
+  first = np.zeros(sets, np.int32)
+  members = [np.sort(candidates[r]) for r in clusters]
+  taken = chunks.take(features, np.concatenate(members))
+  parts = np.split(taken, np.cumsum([len(rows) for rows in members])[:-1])
+  for i, part in enumerate(parts):
+    padded[i, : len(part)] = part
+  at, weights = np.zeros((sets, width)), None
+  if isinstance(density, density_lib.Density):
+    at = density.log_at(padded.reshape(sets * width, -1)).reshape(sets, width)
+    weights = np.ones((sets, width), np.float32)
+  elif density is not None:
+    density.fill(at, padded, [len(part) for part in parts], clusters)
+  centroids = np.zeros((sets, features.shape[1]), np.float32)
+  centroids[: len(clusters)] = book.centroids[
+    np.array(clusters) % len(book.centroids)
+  ]
+  distances = np.asarray(_distances(padded, centroids))
+  for i, (r, part) in enumerate(zip(clusters, parts, strict=True)):
+    # The candidates are in random order: their places among sorted rows.
+    ranks = np.argsort(candidates[r])
+    logs, gaps = at[i, : len(part)], distances[i, : len(part)]
+    among = _among(part, logs, gaps, ranks, int(quotas[r]), options)
+    nearest[i, among] = np.inf
+    first[i] = among[0]
+    if weights is not None:
+      logs = logs - logs[among].max()
+      logs = np.clip(_DENSITY_POWER * logs, _LEAST_LOG, 0)
+      weights[i, : len(part)] = np.exp(logs)
+      first[i] = among[np.argmax(logs[among])]
+    if len(before) and len(before[r]):
+      nearest[i, among] = _gaps(part[among], chunks.take(features, before[r]))
+      far = nearest[i] if weights is None else nearest[i] * weights[i]
+      first[i] = np.argmax(far)
+    if options.within is config.Within.RANDOM:
+      among = among[np.argsort(ranks[among])]
+    order[i, among] = np.arange(len(among))
+  steps = np.int32(quotas[clusters].max())
+  inputs = padded, nearest, first, steps, weights
+  return _Group(clusters, members, order, inputs)
+
+
+def _ordered(
+  group: _Group, options: config.Sampling
+) -> tuple[list[int], list[np.ndarray], np.ndarray | jax.Array]:
+  """Returns the clusters, their candidates and the order of these [g, w]."""
+  order = group.order
+  if options.within is config.Within.KCENTER:
+    order = farthest_first(*group.inputs)
+  return group.clusters, group.members, order
 
 
 def decompress(
@@ -378,20 +348,27 @@ def decompress(
   offset = centring.offset(book.centroids)
   features = centring.without(features, offset)
   book = book._replace(centroids=book.centroids - offset)
-  if isinstance(density, density_lib.Density):
-    density = density.without(offset)
   candidates = _candidates(book.assignment, book.sizes, quotas, key)
   chosen = list(candidates)
   partial = np.where(quotas < book.sizes, quotas, 0)
+  at = None  # All are likely enough.
+  if isinstance(density, density_lib.Density):
+    at = density.without(offset)
+  elif options.likely < 1:
+    wanted = np.flatnonzero(partial)
+    at = nearby.Interpolation.of(book.centroids, density, wanted)
   progress = tqdm.tqdm(
     total=int(partial.sum()), desc="sampling", unit=" samples", disable=None
   )
   with progress:
-    groups = _ordered(
-      features, candidates, book, density, partial, options, before
+    prepare = functools.partial(
+      _prepared, features, candidates, book, at, partial, options, before
     )
-    # The devices order one group while the next is prepared.
-    for clusters, members, order in chunks.one_ahead(groups):
+    groups = threads.ahead(prepare, _groups(candidates, partial), _THREADS)
+    # The devices order one group while threads prepare the next.
+    for clusters, members, order in chunks.one_ahead(
+      _ordered(group, options) for group in groups
+    ):
       order = np.asarray(order)
       for r, rows, places in zip(clusters, members, order, strict=False):
         first = np.argsort(places[: len(rows)], kind="stable")[: quotas[r]]

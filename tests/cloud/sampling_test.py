@@ -340,30 +340,6 @@ def test_likely_chooses_where_the_client_is_dense(within):
     assert got[20:].min() >= 400 - 200 * likely - 1
 
 
-def test_density_is_interpolated():
-  centroids = np.array([[0.0], [2], [10], [90]], np.float32)
-  density = np.array([1.0, 3, 0, 100])
-  features = np.array([[-50.0], [0], [1], [2]], np.float32)
-  got = sampling._at(features[None], [4], [1], centroids, density)[0]
-  gaps = (features - centroids[:, 0]) ** 2
-  gaps -= gaps.min(axis=1, keepdims=True)
-  weights = np.exp(-gaps / np.median(np.sort(gaps, axis=1)[:, 2]))
-  expected = [w @ density / w.sum() for w in weights]
-  np.testing.assert_allclose(got, expected, rtol=1e-4)
-  alone = sampling._at(features[None], [4], [0], centroids[:1], density[:1])
-  np.testing.assert_allclose(alone[0], 1.0)
-
-
-def test_neighbours_are_the_nearest_centroids():
-  random = np.random.default_rng(0)
-  centroids = random.normal(size=(30, 3)).astype(np.float32)
-  got = sampling._neighbours(centroids, [4, 17])
-  for r, row in zip((4, 17), got, strict=True):
-    gaps = np.sum((centroids - centroids[r]) ** 2, axis=1)
-    assert set(row.tolist()) == set(np.argsort(gaps)[:8].tolist())
-  assert sampling._neighbours(centroids[:3], [0]).shape == (1, 3)
-
-
 @pytest.mark.parametrize("within", WITHIN)
 def test_equal_densities_favour_no_part_of_the_pool(within):
   features = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)

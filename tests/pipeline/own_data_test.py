@@ -220,7 +220,7 @@ def test_features_end_at_an_index(tmp_path, method):
   config.data.sources = (f"features:{tmp_path}/bank",)
   config.data.client_data = f"features:{tmp_path}/client.npy"
   config.codebook.size = 6
-  config.privacy.sigma = 1.0
+  config.privacy.sigma = 0.25
   config.sampling.budget = 20
   config.sampling.method = config_lib.Method(method)
   summary = pipeline.run(config, tmp_path / "run")
