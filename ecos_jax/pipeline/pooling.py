@@ -176,7 +176,6 @@ BANK = Stage(
   fields=(
     FIELDS.encoder.name,
     FIELDS.encoder.image_size,
-    FIELDS.encoder.dtype,
     FIELDS.bank,
   ),
   inputs=(POOL,),
