@@ -117,7 +117,10 @@ def encoder(config: config_lib.Config) -> registry.Encoder:
     pool = problem_lib.load(config.data, config.seed).pool
     return registry.identity(pool.feature_sources[0].dimension)
   plain = registry.get(
-    options.name, image_size=options.image_size, weights=options.weights
+    options.name,
+    image_size=options.image_size,
+    weights=options.weights,
+    dtype=options.dtype.value,
   )
   return registry.on_ground(plain, config.data.ground.value)
 
