@@ -197,7 +197,7 @@ class Client:
       )
     elif done and more:
       redone = ", ".join(work.discard(stage))
-      print(f"{stage:<9} {more:,} came since: made again: {redone}")
+      print(f"{stage:<9} {more:,} came since; made again: {redone}")
     return None
 
   def _waiting(
