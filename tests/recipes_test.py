@@ -81,7 +81,7 @@ def test_several_clients(shell, tmp_path):
   assert "Waiting for the clients: 0 of at least 2 have answered" in out
   assert out.count("refused   a-0.5.safetensors: its client has given") == 2
   assert "clients   2 answered, each at epsilon" in out
-  assert "1 came since: made again: response, proxy, model" in out
+  assert "1 came since; made again: response, proxy, model" in out
   summary = json.loads((tmp_path / "runs/several/summary.json").read_bytes())
   assert summary["clients"]["answered"] == 3
   assert 0.3 < summary["clients"]["least_epsilon"] <= 0.4

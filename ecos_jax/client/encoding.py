@@ -164,8 +164,8 @@ def encoder_of(
 ) -> registry.Encoder:
   """Returns the message's encoder, as this installation has it.
 
-  The message can only choose a known name and a size: it cannot make the client
-  run code, open a file or fetch one.
+  The message can only choose a known name, a size and a type: it cannot make
+  the client run code, open a file or fetch one.
 
   Args:
     message: From the cloud; not trusted.
@@ -213,18 +213,22 @@ def _built(message: messages.Question, weights: str | None) -> registry.Encoder:
     )
   options = {}
   if name in registry.PRETRAINED:
-    size = settings.get("image_size")
+    size, dtype = settings.get("image_size"), settings.get("dtype")
     if type(size) is not int or not 0 < size <= limits.MAX_IMAGE_SIZE:
       raise messages.ProtocolError(
         "encoder_settings.image_size must be an integer in [1, "
         f"{limits.MAX_IMAGE_SIZE}]"
+      )
+    if dtype not in (known := [member.value for member in config.ComputeType]):
+      raise messages.ProtocolError(
+        f"encoder_settings.dtype must be one of {', '.join(known)}"
       )
     if weights is None and name not in registry.INSTALLED:
       raise messages.ProtocolError(
         f"the cloud encodes with {name} and the weights "
         f"{settings.get('source')}: give them as `weights`"
       )
-    options = {"image_size": size}
+    options = {"image_size": size, "dtype": dtype}
   return registry.get(name, weights=weights, called=CALLED, **options)
 
 

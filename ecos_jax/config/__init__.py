@@ -15,6 +15,7 @@ from ecos_jax.config.enums import SIMULATION_ONLY as SIMULATION_ONLY
 from ecos_jax.config.enums import Algorithm
 from ecos_jax.config.enums import Benchmark
 from ecos_jax.config.enums import Classes
+from ecos_jax.config.enums import ComputeType
 from ecos_jax.config.enums import Estimate
 from ecos_jax.config.enums import FeatureType
 from ecos_jax.config.enums import Filter
@@ -103,6 +104,8 @@ class Encoder:
   weights: str | None = None
   """Pretrained encoders only: FILE (.safetensors, .pth) or hub:OWNER/NAME;
   None: the source that `ecos_jax.encoders.registry` names."""
+  dtype: ComputeType = ComputeType.FLOAT32
+  """Pretrained encoders only: the type to compute in."""
 
 
 @dataclasses.dataclass

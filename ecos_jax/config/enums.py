@@ -120,6 +120,13 @@ class Task(enum.Enum):
   DISTILL = "distill"
 
 
+class ComputeType(enum.Enum):
+  """The type that a pretrained encoder computes in, on every platform."""
+
+  FLOAT32 = "float32"
+  BFLOAT16 = "bfloat16"
+
+
 class FeatureType(enum.Enum):
   """The type of the numbers in the feature bank."""
 

@@ -47,6 +47,7 @@ class ArgumentNames(NamedTuple):
   name: str = "`encoder.name`"
   image_size: str = "`encoder.image_size`"
   weights: str = "`encoder.weights`"
+  dtype: str = "`encoder.dtype`"
 
 
 def digest(name: str, settings: Settings) -> str:

@@ -1,8 +1,10 @@
 """Encoders that are networks with published weights.
 
-They compute in float32 at the highest precision, on every platform. Cloud and
-client must agree on the nearest centroid, and chips that sum bfloat16 in
-different orders would differ in its second or third digit.
+They compute in float32 at the highest precision, on every platform, unless
+bfloat16 is asked for. Cloud and client must agree on the nearest centroid, and
+bfloat16 keeps two to three digits: chips that sum in different orders would
+differ in the last digit. So the type does not depend on the chip. It is a
+setting and part of the digest, and the client computes in it too.
 """
 
 from collections.abc import Callable
@@ -95,6 +97,7 @@ def build(
   *,
   image_size: int | None,
   weights: str | None,
+  dtype: str,
   called: encoder.ArgumentNames,
 ) -> encoder.Encoder:
   """Returns an encoder.
@@ -103,6 +106,7 @@ def build(
     name: One of `weights.PUBLISHED`.
     image_size: Height and width of the images; None for the network's own.
     weights: As in `weights.find`; None for the published weights.
+    dtype: The type to compute in, 'float32' or 'bfloat16'.
     called: The names of these arguments in errors.
 
   Raises:
@@ -122,7 +126,9 @@ def build(
     options["layer_scale"] = "blocks.0.ls1.gamma" in tensors
     if "pos_embed" in tensors:
       options["grid"] = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-  model = nnx.eval_shape(lambda: network.make(rngs=nnx.Rngs(0), **options))
+  model = nnx.eval_shape(
+    lambda: network.make(rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype), **options)
+  )
   if hasattr(model, published.head):
     delattr(model, published.head)
   digest = weights_lib.assign(
@@ -134,7 +140,7 @@ def build(
   features, dimension = apply(model, size)
   settings: encoder.Settings = {
     "image_size": size,
-    "dtype": "float32",
+    "dtype": dtype,
     "mean": " ".join(map(str, network.module.MEAN)),
     "std": " ".join(map(str, network.module.STD)),
     "weights": digest,

@@ -153,6 +153,7 @@ def get(
   *,
   image_size: int | None = None,
   weights: str | None = None,
+  dtype: str = "float32",
   called: ArgumentNames = _IN_CONFIG,
 ) -> Encoder:
   """Returns the encoder called `name`, the same object at each call.
@@ -164,6 +165,8 @@ def get(
       for the network's own. Other encoders have one size and ignore it.
     weights: A file or `hub:OWNER/NAME`, for pretrained encoders; None for the
       published weights.
+    dtype: The type to compute in, 'float32' or 'bfloat16', for pretrained
+      encoders.
     called: The names of these arguments in errors.
 
   Raises:
@@ -174,18 +177,21 @@ def get(
     from ecos_jax.encoders import pretrained
 
     return pretrained.build(
-      name, image_size=image_size, weights=weights, called=called
+      name, image_size=image_size, weights=weights, dtype=dtype, called=called
     )
   if name not in names() and ":" not in name:
     raise errors.EcosError(
       f"unknown encoder {name!r}: {called.name} must be one of "
       f"{', '.join(names())}, or module:function"
     )
-  if weights is not None:
-    raise errors.EcosError(
-      f"{called.weights}={weights} is for {', '.join(PRETRAINED)}, not for "
-      f"{name}"
-    )
+  for flag, value, default in (
+    (called.weights, weights, None),
+    (called.dtype, dtype, "float32"),
+  ):
+    if value != default:
+      raise errors.EcosError(
+        f"{flag}={value} is for {', '.join(PRETRAINED)}, not for {name}"
+      )
   if name in _WITHOUT_WEIGHTS:
     return _WITHOUT_WEIGHTS[name]
   if name == IDENTITY:

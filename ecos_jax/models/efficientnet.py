@@ -46,9 +46,9 @@ _EPSILON = 1e-3
 _MOMENTUM = 0.9
 
 
-def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def _norm(channels: int, **options: Any) -> nnx.BatchNorm:
   return nnx.BatchNorm(
-    channels, momentum=_MOMENTUM, epsilon=_EPSILON, rngs=rngs
+    channels, momentum=_MOMENTUM, epsilon=_EPSILON, **options
   )
 
 
@@ -139,19 +139,21 @@ class _Convolution(nnx.Module):
     shape: tuple[int, int, int, int],
     stride: int,
     rngs: nnx.Rngs,
+    dtype: Any,
   ):
     """Makes the kernel, [k, k, channels (1 if depthwise), out]."""
     init = nnx.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
     self.kernel = nnx.Param(init(rngs.params(), shape, jnp.float32))
     self.stride = stride
+    self.dtype = dtype
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Returns [b, ceil(h / stride), ceil(w / stride), out]."""
     depthwise = self.kernel.shape[2] == 1
     on_cpu = _shifted if depthwise else _patches
     return jax.lax.platform_dependent(
-      images,
-      self.kernel[...],
+      images.astype(self.dtype),
+      self.kernel[...].astype(self.dtype),
       cpu=functools.partial(on_cpu, stride=self.stride),
       default=functools.partial(_convolved, stride=self.stride),
     )
@@ -167,19 +169,19 @@ class _Block(nnx.Module):
     expand: int,
     stride: int,
     kernel: int,
-    rngs: nnx.Rngs,
+    **options: Any,
   ):
     hidden = width * expand
     # A 1x1 convolution is a matrix product over the channels.
     self.expands = expand > 1
     if self.expands:
-      self.expand = nnx.Linear(width, hidden, use_bias=False, rngs=rngs)
-      self.expand_norm = _norm(hidden, rngs=rngs)
+      self.expand = nnx.Linear(width, hidden, use_bias=False, **options)
+      self.expand_norm = _norm(hidden, **options)
     shape = kernel, kernel, 1, hidden
-    self.depthwise = _Convolution(shape, stride, rngs=rngs)
-    self.depthwise_norm = _norm(hidden, rngs=rngs)
-    self.project = nnx.Linear(hidden, out, use_bias=False, rngs=rngs)
-    self.project_norm = _norm(out, rngs=rngs)
+    self.depthwise = _Convolution(shape, stride, **options)
+    self.depthwise_norm = _norm(hidden, **options)
+    self.project = nnx.Linear(hidden, out, use_bias=False, **options)
+    self.project_norm = _norm(out, **options)
     self.skip = stride == 1 and width == out
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -194,11 +196,12 @@ class _Block(nnx.Module):
 class _Shift(nnx.Module):
   """A folded batch norm: its scale is in the kernel before it."""
 
-  def __init__(self, bias: Any):
+  def __init__(self, bias: Any, dtype: Any):
     self.bias = nnx.Param(bias)
+    self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return x + self.bias[...]
+    return x + self.bias[...].astype(self.dtype)
 
 
 class EfficientNetLite0(nnx.Module):
@@ -209,6 +212,7 @@ class EfficientNetLite0(nnx.Module):
     num_classes: int,
     rngs: nnx.Rngs,
     *,
+    dtype: Any = jnp.float32,
     style: bool = False,
   ):
     """Makes the network with random weights.
@@ -216,20 +220,22 @@ class EfficientNetLite0(nnx.Module):
     Args:
       num_classes: Number of logits.
       rngs: For the initial weights.
+      dtype: The type to compute in.
       style: Whether `features` has the style as well.
     """
+    options = {"rngs": rngs, "dtype": dtype}
     self.style = style
-    self.stem = _Convolution((3, 3, 3, _STEM), 2, rngs=rngs)
-    self.stem_norm = _norm(_STEM, rngs=rngs)
+    self.stem = _Convolution((3, 3, 3, _STEM), 2, **options)
+    self.stem_norm = _norm(_STEM, **options)
     self.blocks = nnx.List()
     width = _STEM
     for expand, out, repeats, stride, kernel in _STAGES:
       for i in range(repeats):
         first = stride if i == 0 else 1
-        self.blocks.append(_Block(width, out, expand, first, kernel, rngs=rngs))
+        self.blocks.append(_Block(width, out, expand, first, kernel, **options))
         width = out
-    self.top = nnx.Linear(width, DIMENSION, use_bias=False, rngs=rngs)
-    self.top_norm = _norm(DIMENSION, rngs=rngs)
+    self.top = nnx.Linear(width, DIMENSION, use_bias=False, **options)
+    self.top_norm = _norm(DIMENSION, **options)
     self.head = nnx.Linear(DIMENSION, num_classes, rngs=rngs)
 
   def fold(self) -> None:
@@ -243,11 +249,11 @@ class EfficientNetLite0(nnx.Module):
         scale = norm.scale[...] / np.sqrt(norm.var[...] + _EPSILON)
         layer.kernel = nnx.Param(layer.kernel[...] * scale)
         bias = norm.bias[...] - norm.mean[...] * scale
-        setattr(module, f"{name}_norm", _Shift(bias))
+        setattr(module, f"{name}_norm", _Shift(bias, layer.dtype))
 
   def _activations(self, images: jax.Array) -> Iterator[jax.Array]:
     """Yields [b, h, w, c] after the stem, after each stage, after the top."""
-    x = ((images + 1.0) * 127.5 - jnp.float32(MEAN)) / jnp.float32(STD)
+    x = ((images + 1.0) * 127.5 - jnp.asarray(MEAN)) / jnp.asarray(STD)
     x = jax.nn.relu6(self.stem_norm(self.stem(x)))
     yield x
     ends = set(itertools.accumulate(stage[2] for stage in _STAGES))
@@ -267,11 +273,13 @@ class EfficientNetLite0(nnx.Module):
     2017).
     """
     *early, top = self._activations(images)
-    content = top.mean((1, 2))
+    content = top.mean((1, 2), dtype=jnp.float32)
     if not self.style:
       return content
     blocks = [
-      jnp.concatenate([f(x, (1, 2)) for f in _STATISTICS], 1)
+      jnp.concatenate(
+        [f(x.astype(jnp.float32), (1, 2)) for f in _STATISTICS], 1
+      )
       for x in early[: 1 + _STYLE_STAGES]
     ]
     return jnp.concatenate(

@@ -5,6 +5,7 @@ He et al., 2016, with the stride of a bottleneck in its 3x3 convolution
 """
 
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
@@ -19,7 +20,7 @@ _MOMENTUM = 0.9
 
 
 def _convolution(
-  channels: int, out: int, kernel: int, stride: int, rngs: nnx.Rngs
+  channels: int, out: int, kernel: int, stride: int, **options: Any
 ) -> nnx.Conv:
   """Returns a convolution with equal padding on both sides, as in torch."""
   pad = kernel // 2
@@ -30,13 +31,13 @@ def _convolution(
     strides=stride,
     padding=((pad, pad), (pad, pad)),
     use_bias=False,
-    rngs=rngs,
+    **options,
   )
 
 
-def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def _norm(channels: int, **options: Any) -> nnx.BatchNorm:
   return nnx.BatchNorm(
-    channels, momentum=_MOMENTUM, epsilon=_EPSILON, rngs=rngs
+    channels, momentum=_MOMENTUM, epsilon=_EPSILON, **options
   )
 
 
@@ -49,7 +50,7 @@ class _Block(nnx.Module):
     width: int,
     stride: int,
     bottleneck: bool,
-    rngs: nnx.Rngs,
+    **options: Any,
   ):
     out = 4 * width if bottleneck else width
     # Kernel, output channels and stride of each convolution.
@@ -59,16 +60,16 @@ class _Block(nnx.Module):
     self.depth = len(layers)
     before = channels
     for i, (kernel, after, step) in enumerate(layers, 1):
-      convolution = _convolution(before, after, kernel, step, rngs=rngs)
+      convolution = _convolution(before, after, kernel, step, **options)
       setattr(self, f"conv{i}", convolution)
-      setattr(self, f"bn{i}", _norm(after, rngs=rngs))
+      setattr(self, f"bn{i}", _norm(after, **options))
       before = after
     self.reduces = stride > 1 or channels != out
     if self.reduces:
       self.downsample = nnx.List(
         [
-          _convolution(channels, out, 1, stride, rngs=rngs),
-          _norm(out, rngs=rngs),
+          _convolution(channels, out, 1, stride, **options),
+          _norm(out, **options),
         ]
       )
 
@@ -98,6 +99,7 @@ class ResNet(nnx.Module):
     *,
     repeats: tuple[int, ...],
     bottleneck: bool,
+    dtype: Any = jnp.float32,
   ):
     """Makes the network with random weights.
 
@@ -106,16 +108,18 @@ class ResNet(nnx.Module):
       rngs: For the initial weights.
       repeats: Blocks of each stage.
       bottleneck: Whether blocks are bottlenecks (1x1, 3x3, 1x1) or 3x3, 3x3.
+      dtype: The type to compute in.
     """
-    self.conv1 = _convolution(3, 64, 7, 2, rngs=rngs)
-    self.bn1 = _norm(64, rngs=rngs)
+    options = {"rngs": rngs, "dtype": dtype}
+    self.conv1 = _convolution(3, 64, 7, 2, **options)
+    self.bn1 = _norm(64, **options)
     channels = 64
     for stage, count in enumerate(repeats):
       width = 64 << stage
       blocks = nnx.List()
       for i in range(count):
         stride = 2 if stage and i == 0 else 1
-        blocks.append(_Block(channels, width, stride, bottleneck, rngs=rngs))
+        blocks.append(_Block(channels, width, stride, bottleneck, **options))
         channels = 4 * width if bottleneck else width
       setattr(self, f"layer{stage + 1}", blocks)
     self.stages = len(repeats)
@@ -124,13 +128,13 @@ class ResNet(nnx.Module):
 
   def features(self, images: jax.Array) -> jax.Array:
     """Returns the features [b, d] of images [b, s, s, 3] in [-1, 1]."""
-    x = ((images + 1.0) * 127.5 - jnp.float32(MEAN)) / jnp.float32(STD)
+    x = ((images + 1.0) * 127.5 - jnp.asarray(MEAN)) / jnp.asarray(STD)
     x = jax.nn.relu(self.bn1(self.conv1(x)))
     x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     for stage in range(1, self.stages + 1):
       for block in getattr(self, f"layer{stage}"):
         x = block(x)
-    return x.mean((1, 2))
+    return x.mean((1, 2), dtype=jnp.float32)
 
   def __call__(self, images: jax.Array) -> jax.Array:
     """Returns the logits [b, num_classes] of images [b, s, s, 3] in [-1, 1]."""

@@ -5,6 +5,8 @@ Layers have the names of the published files. The feature of an image is its
 class token after the last norm.
 """
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -19,16 +21,16 @@ _HEADS = 6
 _EPSILON = 1e-6
 
 
-def _norm(rngs: nnx.Rngs) -> nnx.LayerNorm:
-  return nnx.LayerNorm(DIMENSION, epsilon=_EPSILON, rngs=rngs)
+def _norm(**options: Any) -> nnx.LayerNorm:
+  return nnx.LayerNorm(DIMENSION, epsilon=_EPSILON, **options)
 
 
 class _Attention(nnx.Module):
   """Self-attention, with queries, keys and values from one matrix."""
 
-  def __init__(self, rngs: nnx.Rngs):
-    self.qkv = nnx.Linear(DIMENSION, 3 * DIMENSION, rngs=rngs)
-    self.proj = nnx.Linear(DIMENSION, DIMENSION, rngs=rngs)
+  def __init__(self, **options: Any):
+    self.qkv = nnx.Linear(DIMENSION, 3 * DIMENSION, **options)
+    self.proj = nnx.Linear(DIMENSION, DIMENSION, **options)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     b, n, d = x.shape
@@ -41,9 +43,9 @@ class _Attention(nnx.Module):
 class _Mlp(nnx.Module):
   """Two linear layers, with four times as many numbers between them."""
 
-  def __init__(self, rngs: nnx.Rngs):
-    self.fc1 = nnx.Linear(DIMENSION, 4 * DIMENSION, rngs=rngs)
-    self.fc2 = nnx.Linear(4 * DIMENSION, DIMENSION, rngs=rngs)
+  def __init__(self, **options: Any):
+    self.fc1 = nnx.Linear(DIMENSION, 4 * DIMENSION, **options)
+    self.fc2 = nnx.Linear(4 * DIMENSION, DIMENSION, **options)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
@@ -52,23 +54,24 @@ class _Mlp(nnx.Module):
 class _Scale(nnx.Module):
   """LayerScale: a learned factor for each channel."""
 
-  def __init__(self):
+  def __init__(self, dtype: Any):
     self.gamma = nnx.Param(jnp.ones((DIMENSION,)))
+    self.dtype = dtype
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return x * self.gamma[...]
+    return x * self.gamma[...].astype(self.dtype)
 
 
 class _Block(nnx.Module):
   """Attention, then two linear layers; before each a norm, around it a skip."""
 
-  def __init__(self, layer_scale: bool, rngs: nnx.Rngs):
-    self.norm1, self.norm2 = _norm(rngs=rngs), _norm(rngs=rngs)
-    self.attn = _Attention(rngs=rngs)
-    self.mlp = _Mlp(rngs=rngs)
+  def __init__(self, layer_scale: bool, **options: Any):
+    self.norm1, self.norm2 = _norm(**options), _norm(**options)
+    self.attn = _Attention(**options)
+    self.mlp = _Mlp(**options)
     self.scaled = layer_scale
     if layer_scale:
-      self.ls1, self.ls2 = _Scale(), _Scale()
+      self.ls1, self.ls2 = (_Scale(options["dtype"]) for _ in range(2))
 
   def __call__(self, x: jax.Array) -> jax.Array:
     y = self.attn(self.norm1(x))
@@ -80,9 +83,9 @@ class _Block(nnx.Module):
 class _Patches(nnx.Module):
   """The image cut into patches, each mapped to a token."""
 
-  def __init__(self, patch: int, rngs: nnx.Rngs):
+  def __init__(self, patch: int, **options: Any):
     self.proj = nnx.Conv(
-      3, DIMENSION, (patch, patch), strides=patch, padding="VALID", rngs=rngs
+      3, DIMENSION, (patch, patch), strides=patch, padding="VALID", **options
     )
 
   def __call__(self, images: jax.Array) -> jax.Array:
@@ -99,6 +102,7 @@ class VisionTransformer(nnx.Module):
     patch: int = 16,
     grid: int = 14,
     layer_scale: bool = False,
+    dtype: Any = jnp.float32,
   ):
     """Makes the network with random weights.
 
@@ -107,16 +111,19 @@ class VisionTransformer(nnx.Module):
       patch: Height and width of a patch.
       grid: The weights have [grid, grid] positions.
       layer_scale: Whether there is LayerScale.
+      dtype: The type to compute in.
     """
+    options = {"rngs": rngs, "dtype": dtype}
     init = nnx.initializers.truncated_normal(0.02)
     self.cls_token = nnx.Param(init(rngs.params(), (1, 1, DIMENSION)))
     self.pos_embed = nnx.Param(init(rngs.params(), (1, 1 + grid**2, DIMENSION)))
-    self.patch_embed = _Patches(patch, rngs=rngs)
+    self.patch_embed = _Patches(patch, **options)
     self.blocks = nnx.List(
-      [_Block(layer_scale, rngs=rngs) for _ in range(_BLOCKS)]
+      [_Block(layer_scale, **options) for _ in range(_BLOCKS)]
     )
-    self.norm = _norm(rngs=rngs)
+    self.norm = _norm(**options)
     self.grid = grid
+    self.dtype = dtype
 
   def features(self, images: jax.Array) -> jax.Array:
     """Returns the features [b, 384] of images [b, s, s, 3] in [-1, 1].
@@ -124,10 +131,10 @@ class VisionTransformer(nnx.Module):
     For another image size than the weights', the positions are resized with a
     bicubic filter. Pixels that fill no patch are left out.
     """
-    x = ((images + 1.0) * 127.5 - jnp.float32(MEAN)) / jnp.float32(STD)
+    x = ((images + 1.0) * 127.5 - jnp.asarray(MEAN)) / jnp.asarray(STD)
     x = self.patch_embed(x)
     token = jnp.broadcast_to(self.cls_token[...], (len(x), 1, DIMENSION))
-    x = jnp.concatenate([token, x], 1)
+    x = jnp.concatenate([token.astype(self.dtype), x], 1)
     side = round((x.shape[1] - 1) ** 0.5)
     positions = self.pos_embed[...]
     if side != self.grid:
@@ -136,7 +143,7 @@ class VisionTransformer(nnx.Module):
       positions = jnp.concatenate(
         [positions[:, :1], square.reshape(1, -1, DIMENSION)], 1
       )
-    x = x + positions
+    x = x + positions.astype(self.dtype)
     for block in self.blocks:
       x = block(x)
-    return self.norm(x)[:, 0]
+    return self.norm(x)[:, 0].astype(jnp.float32)

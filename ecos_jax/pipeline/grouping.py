@@ -75,10 +75,10 @@ def _why(found: groups_lib.Groups, wanted: int) -> str:
     )
   text = (
     f"the noise of the answers does not allow to tell {wanted} groups of "
-    "clients apart, so one proxy is made for all: difference "
-    f"{wanted - 1} of the answers is {found.differences[wanted - 1]:.3g} in "
-    f"units of their noise, and clients that are alike give {found.chance:.3g}."
-    " Answers with less noise or from more clients may tell them apart"
+    f"clients apart, so one proxy is made for all: difference {wanted - 1} "
+    f"between the answers is {found.differences[wanted - 1]:.3g} times their "
+    f"noise, and between alike clients it is up to {found.chance:.3g} times. "
+    "Answers with less noise or from more clients may tell them apart"
   )
   if found.most > 1:
     text += f"; these allow --config.sampling.groups={found.most}"

@@ -176,6 +176,7 @@ BANK = Stage(
   fields=(
     FIELDS.encoder.name,
     FIELDS.encoder.image_size,
+    FIELDS.encoder.dtype,
     FIELDS.bank,
   ),
   inputs=(POOL,),

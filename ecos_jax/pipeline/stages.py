@@ -117,7 +117,10 @@ def encoder(config: config_lib.Config) -> registry.Encoder:
     pool = problem_lib.load(config.data, config.seed).pool
     return registry.identity(pool.feature_sources[0].dimension)
   plain = registry.get(
-    options.name, image_size=options.image_size, weights=options.weights
+    options.name,
+    image_size=options.image_size,
+    weights=options.weights,
+    dtype=options.dtype.value,
   )
   return registry.on_ground(plain, config.data.ground.value)
 
@@ -186,7 +189,7 @@ class Job:
     time = "done before" if done.skipped else f"{done.seconds:9.1f} s"
     if result.count and done.seconds and not done.skipped:
       time += f"  {result.count / done.seconds:,.0f}/s"
-    print(f"{stage.name:<9} {result.text:<50} {time}", flush=True)
+    print(f"{stage.name:<9} {result.text:<54} {time}", flush=True)
 
   def __getitem__(self, stage: Stage[R, Any]) -> R:
     """Returns the result of a finished stage."""

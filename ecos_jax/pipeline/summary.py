@@ -76,7 +76,8 @@ class Clients(spending.Clients):
     bounds = []
     if self.nearer:
       bounds.append(f"at least {percent(self.nearer)}")
-    if (most := self.nearer_at_most) is not None and most < 1:
+    # More says next to nothing.
+    if (most := self.nearer_at_most) is not None and most < 0.9:
       bounds.append(f"at most {percent(most)}")
     if not bounds:
       return (

@@ -20,8 +20,11 @@ _RELATIONS = {
 
 
 def _measured(network: summary_lib.Network) -> str:
+  accuracy = "not measured, for want of test images;"
+  if network.accuracy is not None:
+    accuracy = f"{percent(network.accuracy)} by"
   return (
-    f"{percent(network.accuracy)} by {network.name}: {network.parameters:,} "
+    f"{accuracy} {network.name}: {network.parameters:,} "
     f"weights, {network.multiply_adds:,} multiply-adds an image"
   )
 

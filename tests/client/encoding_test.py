@@ -75,6 +75,7 @@ def test_a_query_makes_the_client_load_neither_code_nor_files(
     ({"encoder_name": "identity"}, "not for identity"),
     ({"encoder_settings": {}}, r"settings\.image_size"),
     ({"encoder_settings": settings | {"image_size": 10**6}}, "image_size"),
+    ({"encoder_settings": settings | {"dtype": "object"}}, "dtype"),
   ):
     query = _query(encoder, **changes)
     with pytest.raises(errors.EcosError, match=message):

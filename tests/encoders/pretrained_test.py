@@ -249,9 +249,21 @@ def test_the_digest_is_of_the_weights_and_not_of_their_file(weights):
   others = [
     registry.get(case, weights=weights(case, **{"_bn1.bias": bias})),
     registry.get(case, weights=weights(case), image_size=64),
+    registry.get(case, weights=weights(case), dtype="bfloat16"),
   ]
-  assert len({e.digest for e in (one, *others)}) == 3
+  assert len({e.digest for e in (one, *others)}) == 4
   assert len({e.settings["weights"] for e in (one, *others)}) == 2
+
+
+def test_bfloat16_is_near_float32(weights):
+  case = "resnet18"
+  path = weights(case)
+  images = make_references.images(64)
+  encoder = registry.get(case, image_size=64, weights=path, dtype="bfloat16")
+  features = registry.encode(encoder, images, 2)
+  assert features.dtype == np.float32
+  error = np.abs(features - REFERENCES[case])
+  assert 1e-4 < error.max() < 0.1 * np.abs(REFERENCES[case]).max()
 
 
 def test_the_published_weights_stay():

@@ -103,8 +103,8 @@ def test_an_unknown_name_lists_the_names_whatever_else_is_set():
 def test_settings_of_pretrained_encoders_are_refused_for_others():
   # A configuration may set it for whichever encoder is named.
   assert registry.get("hog", image_size=32) is not None
-  with pytest.raises(errors.EcosError, match=r"encoder\.weights`=x\.pth.*hog"):
-    registry.get("hog", weights="x.pth")
+  with pytest.raises(errors.EcosError, match=r"encoder\.dtype`=bfloat16.*hog"):
+    registry.get("hog", dtype="bfloat16")
 
 
 # A user's own encoder.
