@@ -63,7 +63,6 @@ def test_every_stage_writes_its_rows(monkeypatch, tmp_path):
     cases.chosen(preset, [], []),
     cases.Options(preset.rounds, preset.memory_budget, "hog"),
     only=["ecos_jax", "gemm", "memory", "bare", "scikit-learn"],
-    scratch=tmp_path,
     output=output,
     say=said.append,
   )
