@@ -250,6 +250,10 @@ def run(
         _fail(missing)
       distributed.fail(error)
 
+  # --help shows the docstring of the main module; that of a package is longer.
+  module = sys.modules["__main__"]
+  if module.__package__ and Path(module.__file__ or "").stem == "__main__":
+    module.__doc__ = sys.modules[module.__package__].__doc__
   # Otherwise --help would leave out the flags that other modules define.
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
     for flag in defined if module.startswith("ecos_jax.") else ():

@@ -279,9 +279,19 @@ def _watch(timeout: float) -> None:
   """Tells the others that this process lives; acts on what they tell."""
   client, me = _client(), jax.process_index()
   beats, heard = {}, {}
+
+  def lost(process: str) -> str:
+    return (
+      f"error: process {process} gave no sign of life for "
+      f"--heartbeat_timeout={timeout:g} seconds; {_ADVICE}"
+    )
+
   for beat in itertools.count():
     if _ended.wait(_WATCH_SECONDS):
       return
+    # If process 0 is frozen, what asks for its keys does not return.
+    late = threading.Timer(timeout, _exit, (EXIT_ERROR, lost("0")))
+    late.start()
     _follow()
     with _process_0_needed():
       client.key_value_set(f"ecos/alive/{me}", str(beat), allow_overwrite=True)
@@ -290,16 +300,13 @@ def _watch(timeout: float) -> None:
       elif client.key_value_dir_get("ecos/stop"):
         signal.raise_signal(signal.SIGTERM)
       alive = client.key_value_dir_get("ecos/alive")
+    late.cancel()
     now = time.monotonic()
     for process, value in alive:
       if beats.get(process) != value:
         beats[process], heard[process] = value, now
       elif now - heard[process] > timeout:
-        leave(
-          EXIT_ERROR,
-          f"error: process {process.rpartition('/')[2]} gave no sign of life "
-          f"for --heartbeat_timeout={timeout:g} seconds; {_ADVICE}",
-        )
+        leave(EXIT_ERROR, lost(process.rpartition("/")[2]))
 
 
 @contextlib.contextmanager

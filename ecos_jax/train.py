@@ -22,7 +22,6 @@ if __name__ == "__main__":
 
   signal.signal(signal.SIGTERM, _leave)
 
-from absl import flags
 from ml_collections import config_flags
 
 from ecos_jax import cli
@@ -39,12 +38,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = cli.define_path(
   "workdir", None, "Folder of this run: every artefact goes there."
 )
-_VERIFY = flags.DEFINE_bool(
-  "verify",
-  False,
-  "Read all of a feature bank that is there and compare its checksums, also if "
-  "no stage is left that reads it; their files and sizes are always checked.",
-)
 distributed.define_flags()
 kernels.define_flags()
 
@@ -58,7 +51,7 @@ def main(argv: list[str]) -> None:
   compilation_cache.start()
   distributed.start()
   kernels.start()
-  pipeline.run(config, Path(_WORKDIR.value), verify=_VERIFY.value)
+  pipeline.run(config, Path(_WORKDIR.value))
   distributed.finish()
 
 

@@ -149,6 +149,15 @@ def test_help_lists_the_options_whichever_module_defines_them():
   assert "--logtostderr" not in told
 
 
+def test_help_of_a_package_says_what_it_does():
+  command = [sys.executable, "-m", "ecos_jax.report", "--help"]
+  told = subprocess.run(command, capture_output=True, text=True).stdout
+  assert told.startswith(
+    "The results of runs: a table on the terminal, and one"
+  )
+  assert "\n  --workdir:" in told
+
+
 def test_a_name_that_is_not_utf8_does_not_end_a_command():
   """A client's answer was in the ledger when the name of the file was shown."""
   code = """

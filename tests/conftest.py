@@ -5,15 +5,18 @@ import contextlib
 import functools
 import gc
 import itertools
-import json
 import os
 from pathlib import Path
+import shlex
 import subprocess
 import sys
 import time
 
 import pytest
 
+from tests import forked
+
+_ROOT = Path(__file__).parents[1]
 # Workers, the processes that they start and later runs share what is compiled:
 # half of what the tests cost without. A file that is cut off is compiled again.
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -49,26 +52,24 @@ class _Job:
     devices=1,
     **environment,
   ):
-    self._server, self._files = server, files
-    for file in files:
-      file.write_text("")
-    out, err = map(str, files)
+    self._files = files
     environment["XLA_FLAGS"] = (
       f"--xla_force_host_platform_device_count={devices}"
     )
-    self.pid = self._order(
-      module=module,
-      flags=list(map(str, flags)),
-      out=out,
-      err=err,
-      patched=patched,
-      environment=environment,
-    )
-
-  def _order(self, **order):
-    self._server.stdin.write(json.dumps(order) + "\n")
-    self._server.stdin.flush()
-    return int(self._server.stdout.readline())
+    job = {
+      "module": module,
+      "flags": list(map(str, flags)),
+      "patched": patched,
+      "environment": environment,
+      "folder": str(_ROOT),
+    }
+    with (
+      Path(os.devnull).open("rb") as nothing,
+      files[0].open("wb") as out,
+      files[1].open("wb") as err,
+    ):
+      streams = [file.fileno() for file in (nothing, out, err)]
+      self.pid, self._lines = forked.start(server, streams, job)
 
   @property
   def out(self) -> str:
@@ -96,30 +97,48 @@ class _Job:
 
   def wait(self) -> int:
     """Returns the exit code."""
-    return self._order(wait=self.pid)
+    with self._lines:
+      return int(self._lines.readline())
 
 
 @pytest.fixture(scope="session")
-def start_job(tmp_path_factory):
-  """Starts a command with some flags, at a fraction of the usual cost."""
-  folder = tmp_path_factory.mktemp("jobs")
-  root, count = Path(__file__).parents[1], itertools.count()
+def _forks(tmp_path_factory):
+  """Returns the socket of a process that runs commands in forks of itself."""
+  path = tmp_path_factory.mktemp("forks") / "socket"
   with subprocess.Popen(
-    [sys.executable, str(Path(__file__).with_name("forks.py"))],
-    cwd=root,
-    env=os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"},
+    [sys.executable, str(Path(__file__).with_name("forks.py")), str(path)],
+    cwd=_ROOT,
+    env=os.environ | {"PYTHONPATH": str(_ROOT), "JAX_PLATFORMS": "cpu"},
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
+    # Not to a file: the buffers of the forks would rely on a place in it.
+    stderr=subprocess.STDOUT,
     text=True,
   ) as server:
-
-    def start(*flags, **options):
-      number = next(count)
-      files = folder / f"{number}.out", folder / f"{number}.err"
-      return _Job(server, files, flags, **options)
-
-    yield start
+    said = server.stdout.readline()
+    assert said == "ready\n", said + server.stdout.read()
+    yield str(path)
     server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def start_job(_forks, tmp_path_factory):
+  """Starts a command with some flags, at a fraction of the usual cost."""
+  folder, count = tmp_path_factory.mktemp("jobs"), itertools.count()
+
+  def start(*flags, **options):
+    number = next(count)
+    files = folder / f"{number}.out", folder / f"{number}.err"
+    return _Job(_forks, files, flags, **options)
+
+  return start
+
+
+@pytest.fixture(scope="session")
+def python(_forks):
+  """Returns shell words that stand for `python`, and cost a fraction of it."""
+  program = Path(__file__).with_name("forked.py")
+  return shlex.join([sys.executable, "-IS", str(program), _forks])
 
 
 @pytest.fixture(scope="session")

@@ -203,6 +203,22 @@ def test_a_killed_process_ends_the_others(victim, one, makers, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_frozen_process_ends_the_others(victim, makers, tmp_path):
+  jobs = makers(tmp_path, 2, seconds_a_batch=0.5)
+  jobs[victim].wait_until(lambda: _shards(tmp_path) >= 2)
+  jobs[victim].signal(signal.SIGSTOP)
+  begin = time.monotonic()
+  code, _, err = _end([jobs[1 - victim]])[0]
+  # The heartbeat timeout, and what it takes to start and end.
+  assert time.monotonic() - begin < 5 + 10
+  jobs[victim].signal(signal.SIGKILL)
+  assert code == 1
+  [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+  assert f"process {victim} gave no sign of life" in line
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [0, 1])
 def test_sigterm_stops_all_and_they_go_on(told, one, makers, tmp_path):
   jobs = makers(tmp_path, 2, seconds_a_batch=0.3)

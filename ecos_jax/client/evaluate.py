@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
   s = model.image_size
   print(
     f"model    {model.digest[:16]}: {model.network} for {model.classes} "
-    f"classes, {s} x {s} pixels, {len(model.weights):,} weights"
+    f"classes, {s} x {s} pixels, {len(model.weights):,} numbers"
   )
   data = data_flags.opened(data_flags.classes(model.classes), f.ground.value)
   print(f"accuracy {100 * accuracy(model, data, f.batch_size):.1f} %")

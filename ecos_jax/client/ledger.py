@@ -37,7 +37,7 @@ def _noise(cost: accounting.Cost) -> str:
 def _table(book: ledger.Ledger) -> str:
   """Returns a line for each answer, with the total up to it."""
   costs: list[accounting.Cost] = []
-  rows = [("time", "data", "question", "kind", "sigma", "epsilon", "total")]
+  rows = [("time", "data", "question", "kind", "noise", "epsilon", "total")]
   for entry in book.entries:
     costs.append(entry.cost)
     rows.append(

@@ -17,17 +17,17 @@ from ecos_jax.clustering import chunks
 
 _NEWTON_STEPS = 20
 _LEAST_GAIN = 1e-9
-# Of the mean votes and shares that a density has, to those that it must have.
+# The largest gradient, in mean votes, where Newton's method has converged.
 _MOST_ERROR = 1e-3
-# Less would draw nothing to zero, beside the rounding errors of a curvature: so
-# little noise has a client of millions, or one that forges its answer.
+# A smaller rho drowns in the rounding errors of the curvature. Only answers of
+# millions of samples, and forged ones, have so little noise.
 _LEAST_RIDGE = 1e-9
-# A density that rests on fewer samples than these has no meaning.
+# A density that rests on fewer samples of the pool says nothing of the client.
 _SAMPLES_PER_DIRECTION = 2
 _STRICTER = 4.0
-# Of a density at a sample: sums of so large ones are finite.
+# The largest log density of a sample: sums of such densities are finite.
 _MOST_LOG = 600.0
-# Of a cluster's log density, beyond what votes say, before it is known.
+# Prior variance of a cluster's log density, beyond what the directions say.
 _LEVEL_VARIANCE = 2.0
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 # Noise alone gives more in one of about 300 answers.
 _DEVIATIONS = 3.0
+# A proxy that is nearer by less is hardly better than a random one.
+_NEARER = 0.2
 
 
 class Means(NamedTuple):
@@ -61,16 +63,24 @@ class Worth(NamedTuple):
     nearer: The least share of it that the proxy takes away: its mean votes are
       nearer to the client's by so much than those of a random proxy. 0 where
       the answer does not tell.
+    nearer_at_most: The largest share of it that the proxy takes away, in
+      expectation. 1 where the answer does not tell.
   """
 
   signal: float
   deviations: float
   nearer: float
+  nearer_at_most: float
 
   @property
   def may_be_noise(self) -> bool:
     """Whether chance alone could well have given this answer."""
     return self.deviations < _DEVIATIONS
+
+  @property
+  def tells_of_no_gain(self) -> bool:
+    """Whether the answer is clear, and the proxy hardly nearer to it."""
+    return not self.may_be_noise and self.nearer_at_most < _NEARER
 
 
 def estimate(means: Means, proxy: np.ndarray) -> Worth:
@@ -79,8 +89,9 @@ def estimate(means: Means, proxy: np.ndarray) -> Worth:
   With n numbers, chance alone gives a squared distance of n, with the standard
   deviation (2 n)^(1/2); to a true distance of t it adds n, with the deviation
   (2 n + 4 t)^(1/2), and `nearer` takes off two of these. The distance between
-  answer and proxy is too small by up to 2 n, since the proxy follows the
-  answer's noise as well: the worst case is taken.
+  answer and proxy is n too large if the proxy is independent of the answer's
+  noise. It is up to n too small if the proxy follows that noise: `nearer` takes
+  this case, and `nearer_at_most` the other.
 
   Args:
     means: The client's mean votes.
@@ -91,6 +102,9 @@ def estimate(means: Means, proxy: np.ndarray) -> Worth:
   excess = random - n
   signal = max(excess, 0.0) / max(random, n)
   nearer, least = 0.0, excess - 2 * (2 * n + 4 * max(excess, 0.0)) ** 0.5
+  at_most, left = 1.0, means.squared_distance(proxy)
+  if excess > 0:
+    at_most = min(max((random - left) / excess, 0.0), 1.0)
   if least > 0:
-    nearer = max(1 - (means.squared_distance(proxy) + n) / least, 0.0)
-  return Worth(signal, excess / (2 * n) ** 0.5, nearer)
+    nearer = max(1 - (left + n) / least, 0.0)
+  return Worth(signal, excess / (2 * n) ** 0.5, nearer, at_most)

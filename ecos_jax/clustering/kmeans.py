@@ -276,7 +276,6 @@ def fit(
   iterations: int = 50,
   tolerance: float = 1e-4,
   sample: int | None = None,
-  nested: bool = True,
   prune: bool = True,
   mesh: jax.sharding.Mesh | None = None,
   memory_budget: int = _MEMORY_BUDGET,
@@ -292,15 +291,14 @@ def fit(
     features: float16, bfloat16 or float32 [n, d]: an array or a feature bank.
     k: Number of centroids.
     key: Random key.
-    init: The first centroids, [k, d]; None for k-means|| on a sample.
+    init: The first centroids, [k, d]; None for k-means|| on a sample, and
+      iterations on samples that double before those on all rows.
     iterations: Maximum number of iterations; on a nested sample it grows as
       the sample is smaller.
     tolerance: Stops when the inertia falls by less than this share of it; on a
       nested sample it shrinks with the sample.
     sample: Number of random rows to fit on, which every process holds in
       memory; 256 for each centroid are plenty. None, or n or more: all rows.
-    nested: Whether to iterate on samples that double before all rows; not with
-      `init`.
     prune: Whether to skip rows whose nearest centroid cannot have changed,
       where that pays.
     mesh: Devices to share the rows; None for one.
@@ -321,12 +319,11 @@ def fit(
     features = chunks.take(features, rows)
   offset = centring.offset(features)
   features = centring.without(features, offset)
-  nested = nested and init is None
   resident = n * d * features.dtype.itemsize <= memory_budget
   plan = chunks.plan((n, d), k, mesh)
   if resident and not isinstance(features, np.ndarray):
     features = _in_memory(features, plan.chunk)
-  if resident and not nested:
+  if resident and init is not None:
     # Nested samples would share compiled code with all rows.
     plan = chunks.plan((n, d), k, mesh, in_memory=True)
   # On GPU the plain step is one kernel, and the pruned one is not.
@@ -336,7 +333,7 @@ def fit(
   with tqdm.tqdm(desc="k-means", unit=" iterations", disable=None) as progress:
     solver = _Lloyd(plan, mesh, prune, iterations, tolerance, progress)
     if init is None:
-      limit = min(0.7 * n, memory_budget // (4 * d)) if nested else 0
+      limit = min(0.7 * n, memory_budget // (4 * d))
       centroids = solver.start(features, k, start_key, limit)
     elif np.shape(init) == (k, d):
       centroids = np.asarray(init, np.float32) - offset

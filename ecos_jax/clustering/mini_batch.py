@@ -24,11 +24,10 @@ def fit(
   key: jax.Array,
   *,
   init: jax.typing.ArrayLike | None = None,
-  epochs: int = 1,
   batch: int = 8192,
   mesh: jax.sharding.Mesh | None = None,
 ) -> kmeans.KMeans:
-  """Returns k centroids after `epochs` passes; one more measures the inertia.
+  """Returns k centroids after one pass; one more measures the inertia.
 
   Rows are read in order, and later rows move a centroid less: rows sorted by
   content give worse centroids. The first centroids are drawn from all rows.
@@ -39,7 +38,6 @@ def fit(
     k: Number of centroids.
     key: Random key.
     init: The first centroids, [k, d]; None for k-means|| on a sample.
-    epochs: Passes that move the centroids.
     batch: Rows of a batch.
     mesh: Devices to share the rows of a batch; None for one.
 
@@ -64,21 +62,20 @@ def fit(
   seen = np.zeros(k, np.int64)
   moves = 0
   progress = tqdm.tqdm(
-    total=epochs * n, desc="mini-batch k-means", unit=" rows", disable=None
+    total=n, desc="mini-batch k-means", unit=" rows", disable=None
   )
   with progress:
-    for _ in range(epochs):
-      for _, valid, chunk in chunks.read(features, plan.chunk, mesh):
-        part = lloyd.plain(chunk, valid, jnp.asarray(centroids), **options)
-        sums, counts, inertia = kmeans.total([part])
-        seen += counts
-        moved = counts > 0
-        rates = 1 / seen[moved, None]
-        means = sums[moved] - counts[moved, None] * centroids[moved]
-        centroids[moved] += rates * means
-        moves += 1
-        progress.set_postfix(inertia=f"{inertia / valid:.6g} a row")
-        progress.update(valid)
+    for _, valid, chunk in chunks.read(features, plan.chunk, mesh):
+      part = lloyd.plain(chunk, valid, jnp.asarray(centroids), **options)
+      sums, counts, inertia = kmeans.total([part])
+      seen += counts
+      moved = counts > 0
+      rates = 1 / seen[moved, None]
+      means = sums[moved] - counts[moved, None] * centroids[moved]
+      centroids[moved] += rates * means
+      moves += 1
+      progress.set_postfix(inertia=f"{inertia / valid:.6g} a row")
+      progress.update(valid)
   fixed = jnp.asarray(centroids)
   _, sizes, inertia = kmeans.total(
     lloyd.plain(chunk, valid, fixed, **options)

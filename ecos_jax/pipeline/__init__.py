@@ -77,7 +77,6 @@ def run(
   config: config_lib.Config,
   workdir: Path,
   *,
-  verify: bool = False,
   enter: Callable[[Path], workdir_lib.Workdir] = workdir_lib.Workdir,
   load: Callable[..., problem_lib.Problem] = problem_lib.load,
 ) -> dict[str, Any] | None:
@@ -88,8 +87,6 @@ def run(
   Args:
     config: What to run.
     workdir: Where every artefact goes, or is already.
-    verify: Whether to read all of a bank that was made before, and to compare
-      its checksums.
     enter: Opens the workdir.
     load: Reads the data, as `data.problem.load`; a study keeps them in memory.
 
@@ -121,8 +118,6 @@ def run(
     try:
       for stage in order(job):
         job.run(stage)
-        if stage is pooling.BANK and verify:
-          pooling.checked_bank(job)
     except client.WaitingError as waiting:
       print(waiting)
       return None

@@ -33,9 +33,9 @@ from ecos_jax.privacy import ledger
 from ecos_jax.privacy import mechanisms
 
 _WAITING = """
-Waiting for the client{what}. Carry this file to it:
+Waiting for the client{what}. Carry this file there:
   {message}
-There, with its {data} in DIR and its ledger in LEDGER:
+At the client, with its {data} in DIR and its ledger in LEDGER:
   python -m ecos_jax.client.{command} \\
     --epsilon={epsilon} --ledger=LEDGER --out={answer.name}
 The first time, --create_ledger and --max_epsilon make the ledger. Bring the
@@ -197,7 +197,7 @@ class Client:
       )
     elif done and more:
       redone = ", ".join(work.discard(stage))
-      print(f"{stage:<9} {more:,} came since: made again: {redone}")
+      print(f"{stage:<9} {more:,} came since; made again: {redone}")
     return None
 
   def _waiting(

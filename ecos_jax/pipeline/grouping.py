@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import io
 from pathlib import Path
 
 from absl import logging
@@ -56,9 +57,8 @@ def _groups(job: Job, path: Path) -> GroupsResult:
   else:
     text = f"NOT told apart: all {len(responses):,} answers make the proxy"
     logging.warning("%s", _why(found, wanted))
-  return GroupsResult(
-    digest=_digest(members), text=text, sizes=sizes, most=found.most
-  )
+  digest = files.content_digest(path / _MEMBERS)
+  return GroupsResult(digest=digest, text=text, sizes=sizes, most=found.most)
 
 
 def _why(found: groups_lib.Groups, wanted: int) -> str:
@@ -75,10 +75,10 @@ def _why(found: groups_lib.Groups, wanted: int) -> str:
     )
   text = (
     f"the noise of the answers does not allow to tell {wanted} groups of "
-    "clients apart, so one proxy is made for all: difference "
-    f"{wanted - 1} of the answers is {found.differences[wanted - 1]:.3g} in "
-    f"units of their noise, and clients that are alike give {found.chance:.3g}."
-    " Answers with less noise or from more clients may tell them apart"
+    f"clients apart, so one proxy is made for all: difference {wanted - 1} "
+    f"between the answers is {found.differences[wanted - 1]:.3g} times their "
+    f"noise, and between alike clients it is up to {found.chance:.3g} times. "
+    "Answers with less noise or from more clients may tell them apart"
   )
   if found.most > 1:
     text += f"; these allow --config.sampling.groups={found.most}"
@@ -86,19 +86,8 @@ def _why(found: groups_lib.Groups, wanted: int) -> str:
 
 
 def _read(path: Path, digest: str) -> np.ndarray:
-  """Returns the group of each answer, int64 [n], the largest is 0.
-
-  Raises:
-    WorkdirError: It is damaged.
-  """
-  members = workdir.load_array(path / _MEMBERS)
-  if _digest(members) != digest:
-    raise workdir.damaged(path / _MEMBERS)
-  return members
-
-
-def _digest(members: np.ndarray) -> str:
-  return files.digest(members.astype("<i8", copy=False).data)
+  """Returns the group of each answer, int64 [n], the largest is 0."""
+  return np.load(io.BytesIO(workdir.read_bytes(path / _MEMBERS, digest)))
 
 
 GROUPS = Stage(

@@ -47,9 +47,11 @@ class ProxyResult(Result):
     size: Number of samples, B.
     client_share: Share of them from the client's domain, if known.
     labelled: Samples whose label is known, and may be used.
-    signal: Share of the answer that chance does not explain, and
-    nearer: by how much the proxy is nearer to the client's data than a random
-      one: see `cloud.worth.Worth`; null if nothing was asked.
+    signal: Share of the answer that chance does not explain.
+    nearer: By how much the proxy is at least nearer to the client's data than a
+      random one.
+    nearer_at_most: By how much at most. All three are as in `cloud.worth`, and
+      null if nothing was asked.
   """
 
   size: int
@@ -57,6 +59,7 @@ class ProxyResult(Result):
   labelled: int
   signal: float | None
   nearer: float | None
+  nearer_at_most: float | None
 
 
 def _proxy(job: Job, path: Path) -> ProxyResult:
@@ -98,6 +101,12 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
       "fewer numbers (--config.codebook.size, --config.codebook.directions), "
       "or a client with more samples"
     )
+  elif worth is not None and worth.tells_of_no_gain:
+    logging.warning(
+      "the client's answer is more than noise, and this proxy is hardly nearer "
+      "to it than a random one: lower --config.sampling.budget, or add images "
+      "like the client's to the pool"
+    )
   return ProxyResult(
     digest=_digest(indices),
     text=f"{size:,} samples{short} by {options.method.value}",
@@ -108,6 +117,7 @@ def _proxy(job: Job, path: Path) -> ProxyResult:
     # Numbers of processes differ by rounding.
     signal=None if worth is None else round(worth.signal, 4),
     nearer=None if worth is None else round(worth.nearer, 4),
+    nearer_at_most=None if worth is None else round(worth.nearer_at_most, 4),
   )
 
 

@@ -189,7 +189,7 @@ class Job:
     time = "done before" if done.skipped else f"{done.seconds:9.1f} s"
     if result.count and done.seconds and not done.skipped:
       time += f"  {result.count / done.seconds:,.0f}/s"
-    print(f"{stage.name:<9} {result.text:<50} {time}", flush=True)
+    print(f"{stage.name:<9} {result.text:<54} {time}", flush=True)
 
   def __getitem__(self, stage: Stage[R, Any]) -> R:
     """Returns the result of a finished stage."""

@@ -11,6 +11,7 @@ from ecos_jax.pipeline import learning
 from ecos_jax.pipeline import pooling
 from ecos_jax.pipeline import selection
 from ecos_jax.pipeline.stages import Job
+from ecos_jax.pipeline.stages import percent
 from ecos_jax.privacy import accounting
 from ecos_jax.privacy import spending
 
@@ -52,20 +53,41 @@ class Clients(spending.Clients):
   Attributes:
     answered: Number of clients whose answers were used.
     signal: Share of the sum of the answers that chance does not explain.
-    nearer: By how much the proxy is nearer to the clients' data than a random
-      one, at least. Both are estimates from the sum (`cloud.worth.Worth`), and
-      null without a proxy.
+    nearer: By how much the proxy is at least nearer to the clients' data than a
+      random one.
+    nearer_at_most: By how much at most. All three are estimates from the sum
+      (`cloud.worth.Worth`), and null without a proxy.
     groups: Answers in each group of clients, the largest first: one group if
       the noise does not tell more apart, and none if none were asked for.
-    group: The group whose answers made the proxy, from 1: `signal` and `nearer`
-      are about these.
+    group: The group whose answers made the proxy, from 1: `signal` and what
+      follows it are about these.
   """
 
   answered: int
   signal: float | None
   nearer: float | None
+  nearer_at_most: float | None
   groups: list[int] = dataclasses.field(default_factory=list)
   group: int = 1
+
+  @property
+  def gain(self) -> str:
+    """What the answers tell of the proxy beside a random one, for people."""
+    bounds = []
+    if self.nearer:
+      bounds.append(f"at least {percent(self.nearer)}")
+    # More says next to nothing.
+    if (most := self.nearer_at_most) is not None and most < 0.9:
+      bounds.append(f"at most {percent(most)}")
+    if not bounds:
+      return (
+        "too little to say by how much the proxy is nearer to the client than "
+        "a random one"
+      )
+    return (
+      f"the proxy is {' and '.join(bounds)} nearer to the client than a random "
+      "one (mean votes, squared distance)"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +204,7 @@ def _clients(job: Job) -> Clients | None:
     answered=len(answers),
     signal=proxy.signal if proxy else None,
     nearer=proxy.nearer if proxy else None,
+    nearer_at_most=proxy.nearer_at_most if proxy else None,
     groups=groups,
     group=job.config.sampling.group if len(groups) > 1 else 1,
   )

@@ -20,8 +20,11 @@ _RELATIONS = {
 
 
 def _measured(network: summary_lib.Network) -> str:
+  accuracy = "not measured, for want of test images;"
+  if network.accuracy is not None:
+    accuracy = f"{percent(network.accuracy)} by"
   return (
-    f"{percent(network.accuracy)} by {network.name}: {network.parameters:,} "
+    f"{accuracy} {network.name}: {network.parameters:,} "
     f"weights, {network.multiply_adds:,} multiply-adds an image"
   )
 
@@ -143,13 +146,8 @@ def text(summary: summary_lib.Summary, workdir: Path) -> str:
     )
   rows["proxy"] = _proxy(summary)
   if summary.clients is not None and summary.clients.signal is not None:
-    gain = "how much nearer the proxy is to the client, it does not tell"
-    if summary.clients.nearer:
-      gain = (
-        f"the proxy is at least {percent(summary.clients.nearer)} nearer to "
-        "the client than a random one (mean votes, squared distance)"
-      )
-    rows["answer"] = f"{percent(summary.clients.signal)} signal; {gain}"
+    signal = percent(summary.clients.signal)
+    rows["answer"] = f"{signal} signal, the rest noise; {summary.clients.gain}"
   if (asked := summary.labels_asked) is not None:
     outcome = private_knn.outcome(
       asked, summary.labels_considered or 0, summary.labels_answered or 0

@@ -10,6 +10,5 @@ It is made from what the cloud has: the artefacts in a workdir, and images of
 the public pool if they can still be read. Nothing of a simulated client is
 read, not even its ledger. Artefacts are compared with the digests in the
 manifests, and refused if they are damaged. Of the bank and the images only a
-random sample is read, whatever the size of the pool; `ecos_jax.train --verify`
-reads a whole bank.
+random sample is read, whatever the size of the pool.
 """

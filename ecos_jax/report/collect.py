@@ -200,7 +200,7 @@ def _read(
     )
     answer = question.combine(responses, query)
     options = config.sampling.resolved()
-    clusters = _clusters(path, book, answer, options, chosen)
+    clusters = _clusters(book, answer, options, chosen)
     votes = _votes(book, answer)
   return Run(
     path=path,
@@ -231,7 +231,6 @@ def _digest(stages: dict[str, dict[str, Any]], stage: str) -> str:
 
 
 def _clusters(
-  path: Path,
   book: codebook_lib.Codebook,
   answer: question.Combined,
   options: config_lib.Sampling,
@@ -239,12 +238,6 @@ def _clusters(
 ) -> Clusters | None:
   if answer.scores is None:
     return None
-  if not len(answer.scores) == len(book.centroids) == len(book.sizes):
-    raise errors.EcosError(
-      f"{path}: the response has {len(answer.scores)} scores for "
-      f"{len(book.centroids)} centroids: delete its folders codebook, query, "
-      "response and proxy, and run python -m ecos_jax.train again"
-    )
   clusters = Clusters(
     *(book.centroids, book.assignment, book.sizes),
     scores=answer.scores,

@@ -21,8 +21,6 @@ from ecos_jax.report import collect
 from ecos_jax.report import pictures
 from ecos_jax.report import projection
 
-# At most this many sources are named; the others are shown together.
-_SOURCES = 24
 _MESSAGES = {
   **{"first_query": "down", "first_response": "up"},
   **{"query": "down", "response": "up"},
@@ -211,7 +209,7 @@ def _shares(
   """
   first = proxies[0][0]
   styles, size = charts.styles(first), sum(first.sources.values())
-  shares = [
+  return [
     Share(
       source,
       styles[source],
@@ -227,20 +225,6 @@ def _shares(
     )
     for source, count in first.sources.items()
   ]
-  if len(shares) <= _SOURCES:
-    return shares
-  shares.sort(key=lambda s: -max(s.pool, *(bar.share for bar in s.proxies)))
-  shares, rest = shares[: _SOURCES - 1], shares[_SOURCES - 1 :]
-  together = Share(
-    f"{len(rest):,} more sources",
-    charts.OTHER,
-    sum(share.pool for share in rest),
-    [
-      Bar(bars[0].name, charts.OTHER, sum(bar.share for bar in bars))
-      for bars in zip(*(share.proxies for share in rest), strict=True)
-    ],
-  )
-  return [*shares, together]
 
 
 def _style(n: int) -> str:

@@ -40,22 +40,18 @@ def statistics(
   one of its trials is missing or lacks the metric.
 
   Args:
-    trials: All trials of the study.
+    trials: All trials of the study; no two have the same place, which
+      `Study.validate` checks.
     rows: Rows of the trials that are done.
     keys: Fields; a trial whose grid does not vary one has None there.
     metric: A name in `metrics.METRICS`.
     mean_over: Fields.
-
-  Raises:
-    ValueError: Two trials have the same values of all these fields.
   """
   planned: dict[Key, dict[int, set[Key]]] = {}
   for trial in trials:
     key, part = _values(trial.values, keys), _values(trial.values, mean_over)
-    parts = planned.setdefault(key, {}).setdefault(trial.config.seed, set())
-    if part in parts:
-      raise ValueError(f"two trials have the same place, {key} {part}")
-    parts.add(part)
+    seeds = planned.setdefault(key, {})
+    seeds.setdefault(trial.config.seed, set()).add(part)
   found: dict[Key, dict[int, dict[Key, float]]] = {}
   for row in rows:
     value = metrics.METRICS[metric].of(row)

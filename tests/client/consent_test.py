@@ -27,7 +27,7 @@ def test_counts_say_what_leaves_and_what_it_costs():
   for part in (
     "which of 3 centroids",
     "leaves   3 integers: counts; of a random 0.8 of the samples",
-    "noise of scale 10",
+    "noise of scale 10 (sigma 10)",
     "a random number that your answers to this query share",
     "epsilon 0.276049 per sample (delta 1e-05, add_remove)",
     "noise is 0.5838",
@@ -50,7 +50,7 @@ def test_signed_votes_by_class_of_persons():
     "12 integers: sums of these votes, for each of 2 classes",
     "one sample each of a random 0.8 of the persons",
     # Four numbers change by one.
-    "noise of scale 20",
+    "noise of scale 20 (sigma 10)",
     "per person",
   ):
     assert part in text

@@ -64,7 +64,7 @@ def test_show_tells_who_asked_what_when_and_what_is_left(run, path):
     "data",
     "question",
     "kind",
-    "sigma",
+    "noise",
     "epsilon",
     "total",
   ]

@@ -32,6 +32,7 @@ def test_a_client_like_the_pool_is_taken_for_noise(sigma):
   assert np.mean([each.may_be_noise for each in found]) > 0.95
   # A random proxy is never said to be nearer than a random one by much.
   assert np.mean([each.nearer for each in found]) == 0
+  assert not any(each.tells_of_no_gain for each in found if each.may_be_noise)
 
 
 def test_signal_and_distance_without_noise():
@@ -42,6 +43,31 @@ def test_signal_and_distance_without_noise():
   # Half of the way is a quarter of the squared distance.
   found = worth.estimate(of(1e6 * client, 1.0, 1e6), (client + SHARES) / 2)
   assert found.nearer == pytest.approx(0.75, abs=0.005)
+  assert found.nearer_at_most == pytest.approx(0.75, abs=0.005)
+  assert not found.tells_of_no_gain
+  # A proxy of the whole pool, and one that is farther away than it.
+  for proxy in (SHARES, 2 * SHARES - client):
+    found = worth.estimate(of(1e6 * client, 1.0, 1e6), proxy)
+    assert found.nearer == found.nearer_at_most == 0
+    assert found.tells_of_no_gain and not found.may_be_noise
+
+
+@pytest.mark.parametrize("followed", [0.0, 0.5, 1.0])
+def test_the_most_is_no_less_than_the_truth_in_expectation(followed):
+  random = np.random.default_rng(3)
+  client = np.array([0.3, 0.2, 0.15, 0.15, 0.2])
+  most, true = [], []
+  for _ in range(4000):
+    scores = random.multinomial(500, client) + random.normal(0, 4, 5)
+    means = of(scores, 4.0)
+    proxy = (client + SHARES) / 2 + followed * (means.values - client)
+    found = worth.estimate(means, proxy)
+    most.append(found.nearer_at_most)
+    gaps = (np.stack([proxy, SHARES]) - client) / means.chance
+    left, pool = (gaps**2).sum(axis=1)
+    true.append(1 - left / pool)
+  gap = np.mean(most) - np.mean(true)
+  assert abs(gap) < 0.01 if not followed else gap > 0
 
 
 def test_it_claims_no_more_than_the_truth_where_the_proxy_follows_the_noise():

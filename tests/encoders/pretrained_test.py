@@ -26,6 +26,43 @@ REFERENCES = np.load(make_references.FILE)
 LITE0 = weights_lib.PUBLISHED["efficientnet_lite0"]
 
 
+# The blocks of EfficientNet-Lite0 that begin a stage. timm counts in each stage
+# anew, and names the parts of the first block, which does not expand, as below.
+_STAGES = (0, 1, 3, 5, 8, 11, 15)
+_PARTS = {
+  "conv_stem": "_conv_stem",
+  "bn1": "_bn0",
+  "conv_head": "_conv_head",
+  "bn2": "_bn1",
+  "classifier": "_fc",
+}
+_OF_BLOCKS = {
+  "conv_pw": "_expand_conv",
+  "bn1": "_bn0",
+  "conv_dw": "_depthwise_conv",
+  "bn2": "_bn1",
+  "conv_pwl": "_project_conv",
+  "bn3": "_bn2",
+}
+_OF_THE_FIRST = {
+  "conv_dw": "_depthwise_conv",
+  "bn1": "_bn1",
+  "conv_pw": "_project_conv",
+  "bn2": "_bn2",
+}
+
+
+def _published(name):
+  """Returns the name in EfficientNet-Lite0's own file of one in timm's."""
+  part, *rest = name.split(".")
+  if part != "blocks":
+    return ".".join([_PARTS[part], *rest])
+  stage, place, part, leaf = rest
+  block = _STAGES[int(stage)] + int(place)
+  names = _OF_BLOCKS if block else _OF_THE_FIRST
+  return f"_blocks.{block}.{names[part]}.{leaf}"
+
+
 @pytest.fixture(name="weights", scope="module")
 def _weights(tmp_path_factory):
   """Returns what writes the random weights of a case to a file."""
@@ -33,8 +70,9 @@ def _weights(tmp_path_factory):
   @functools.cache
   def tensors(case):
     shapes = json.loads(str(REFERENCES[f"{case}_shapes"]))
+    published = _published if "lite0" in case else str
     return {
-      name: make_references.tensor(name, shape)
+      published(name): make_references.tensor(name, shape)
       for name, shape in shapes.items()
     }
 
@@ -201,15 +239,15 @@ def test_the_digest_is_of_the_weights_and_not_of_their_file(weights):
   case = "efficientnet_lite0"
   one = registry.get(case, weights=weights(case))
   head = {
-    "classifier.weight": np.ones((7, 1280), np.float32),
-    "classifier.bias": np.ones(7, np.float32),
+    "_fc.weight": np.ones((7, 1280), np.float32),
+    "_fc.bias": np.ones(7, np.float32),
   }
   same = registry.get(case, weights=weights(case, **head))
   assert same.digest == one.digest
   assert one.source == "efficientnet_lite0.safetensors"
   bias = np.full(1280, 0.5, np.float32)
   others = [
-    registry.get(case, weights=weights(case, **{"bn2.bias": bias})),
+    registry.get(case, weights=weights(case, **{"_bn1.bias": bias})),
     registry.get(case, weights=weights(case), image_size=64),
     registry.get(case, weights=weights(case), dtype="bfloat16"),
   ]
@@ -244,11 +282,11 @@ def test_the_published_weights_stay():
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"conv_head.weight": None}, r"lacks conv_head\.weight"),
+    ({"_conv_head.weight": None}, r"lacks _conv_head\.weight"),
     ({"extra.weight": np.ones(3, np.float32)}, r"parts, extra\.weight"),
     (
-      {"blocks.3.1.conv_dw.weight": np.ones((480, 1, 5, 5), np.float32)},
-      r"blocks\.3\.1\.conv_dw\.weight has the shape \[480, 1, 5, 5\], the "
+      {"_blocks.6._depthwise_conv.weight": np.ones((480, 1, 5, 5), "f4")},
+      r"_blocks\.6\._depthwise_conv\.weight has .* \[480, 1, 5, 5\], the "
       r"network wants \[480, 1, 3, 3\]",
     ),
   ],
@@ -311,9 +349,9 @@ def test_style_follows_the_content(weights, lite0):
   # The stem again, from the tensors of the file.
   tensors = weights_lib.read(Path(path), "--weights")
   kernel, norm = (
-    tensors["conv_stem.weight"],
+    tensors["_conv_stem.weight"],
     {
-      name: tensors[f"bn1.{name}"]
+      name: tensors[f"_bn0.{name}"]
       for name in ("weight", "bias", "running_mean", "running_var")
     },
   )

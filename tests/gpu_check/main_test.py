@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -8,28 +6,32 @@ from ecos_jax.gpu_check import __main__ as gpu_check
 from ecos_jax.gpu_check import checks
 
 
-def run(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "ecos_jax.gpu_check", *flags],
-    capture_output=True,
-    text=True,
+@pytest.fixture
+def run(start_job, tmp_path):
+  """Returns a function that starts the command, and the file it writes."""
+  output = tmp_path / "gpu_check.json"
+  module = "ecos_jax.gpu_check"
+  return (
+    lambda *flags: start_job(f"--output={output}", *flags, module=module),
+    output,
   )
 
 
 @pytest.mark.slow
-def test_every_item_runs_at_tiny_shapes_on_cpu(tmp_path):
-  output = tmp_path / "gpu_check.json"
-  done = run("--dry_run", f"--output={output}")
-  assert done.returncode == 0, done.stdout + done.stderr
+def test_every_item_runs_at_tiny_shapes_on_cpu(run):
+  start, output = run
+  job = start("--dry_run")
+  assert job.wait() == 0, job.out + job.err
   written = json.loads(output.read_text())
   assert [item["item"] for item in written["items"]] == list(gpu_check.ITEMS)
   assert all(item["passed"] and item["rows"] for item in written["items"])
 
 
-def test_without_a_gpu_it_says_what_to_do(tmp_path):
-  done = run(f"--output={tmp_path / 'gpu_check.json'}")
-  assert done.returncode == 1
-  assert "no GPU" in done.stderr and "--dry_run" in done.stderr
+def test_without_a_gpu_it_says_what_to_do(run):
+  start, _ = run
+  job = start()
+  assert job.wait() == 1
+  assert "no GPU" in job.err and "--dry_run" in job.err
 
 
 def test_an_item_that_fails_says_why(capsys, monkeypatch):

@@ -342,16 +342,13 @@ def test_the_flags_are_those_of_train(cloud):
   assert _parsed(command[1:]) == ["auto", "/mnt/ecos/runs/usps", 1]
 
 
-def _real(machine: _Machine) -> dict[str, str]:
+@pytest.fixture
+def real(machine, python):
   """Returns the environment of real runs, from a folder with configs/."""
   (machine.folder / "configs").symlink_to(_ROOT / "configs")
-  # A link would not find its environment.
-  machine.stub("python", f'exec {sys.executable} "$@"')
-  kept = {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
-  return kept | {
-    "PYTHONPATH": str(_ROOT),
-    "JAX_PLATFORMS": "cpu",
-  }
+  commands = f'[[ $1 == -m ]] && exec {python} "$@"'
+  machine.stub("python", f'{commands}\nexec {sys.executable} "$@"')
+  return {k: v for k, v in os.environ.items() if k.startswith("JAX_")}
 
 
 def _wait_for(found, process):
@@ -363,11 +360,11 @@ def _wait_for(found, process):
 
 
 @pytest.mark.slow
-def test_two_slurm_tasks_find_each_other_and_come_back(machine):
+def test_two_slurm_tasks_find_each_other_and_come_back(machine, real):
   """Through jax's own detection: nothing but SLURM's variables is given."""
   machine.stub("srun", _RUN_TASKS)
   machine.stub("scontrol")
-  environment = _real(machine) | _slurm(WORKDIR="runs")
+  environment = real | _slurm(WORKDIR="runs")
   environment["JAX_COORDINATOR_PORT"] = str(_free_port())
   process = machine.start("slurm.sbatch", *_SMOKE, **environment)
   run = machine.folder / "runs/seed-1"
@@ -391,9 +388,9 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_local_processes(machine):
-  environment = _real(machine) | {"PROCESSES": "2"}
-  flags = (_SMOKE[0], "--workdir=run")
+def test_two_local_processes(machine, real):
+  environment = real | {"PROCESSES": "2"}
+  flags = (*_SMOKE, "--workdir=run")
   assert machine.run("local.sh", *flags, **environment) == 0, machine.err
   assert "process 0 of 2" in machine.out and "process 1 of 2" in machine.out
   assert (machine.folder / "run/summary.json").exists()

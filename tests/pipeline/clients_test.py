@@ -170,7 +170,7 @@ def test_the_run_waits_for_the_minimum_and_goes_on_from_more(
   _bring(path / "responses", kiel=three)
   more = pipeline.run(config, path)
   said = capsys.readouterr().out
-  assert "1 came since: made again: response, proxy, model" in said
+  assert "1 came since; made again: response, proxy, model" in said
   assert more["clients"]["answered"] == 3
   assert more["clients"]["least_epsilon"] < epsilon
   assert more["proxy_digest"] != summary["proxy_digest"]
@@ -216,7 +216,7 @@ def test_answers_that_come_to_the_earlier_run_are_taken(
   capsys.readouterr()
   summary = pipeline.run(group, said)
   assert summary["clients"]["answered"] == every["clients"]["answered"] == 3
-  assert "1 came since: made again: response," in capsys.readouterr().out
+  assert "1 came since; made again: response," in capsys.readouterr().out
   assert pipeline.run(group, said) == summary
   out = capsys.readouterr().out
   assert "made again" not in out and "refused" not in out

@@ -51,6 +51,7 @@ def test_each_group_has_a_proxy(config, tmp_path, capsys):
       "group": group,
       "signal": summary["clients"]["signal"],
       "nearer": summary["clients"]["nearer"],
+      "nearer_at_most": summary["clients"]["nearer_at_most"],
     }
     said = f"the proxy is of group {group} (groups of {sizes[0]}, {sizes[1]})"
     assert said in capsys.readouterr().out

