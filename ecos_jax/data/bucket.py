@@ -4,10 +4,10 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ecos_jax.data import containers
 from ecos_jax.data import images as image_files
 from ecos_jax.data import listing
 from ecos_jax.data import locations
-from ecos_jax.data import records
 
 
 class Object:
@@ -17,22 +17,22 @@ class Object:
     """Opens nothing yet."""
     self.file, self.name, self.version = file, file.name, file.version
 
-  def scan(self) -> Iterator[records.Found]:
-    """Yields the image, not yet read; see `records.Container`."""
+  def scan(self) -> Iterator[containers.Found]:
+    """Yields the image, not yet read; see `containers.Container`."""
     folder = self.name.rpartition("/")[0]
-    yield records.Found(self.name, ()).labelled(folder)
+    yield containers.Found(self.name, ()).labelled(folder)
 
   def read(self, places: Sequence[tuple[int, ...]]) -> list[bytes]:
     """Returns the file, as often as there are places."""
     return [self.file.fs.cat_file(self.file.path)] * len(places)
 
 
-def open_folder(url: str, **options: Any) -> records.ContainerSource:
+def open_folder(url: str, **options: Any) -> containers.ContainerSource:
   """Returns the images below a URL, in natural order of their paths.
 
   Args:
     url: A folder's URL, of a kind that fsspec knows.
-    **options: As in `records.ContainerSource`.
+    **options: As in `containers.ContainerSource`.
 
   Raises:
     EcosError: There is no image, or the package for the URL is missing.
@@ -44,4 +44,6 @@ def open_folder(url: str, **options: Any) -> records.ContainerSource:
       images.append(Object(file))
     else:
       others[listing.suffix(file.name)] += 1
-  return records.ContainerSource(found.name, images, others=others, **options)
+  return containers.ContainerSource(
+    found.name, images, others=others, **options
+  )

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ecos_jax import errors
+from ecos_jax.data import containers
 from ecos_jax.data import locations
-from ecos_jax.data import records
 from ecos_jax.data import tables
 
 _LABEL = "label"
@@ -44,7 +44,7 @@ def _is_bytes(kind: Any) -> bool:
 
 
 class TableShard:
-  """A table whose column holds images; see `records.Container`."""
+  """A table whose column holds images; see `containers.Container`."""
 
   def __init__(
     self, file: locations.File, column: str | None, reader: tables.Reader
@@ -65,7 +65,7 @@ class TableShard:
   def _column(self) -> str:
     return _column(self._table.schema, self._wanted)
 
-  def scan(self) -> Iterator[records.Found]:
+  def scan(self) -> Iterator[containers.Found]:
     """Yields the images; the class is that in the column `label`."""
     schema = self._table.schema
     names = _class_names(schema)
@@ -77,7 +77,7 @@ class TableShard:
         classes = labels[0].to_pylist() if labels else [None] * len(images)
         for i, (data, label) in enumerate(zip(images, classes, strict=True)):
           row = start + i
-          found = records.Found(f"{self.name}/{row}", (row,), data.as_py())
+          found = containers.Found(f"{self.name}/{row}", (row,), data.as_py())
           if found.data is None:
             found = found._replace(data=b"", why="it has no bytes")
           found = found.labelled(label)
@@ -109,13 +109,13 @@ def _class_names(schema: Any) -> list[str]:
 
 def open_images(
   pattern: str, column: str | None, **options: Any
-) -> records.ContainerSource:
+) -> containers.ContainerSource:
   """Returns the images in a column of tables.
 
   Args:
     pattern: As in `locations.find`.
     column: The column; None: the only one of images.
-    **options: As in `records.ContainerSource`.
+    **options: As in `containers.ContainerSource`.
 
   Raises:
     EcosError: There is no file, column or image, or pyarrow is not installed.
@@ -123,7 +123,7 @@ def open_images(
   tables.arrow(pattern)
   found, reader = tables.find(pattern), tables.Reader()
   shards = [TableShard(file, column, reader) for file in found.files]
-  return records.ContainerSource(found.name, shards, **options)
+  return containers.ContainerSource(found.name, shards, **options)
 
 
 def download(name: str, configuration: str, split: str) -> str:

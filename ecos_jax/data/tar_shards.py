@@ -11,9 +11,9 @@ import json
 import tarfile
 from typing import IO, Any
 
+from ecos_jax.data import containers
 from ecos_jax.data import images as image_files
 from ecos_jax.data import locations
-from ecos_jax.data import records
 
 _CLASS = (".cls", ".json")
 _MAX_CLASS_BYTES = 2**20
@@ -41,8 +41,8 @@ class TarShard:
     """Opens nothing yet."""
     self.file, self.name, self.version = file, file.name, file.version
 
-  def scan(self) -> Iterator[records.Found]:
-    """Yields the images; see `records.Container`."""
+  def scan(self) -> Iterator[containers.Found]:
+    """Yields the images; see `containers.Container`."""
     with self.file.fs.open(self.file.path, "rb") as stream:
       for image, classes in self._samples(stream):
         if image is not None:
@@ -50,7 +50,7 @@ class TarShard:
 
   def _samples(
     self, stream: Any
-  ) -> Iterator[tuple[records.Found | None, dict[str, bytes]]]:
+  ) -> Iterator[tuple[containers.Found | None, dict[str, bytes]]]:
     """Yields the image of each sample, if it has one, and its classes."""
     stem, image, classes = None, None, {}
     damage = None
@@ -70,19 +70,19 @@ class TarShard:
     if damage is not None:
       raise damage
 
-  def _image(self, member: tarfile.TarInfo, stream: Any) -> records.Found:
+  def _image(self, member: tarfile.TarInfo, stream: Any) -> containers.Found:
     name = f"{self.name}/{member.name}"
     place = member.offset_data, member.offset_data + member.size
     why = None
-    if member.size > records.MAX_BYTES:
-      why = f"more than {records.MAX_BYTES:,} bytes"
+    if member.size > containers.MAX_BYTES:
+      why = f"more than {containers.MAX_BYTES:,} bytes"
     elif member.issparse():
       why = "stored with holes"
     data = b"" if why else _content(member, stream)
-    return records.Found(name, place, data, why=why)
+    return containers.Found(name, place, data, why=why)
 
   def read(self, places: Sequence[tuple[int, ...]]) -> list[bytes]:
-    """Returns the files of some images; see `records.Container`."""
+    """Returns the files of some images; see `containers.Container`."""
     starts, ends = zip(*places, strict=True)
     return self.file.read(starts, ends)
 
@@ -130,16 +130,16 @@ def _class(files: dict[str, bytes]) -> object:
   return None
 
 
-def open_shards(pattern: str, **options: Any) -> records.ContainerSource:
+def open_shards(pattern: str, **options: Any) -> containers.ContainerSource:
   """Returns the images in tar files.
 
   Args:
     pattern: As in `locations.find`.
-    **options: As in `records.ContainerSource`.
+    **options: As in `containers.ContainerSource`.
 
   Raises:
     EcosError: There is no file or no image.
   """
   found = locations.find(pattern, (".tar",))
   shards = [TarShard(file) for file in found.files]
-  return records.ContainerSource(found.name, shards, **options)
+  return containers.ContainerSource(found.name, shards, **options)

@@ -185,7 +185,7 @@ def finished_teacher(job: Job) -> nnx.Module:
 
 def _logits(job: Job, path: Path) -> Result:
   """Computes the teacher's logits of the images to train on, as they are."""
-  source = selection.Unlabelled(selection.images(job))
+  source = loader.Unlabelled(selection.images(job))
   rows = evaluation.logits(finished_teacher(job), source, distributed.mesh())
   if jax.process_index() == 0:
     np.save(path / _LOGITS, rows)
@@ -217,6 +217,6 @@ def task(job: Job) -> tasks.Distill:
   logits = job.read(LOGITS)
   return tasks.Distill(
     job.classes,
-    selection.Unlabelled(selection.images(job), logits=logits),
+    loader.Unlabelled(selection.images(job), logits=logits),
     job.config.distill.temperature,
   )

@@ -19,6 +19,7 @@ from ecos_jax import workdir
 from ecos_jax.client import private_knn
 from ecos_jax.cloud import labels as labels_lib
 from ecos_jax.config import limits
+from ecos_jax.data import loader
 from ecos_jax.data import proxy as proxy_lib
 from ecos_jax.messages import wire
 from ecos_jax.pipeline import asking
@@ -260,5 +261,5 @@ def task(job: Job) -> tasks.Task:
   given = workdir.load_array(job.path(LABELS) / _LABELS) >= 0
   if asking.labelled_by_votes(job.config) and job.config.labelling.soft:
     posterior = workdir.load_array(job.path(LABELS) / _POSTERIOR)
-    labelled = selection.Beside(labelled, probabilities=posterior[given])
+    labelled = loader.Beside(labelled, probabilities=posterior[given])
   return selection.semi_supervised(job, labelled, indices[given])

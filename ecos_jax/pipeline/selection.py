@@ -371,39 +371,7 @@ def semi_supervised(
   return tasks.FixMatch(
     job.classes,
     labelled,
-    Unlabelled(loader.PoolPart(pool, rest, train.image_size)),
+    loader.Unlabelled(loader.PoolPart(pool, rest, train.image_size)),
     train.unlabelled_ratio,
     train.confidence,
   )
-
-
-class Beside:
-  """The samples of a source, and other arrays beside them."""
-
-  def __init__(self, source: loader.Samples, **arrays: np.ndarray):
-    """Wraps a source.
-
-    Args:
-      source: The samples.
-      **arrays: [n, ...], added to its batches by name.
-    """
-    self._source = source
-    self._arrays = arrays
-
-  def __len__(self) -> int:
-    """Returns the number of samples."""
-    return len(self._source)
-
-  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the samples at `indices` [b]."""
-    arrays = {name: array[indices] for name, array in self._arrays.items()}
-    return self._source.batch(indices) | arrays
-
-
-class Unlabelled(Beside):
-  """The images of a source without its labels, which nobody may see."""
-
-  def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the samples at `indices` [b], without labels."""
-    batch = super().batch(indices)
-    return {name: array for name, array in batch.items() if name != "label"}
