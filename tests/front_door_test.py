@@ -148,6 +148,8 @@ def test_several_clients_are_added_up(parts, answered, tmp_path):
     ({"question": b"nothing"}, "the query"),
     ({"answers": b"nothing"}, "the response"),
     ({"answers": []}, "no response"),
+    ({"answers": bytearray(b"no")}, "`answers` must be bytes"),
+    ({"answers": None}, "`answers` must be bytes"),
   ],
 )
 def test_wrong_arguments_of_choose_are_named(parts, changes, said):

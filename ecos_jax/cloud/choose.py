@@ -154,6 +154,10 @@ def _read(
     )
   if isinstance(answers, bytes):
     answers = [answers]
+  if not isinstance(answers, Sequence) or not all(
+    isinstance(answer, bytes) for answer in answers
+  ):
+    raise errors.EcosError("`answers` must be bytes, or a list of bytes")
   if len(set(answers)) < len(answers):
     raise errors.EcosError("`answers` holds one answer twice: give it once")
   return question_lib.combine(

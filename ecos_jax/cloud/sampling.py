@@ -245,7 +245,7 @@ def _prepared(
   features: chunks.Features,
   candidates: list[np.ndarray],
   book: codebook.Codebook,
-  density: nearby.Interpolation | density_lib.Density | None,
+  density: nearby.Interpolation | density_lib.Density,
   quotas: np.ndarray,
   options: config.Sampling,
   before: Sequence[np.ndarray],
@@ -266,7 +266,7 @@ def _prepared(
   if isinstance(density, density_lib.Density):
     at = density.log_at(padded.reshape(sets * width, -1)).reshape(sets, width)
     weights = np.ones((sets, width), np.float32)
-  elif density is not None:
+  else:
     density.fill(at, padded, [len(part) for part in parts], clusters)
   centroids = np.zeros((sets, features.shape[1]), np.float32)
   centroids[: len(clusters)] = book.centroids[
@@ -351,10 +351,9 @@ def decompress(
   candidates = _candidates(book.assignment, book.sizes, quotas, key)
   chosen = list(candidates)
   partial = np.where(quotas < book.sizes, quotas, 0)
-  at = None  # All are likely enough.
   if isinstance(density, density_lib.Density):
     at = density.without(offset)
-  elif options.likely < 1:
+  else:
     wanted = np.flatnonzero(partial)
     at = nearby.Interpolation.of(book.centroids, density, wanted)
   progress = tqdm.tqdm(

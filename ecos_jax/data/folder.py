@@ -68,7 +68,9 @@ class FolderSource(records.RecordSource):
       for file in found
       if _within(file, part)
     ]
-    super().__init__(name, kept, classes, others=others, **options)
+    super().__init__(
+      name, kept, classes, place=str(path), others=others, **options
+    )
 
   @property
   def names(self) -> list[str]:

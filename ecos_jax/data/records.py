@@ -59,6 +59,7 @@ class RecordSource(abc.ABC):
     records: Sequence[Record],
     classes: Sequence[str] | None = None,
     *,
+    place: str | None = None,
     others: Mapping[str, int] | None = None,
     may_be_empty: bool = False,
     ground: str = image_files.WHITE,
@@ -72,6 +73,7 @@ class RecordSource(abc.ABC):
         derived from private data. None: labels are the numbers in the records.
         `classes.NUMBERS`: so they are, or the names of folders that are
         numbers.
+      place: What errors call the source; None: its name.
       others: The attribute.
       may_be_empty: Whether there may be no image.
       ground: As in `images.rgb`.
@@ -81,6 +83,7 @@ class RecordSource(abc.ABC):
         twice, or a number is too large for a class.
     """
     self.name = name
+    self._place = place or name
     self.others = dict(others or {})
     self.unreadable = [r for r in records if r.why is not None]
     self._records = [r for r in records if r.why is None]
@@ -96,10 +99,10 @@ class RecordSource(abc.ABC):
       ),
     ):
       if count:
-        logging.warning("%s: %d of the files %s", name, count, what)
+        logging.warning("%s: %d of the files %s", self._place, count, what)
     if not self._records and not may_be_empty:
       raise errors.EcosError(
-        f"{name} holds no image ({', '.join(image_files.SUFFIXES)})"
+        f"{self._place} holds no image ({', '.join(image_files.SUFFIXES)})"
         + self._but()
       )
     self._label_by(named)
@@ -126,13 +129,14 @@ class RecordSource(abc.ABC):
       return label
     if self._classes != classes_lib.NUMBERS:
       return classes_lib.place(self._classes, name)
+    name = name.rpartition("/")[2]
     if label >= 0 or not _NUMBER.fullmatch(name):
       return label
     if len(name) < 10 and int(name) < limits.MAX_CLASSES:
       return int(name)
     # The name is not told: a client's folders are private.
     raise errors.EcosError(
-      f"`classes`=numbers: the name of a folder in {self.name} is a number "
+      f"`classes`=numbers: the name of a folder in {self._place} is a number "
       f"over {limits.MAX_CLASSES - 1}. Votes are counted for each class from 0 "
       "to the largest, so none may be larger: name the classes instead"
     )
@@ -190,8 +194,8 @@ class RecordSource(abc.ABC):
       record = self._records[index]
       if image_files.digest(file) != record.digest:
         raise errors.EcosError(
-          f"{record.name} of {self.name} changed since it was first read: put "
-          "the old file back, or begin anew"
+          f"{record.name} of {self._place} changed since it was first read: "
+          "put the old file back, or begin anew"
         )
     return found
 

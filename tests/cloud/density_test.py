@@ -180,3 +180,11 @@ def test_no_forged_answer_breaks_the_density():
     sums = np.append(random.integers(-(2**40), 2**40, 6), voters)
     got = density_lib.fit(features, found, 3, sums, 20.0, KEY)
     assert np.isfinite(got.tilt).all() and np.isfinite(got.offset)
+
+
+def test_where_only_the_pool_s_density_is_left_it_is_returned():
+  """Newton's method gains too little to begin, and the gradient stays."""
+  tilt, offset, levels = density_lib._on_many_samples(
+    np.array([[1.0], [-1.0]]), np.array([0.005]), 1e5, None, None, None
+  )
+  assert tilt == [0] and offset == 0 and levels is None

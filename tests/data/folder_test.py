@@ -61,6 +61,13 @@ def test_a_label_is_the_folder_s_own(tmp_path, classes, expected):
     file.write_bytes(data)
 
 
+def test_a_number_is_the_nearest_folder_s_as_a_name_is(tmp_path):
+  made_images.save(tmp_path / "train/7/x.png", made_images.random(4, 4, 3))
+  for classes in (("numbers",), tuple("01234567")):
+    source = folder.FolderSource(tmp_path, classes)
+    assert source.labels(np.arange(1)).tolist() == [7]
+
+
 @pytest.mark.parametrize("name", ["20240501", "100000", "3000000000"])
 def test_a_date_is_no_number_of_a_class(tmp_path, name):
   made_images.save(tmp_path / name / "x.png", made_images.random(4, 4, 3))
@@ -233,7 +240,7 @@ def test_digest_is_of_names_and_contents(tmp_path):
 
 
 def test_refuses_a_folder_without_images(tmp_path):
-  with pytest.raises(errors.EcosError, match="holds no image"):
+  with pytest.raises(errors.EcosError, match=f"{tmp_path} holds no image"):
     folder.FolderSource(tmp_path)
   with pytest.raises(errors.EcosError, match=r"x is not a folder"):
     folder.FolderSource(tmp_path / "x")
